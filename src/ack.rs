@@ -1,0 +1,453 @@
+//! Reading an acknowledgment: MSA and ERR.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use crate::segment::{Delimiters, nth, segments};
+
+/// The Acknowledgment Code of MSA-1 (HL7 Table 0008).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AckCode {
+    /// `AA`: the receiving application took the message.
+    ApplicationAccept,
+    /// `AE`: the application found an error in it.
+    ApplicationError,
+    /// `AR`: the application rejects it.
+    ApplicationReject,
+    /// `CA`: the receiving system has stored the message safely; the application's verdict may follow.
+    CommitAccept,
+    /// `CE`: the receiving system could not take it.
+    CommitError,
+    /// `CR`: the receiving system rejects it.
+    CommitReject,
+}
+
+impl AckCode {
+    /// The two letters of Table 0008.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AckCode::ApplicationAccept => "AA",
+            AckCode::ApplicationError => "AE",
+            AckCode::ApplicationReject => "AR",
+            AckCode::CommitAccept => "CA",
+            AckCode::CommitError => "CE",
+            AckCode::CommitReject => "CR",
+        }
+    }
+
+    /// Whether it is AA or CA.
+    pub fn is_accept(self) -> bool {
+        matches!(self, AckCode::ApplicationAccept | AckCode::CommitAccept)
+    }
+
+    /// Whether it is CA, CE or CR: a commit acknowledgment of the enhanced mode.
+    pub fn is_commit(self) -> bool {
+        matches!(self, AckCode::CommitAccept | AckCode::CommitError | AckCode::CommitReject)
+    }
+
+    fn read(text: &[u8]) -> Option<AckCode> {
+        use AckCode::*;
+        [ApplicationAccept, ApplicationError, ApplicationReject, CommitAccept, CommitError, CommitReject]
+            .into_iter()
+            .find(|code| text.eq_ignore_ascii_case(code.as_str().as_bytes()))
+    }
+}
+
+impl fmt::Display for AckCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An acknowledgment: the receiver's answer to a message, as it came.
+///
+/// The text views decode UTF-8, with U+FFFD for what is none, and replace HL7's escape sequences; [`raw`](Ack::raw) has
+/// the bytes. `Debug` shows code, control ID and length only, since an answer may repeat a patient's data.
+///
+/// # Examples
+///
+/// ```
+/// use mllp_client::{Ack, AckCode};
+///
+/// let ack = Ack::parse("MSH|^~\\&|EHR|H|LAB|H|20260101||ACK|1|P|2.5\rMSA|AE|MSG1|PID is missing\r")?;
+/// assert_eq!(ack.code(), AckCode::ApplicationError);
+/// assert_eq!(ack.control_id(), "MSG1");
+/// assert_eq!(ack.text().as_deref(), Some("PID is missing"));
+/// # Ok::<(), mllp_client::AckParseError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Ack {
+    raw: Vec<u8>,
+    layout: Layout,
+}
+
+impl Ack {
+    /// Reads an acknowledgment from a frame's content. Segments may end in CR, LF or CRLF, and the delimiters are those of
+    /// its own MSH. MSH-9 need not be `ACK`: the response to a query carries an MSA segment too.
+    ///
+    /// # Errors
+    ///
+    /// An [`AckParseError`] where there is no code to go by. A missing control ID (MSA-2) is accepted, and empty then.
+    pub fn parse(raw: impl Into<Vec<u8>>) -> Result<Ack, AckParseError> {
+        let raw = raw.into();
+        let layout = Layout::read(&raw)?;
+        Ok(Ack { raw, layout })
+    }
+
+    /// The Acknowledgment Code (MSA-1).
+    pub fn code(&self) -> AckCode {
+        self.layout.code
+    }
+
+    /// The control ID of the message that is acknowledged (MSA-2).
+    pub fn control_id(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.layout.control_id.of(&self.raw))
+    }
+
+    /// The Text Message (MSA-3), if there is one.
+    pub fn text(&self) -> Option<Cow<'_, str>> {
+        let text = self.layout.text.of(&self.raw);
+        (!text.is_empty()).then(|| self.layout.delimiters.unescape(text))
+    }
+
+    /// What the receiver says was wrong: one item for each ERR segment, and one for each repetition of ERR-1, the form used
+    /// before HL7 v2.5.
+    pub fn errors(&self) -> impl Iterator<Item = ErrorDetail<'_>> {
+        let delimiters = self.layout.delimiters;
+        segments(&self.raw)
+            .filter(move |segment| is_named(segment, b"ERR", delimiters))
+            .flat_map(move |segment| ErrorDetail::of_segment(segment, delimiters))
+    }
+
+    /// The acknowledgment as it came, without its framing.
+    pub fn raw(&self) -> &[u8] {
+        &self.raw
+    }
+}
+
+impl fmt::Debug for Ack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ack")
+            .field("code", &self.code())
+            .field("control_id", &self.control_id())
+            .field("len", &self.raw.len())
+            .finish()
+    }
+}
+
+/// Where the parts of an acknowledgment stand in its bytes: it is read in place, and copied only when it is handed out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    delimiters: Delimiters,
+    code: AckCode,
+    control_id: Span,
+    text: Span,
+}
+
+impl Layout {
+    pub(crate) fn read(raw: &[u8]) -> Result<Layout, AckParseError> {
+        let mut segments = segments(raw);
+        let header = segments.next().filter(|first| first.starts_with(b"MSH")).ok_or(AckParseError::NotHl7)?;
+        let delimiters = Delimiters::of_header(header).ok_or(AckParseError::NotHl7)?;
+        let msa = segments.find(|segment| is_named(segment, b"MSA", delimiters)).ok_or(AckParseError::NoMsa)?;
+        let code = delimiters.component(delimiters.field(msa, 1), 1).trim_ascii();
+        if code.is_empty() {
+            return Err(AckParseError::NoCode);
+        }
+        Ok(Layout {
+            delimiters,
+            code: AckCode::read(code).ok_or(AckParseError::UnknownCode)?,
+            control_id: Span::within(raw, delimiters.field(msa, 2).trim_ascii()),
+            text: Span::within(raw, delimiters.field(msa, 3)),
+        })
+    }
+
+    pub(crate) fn code(&self) -> AckCode {
+        self.code
+    }
+
+    /// MSA-2 as it stands in the bytes that this layout was read from.
+    pub(crate) fn control_id<'r>(&self, raw: &'r [u8]) -> &'r [u8] {
+        self.control_id.of(raw)
+    }
+
+    /// The acknowledgment with a copy of its bytes.
+    pub(crate) fn to_ack(self, raw: &[u8]) -> Ack {
+        Ack { raw: raw.to_vec(), layout: self }
+    }
+}
+
+/// A part of an acknowledgment's bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Span {
+    from: usize,
+    to: usize,
+}
+
+impl Span {
+    /// `part` is a slice of `whole`.
+    fn within(whole: &[u8], part: &[u8]) -> Span {
+        if part.is_empty() {
+            return Span { from: 0, to: 0 };
+        }
+        let from = part.as_ptr().addr() - whole.as_ptr().addr();
+        Span { from, to: from + part.len() }
+    }
+
+    fn of(self, whole: &[u8]) -> &[u8] {
+        &whole[self.from..self.to]
+    }
+}
+
+fn is_named(segment: &[u8], name: &[u8; 3], delimiters: Delimiters) -> bool {
+    segment.strip_prefix(name).is_some_and(|rest| rest.first().is_none_or(|&next| next == delimiters.field))
+}
+
+/// One error that a receiver reports, from an ERR segment.
+///
+/// Its `Debug` shows which fields are there, not what they hold.
+#[derive(Clone, Copy)]
+pub struct ErrorDetail<'a> {
+    delimiters: Delimiters,
+    source: Source<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// A whole ERR segment of HL7 v2.5 or later.
+    Segment(&'a [u8]),
+    /// A repetition of ERR-1, type ELD: segment ^ sequence ^ field ^ code & text.
+    Eld(&'a [u8]),
+}
+
+impl<'a> ErrorDetail<'a> {
+    fn of_segment(segment: &'a [u8], delimiters: Delimiters) -> impl Iterator<Item = ErrorDetail<'a>> {
+        let old = delimiters.field(segment, 1);
+        let old_form = !old.is_empty() && (2..=8).all(|number| delimiters.field(segment, number).is_empty());
+        let repetitions = if old_form { old } else { &[] };
+        let detail = move |source| ErrorDetail { delimiters, source };
+        (!old_form).then(|| detail(Source::Segment(segment))).into_iter().chain(
+            repetitions
+                .split(move |&byte| byte == delimiters.repetition)
+                .filter(|repetition| !repetition.is_empty())
+                .map(move |repetition| detail(Source::Eld(repetition))),
+        )
+    }
+
+    /// The HL7 Error Code: the first component of ERR-3 (Table 0357), or the code of ERR-1.
+    pub fn code(&self) -> Option<Cow<'a, str>> {
+        self.view(match self.source {
+            Source::Segment(segment) => self.delimiters.component(self.delimiters.field(segment, 3), 1),
+            Source::Eld(eld) => self.eld_code(eld, 0),
+        })
+    }
+
+    /// The Severity: ERR-4 (Table 0516: `E` error, `W` warning, `I` information, `F` fatal).
+    pub fn severity(&self) -> Option<Cow<'a, str>> {
+        self.view(match self.source {
+            Source::Segment(segment) => self.delimiters.field(segment, 4),
+            Source::Eld(_) => &[],
+        })
+    }
+
+    /// The Error Location: ERR-2 as it stands, as `PID^1^5`, or the same components of ERR-1.
+    pub fn location(&self) -> Option<Cow<'a, str>> {
+        self.view(match self.source {
+            Source::Segment(segment) => self.delimiters.field(segment, 2),
+            Source::Eld(eld) => {
+                let code = self.delimiters.component(eld, 4);
+                let location = if code.is_empty() { eld } else { &eld[..Span::within(eld, code).from] };
+                let separators = location.iter().rev().take_while(|&&byte| byte == self.delimiters.component).count();
+                &location[..location.len() - separators]
+            }
+        })
+    }
+
+    /// The User Message (ERR-8); where there is none, the second component of ERR-3, or the text of ERR-1.
+    pub fn text(&self) -> Option<Cow<'a, str>> {
+        self.view(match self.source {
+            Source::Segment(segment) => match self.delimiters.field(segment, 8) {
+                b"" => self.delimiters.component(self.delimiters.field(segment, 3), 2),
+                user_message => user_message,
+            },
+            Source::Eld(eld) => self.eld_code(eld, 1),
+        })
+    }
+
+    /// A subcomponent (from 0) of ELD-4.
+    fn eld_code(&self, eld: &'a [u8], index: usize) -> &'a [u8] {
+        nth(self.delimiters.component(eld, 4), self.delimiters.subcomponent, index)
+    }
+
+    fn view(&self, part: &'a [u8]) -> Option<Cow<'a, str>> {
+        (!part.is_empty()).then(|| self.delimiters.unescape(part))
+    }
+}
+
+impl fmt::Debug for ErrorDetail<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ErrorDetail")
+            .field("code", &self.code().is_some())
+            .field("severity", &self.severity().is_some())
+            .field("location", &self.location().is_some())
+            .field("text", &self.text().is_some())
+            .finish()
+    }
+}
+
+/// Why an answer cannot be read as an acknowledgment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AckParseError {
+    /// It does not begin with an MSH segment.
+    #[error("the answer does not begin with an MSH segment")]
+    NotHl7,
+    /// It has no MSA segment.
+    #[error("the answer has no MSA segment")]
+    NoMsa,
+    /// The Acknowledgment Code (MSA-1) is empty or absent.
+    #[error("the answer has no Acknowledgment Code (MSA-1)")]
+    NoCode,
+    /// MSA-1 is none of AA, AE, AR, CA, CE, CR.
+    #[error("the Acknowledgment Code (MSA-1) is none of AA, AE, AR, CA, CE, CR")]
+    UnknownCode,
+    /// MSA-2 is empty or absent, so that nothing tells which message is meant.
+    #[error("the answer does not say which message it acknowledges (MSA-2 is empty)")]
+    NoControlId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MSH: &str = "MSH|^~\\&|EHR|H|LAB|H|20260101||ACK^R01|1|P|2.5\r";
+
+    fn ack(rest: &str) -> Ack {
+        Ack::parse(format!("{MSH}{rest}")).unwrap()
+    }
+
+    #[test]
+    fn the_six_codes() {
+        for (text, code, accept, commit) in [
+            ("AA", AckCode::ApplicationAccept, true, false),
+            ("AE", AckCode::ApplicationError, false, false),
+            ("AR", AckCode::ApplicationReject, false, false),
+            ("CA", AckCode::CommitAccept, true, true),
+            ("CE", AckCode::CommitError, false, true),
+            ("CR", AckCode::CommitReject, false, true),
+        ] {
+            let read = ack(&format!("MSA|{text}|1\r")).code();
+            assert_eq!((read, read.is_accept(), read.is_commit()), (code, accept, commit));
+            assert_eq!(read.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn acknowledgments_as_receivers_write_them() {
+        for (name, raw, code, control_id, text) in [
+            ("usual", format!("{MSH}MSA|AA|MSG1\r"), "AA", "MSG1", None),
+            ("text", format!("{MSH}MSA|AE|MSG1|wrong ward\r"), "AE", "MSG1", Some("wrong ward")),
+            ("escaped text", format!("{MSH}MSA|AE|1|R\\T\\D\\F\\x\r"), "AE", "1", Some("R&D|x")),
+            ("no end", format!("{MSH}MSA|AA|1"), "AA", "1", None),
+            ("LF", format!("{MSH}MSA|AA|1\n").replace('\r', "\n"), "AA", "1", None),
+            ("CRLF", format!("{MSH}MSA|AA|1\r").replace('\r', "\r\n"), "AA", "1", None),
+            ("lower case", format!("{MSH}MSA|aa|1\r"), "AA", "1", None),
+            ("spaces", format!("{MSH}MSA| AA | 1 \r"), "AA", "1", None),
+            ("components in MSA-1", format!("{MSH}MSA|AA^x|1\r"), "AA", "1", None),
+            ("no control ID", format!("{MSH}MSA|AA\r"), "AA", "", None),
+            ("MSA later on", format!("{MSH}SFT|x\rUAC|y\rMSA|AR|1\r"), "AR", "1", None),
+            ("a segment named alike", format!("{MSH}MSAX|AA|9\rMSA|AR|1\r"), "AR", "1", None),
+            ("a query response", "MSH|^~\\&|||||||RSP^K22|9\rMSA|AA|Q1\rQAK|1\r".into(), "AA", "Q1", None),
+            ("other delimiters", "MSH$%*!@$$$$$$$ACK$9\rMSA$AE$1$a!F!b\r".into(), "AE", "1", Some("a$b")),
+            ("leading line ends", format!("\r\n{MSH}MSA|AA|1\r"), "AA", "1", None),
+        ] {
+            let ack = Ack::parse(raw.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!((ack.code().as_str(), &*ack.control_id()), (code, control_id), "{name}");
+            assert_eq!(ack.text().as_deref(), text, "{name}");
+            assert_eq!(ack.raw(), raw.as_bytes(), "{name}");
+        }
+    }
+
+    #[test]
+    fn answers_that_are_none() {
+        for (name, raw, expected) in [
+            ("empty", String::new(), AckParseError::NotHl7),
+            ("line ends", "\r\n\r".into(), AckParseError::NotHl7),
+            ("prose", "Connection refused by policy".into(), AckParseError::NotHl7),
+            ("a name alone", "MSH".into(), AckParseError::NotHl7),
+            ("MSA first", format!("MSA|AA|1\r{MSH}"), AckParseError::NotHl7),
+            ("no MSA", MSH.into(), AckParseError::NoMsa),
+            ("MSA inside a field", format!("{MSH}NTE|1|MSA|AA|1\r"), AckParseError::NoMsa),
+            ("MSA alone", format!("{MSH}MSA\r"), AckParseError::NoCode),
+            ("empty code", format!("{MSH}MSA||1\r"), AckParseError::NoCode),
+            ("blank code", format!("{MSH}MSA|  |1\r"), AckParseError::NoCode),
+            ("unknown code", format!("{MSH}MSA|OK|1\r"), AckParseError::UnknownCode),
+            ("longer code", format!("{MSH}MSA|AAA|1\r"), AckParseError::UnknownCode),
+            ("shorter code", format!("{MSH}MSA|A|1\r"), AckParseError::UnknownCode),
+        ] {
+            assert_eq!(Ack::parse(raw).map(|ack| ack.code()), Err(expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn error_details() {
+        type Row<'t> = (Option<&'t str>, Option<&'t str>, Option<&'t str>, Option<&'t str>);
+        let cases: &[(&str, &str, &[Row<'_>])] = &[
+            ("none", "", &[]),
+            (
+                "2.5",
+                "ERR||PID^1^5|101^Required field missing^HL70357|E||||Give a name\r",
+                &[(Some("101"), Some("E"), Some("PID^1^5"), Some("Give a name"))],
+            ),
+            (
+                "without a user message",
+                "ERR||PID^1|101^Required field missing|W\r",
+                &[(Some("101"), Some("W"), Some("PID^1"), Some("Required field missing"))],
+            ),
+            ("code alone", "ERR|||207\r", &[(Some("207"), None, None, None)]),
+            (
+                "two segments",
+                "ERR|||100|E\rNTE|1\rERR|||102|W\r",
+                &[(Some("100"), Some("E"), None, None), (Some("102"), Some("W"), None, None)],
+            ),
+            (
+                "ERR-1, repeated",
+                "ERR|PID^1^5^101&Required field missing&HL70357~OBX^2^^103\r",
+                &[
+                    (Some("101"), None, Some("PID^1^5"), Some("Required field missing")),
+                    (Some("103"), None, Some("OBX^2"), None),
+                ],
+            ),
+            ("ERR-1 with a location alone", "ERR|PID^1^5\r", &[(None, None, Some("PID^1^5"), None)]),
+            ("ERR-1 with a code alone", "ERR|^^^207&Internal\r", &[(Some("207"), None, None, Some("Internal"))]),
+            (
+                "both forms",
+                "ERR|PID^1^5^101|PID^1^5|101^Missing|E\r",
+                &[(Some("101"), Some("E"), Some("PID^1^5"), Some("Missing"))],
+            ),
+            ("escapes", "ERR|||207|E||||a\\F\\b \\X41\\\r", &[(Some("207"), Some("E"), None, Some("a|b A"))]),
+            ("empty", "ERR\r", &[(None, None, None, None)]),
+            ("named alike", "ERRX|||207\r", &[]),
+        ];
+        for (name, segments, expected) in cases {
+            let ack = ack(&format!("MSA|AE|1\r{segments}"));
+            let found: Vec<_> =
+                ack.errors().map(|error| (error.code(), error.severity(), error.location(), error.text())).collect();
+            let found: Vec<_> =
+                found.iter().map(|(a, b, c, d)| (a.as_deref(), b.as_deref(), c.as_deref(), d.as_deref())).collect();
+            assert_eq!(found, *expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_content() {
+        let ack = ack("MSA|AE|MSG1|Marker\rERR||PID|101^Marker|E||||Marker\r");
+        assert_eq!(
+            format!("{ack:?}"),
+            format!("Ack {{ code: ApplicationError, control_id: \"MSG1\", len: {} }}", ack.raw().len())
+        );
+        for detail in ack.errors() {
+            assert_eq!(format!("{detail:?}"), "ErrorDetail { code: true, severity: true, location: true, text: true }");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Every setting, its meaning and its default, once.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::connection::{Connection, Settings};
+use crate::deadline::Deadline;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind};
+use crate::event::{Event, Monitor};
+use crate::frame::Framing;
+use crate::stream::{Options, ShutdownHandle};
+
+/// The settings of a [`Client`] or a [`Connection`], from [`Client::builder`].
+///
+/// Nothing is checked before [`build`](ClientBuilder::build) or [`connect`](ClientBuilder::connect).
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use mllp_client::Client;
+///
+/// let client = Client::builder("mllp://127.0.0.1:2575").timeout(Duration::from_secs(10)).build()?;
+/// # Ok::<(), mllp_client::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "settings do nothing until `build` or `connect`"]
+pub struct ClientBuilder {
+    endpoint: String,
+    timeout: Duration,
+    socket: Options,
+    max_ack_size: usize,
+    max_message_size: usize,
+    verify_control_id: bool,
+    framing: Framing,
+    monitor: Monitor,
+}
+
+impl ClientBuilder {
+    pub(crate) fn new(endpoint: &str) -> Self {
+        ClientBuilder {
+            endpoint: endpoint.to_owned(),
+            timeout: Duration::from_secs(30),
+            socket: Options {
+                connect_timeout: Duration::from_secs(10),
+                keepalive: Some(Duration::from_secs(60)),
+                local_address: None,
+            },
+            max_ack_size: 10 * 1024 * 1024,
+            max_message_size: usize::MAX,
+            verify_control_id: true,
+            framing: Framing::default(),
+            monitor: Monitor::default(),
+        }
+    }
+
+    /// The limit of a whole call: waiting for the connection, connecting, sending and waiting for the acknowledgment. A peer
+    /// that sends byte by byte does not extend it. Only the system's name resolver, which knows no limit, can. Defaults to
+    /// 30 seconds; zero is refused.
+    pub fn timeout(self, limit: Duration) -> Self {
+        ClientBuilder { timeout: limit, ..self }
+    }
+
+    /// The limit of one attempt to connect, over all addresses of the host, which share it. Within
+    /// [`timeout`](ClientBuilder::timeout) in any case. Defaults to 10 seconds; zero is refused.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.socket.connect_timeout = limit;
+        self
+    }
+
+    /// The largest acknowledgment or reply, in bytes of content. Defaults to 10 485 760 (10 MiB); zero is refused.
+    pub fn max_ack_size(self, bytes: usize) -> Self {
+        ClientBuilder { max_ack_size: bytes, ..self }
+    }
+
+    /// The largest message that is sent, in bytes; a larger one is refused before anything is opened. Defaults to no limit;
+    /// zero is refused.
+    pub fn max_message_size(self, bytes: usize) -> Self {
+        ClientBuilder { max_message_size: bytes, ..self }
+    }
+
+    /// Whether an acknowledgment must carry the message's control ID (MSA-2 against MSH-10). Switch it off only for a
+    /// receiver that does not copy the ID, since nothing else ties an acknowledgment to its message. Defaults to `true`.
+    pub fn verify_control_id(self, verify: bool) -> Self {
+        ClientBuilder { verify_control_id: verify, ..self }
+    }
+
+    /// How frames look, for sites with habits of their own. Defaults to MLLP, strictly.
+    pub fn framing(self, framing: Framing) -> Self {
+        ClientBuilder { framing, ..self }
+    }
+
+    /// Idle time after which TCP asks whether the peer is still there, so that a dead one is noticed and firewalls keep the
+    /// connection in mind; `None` switches it off. Systems count in whole seconds. Defaults to 60 seconds; zero is refused.
+    pub fn keepalive(mut self, idle: Option<Duration>) -> Self {
+        self.socket.keepalive = idle;
+        self
+    }
+
+    /// The address of this machine to connect from; only addresses of its family are then tried. Defaults to the system's
+    /// choice.
+    pub fn local_address(mut self, address: IpAddr) -> Self {
+        self.socket.local_address = Some(address);
+        self
+    }
+
+    /// Calls this for every [`Event`], on the thread on which it happens: keep it short. A panic in it is caught and logged.
+    /// Defaults to none.
+    pub fn on_event(self, observer: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
+        ClientBuilder { monitor: Monitor::observed_by(observer), ..self }
+    }
+
+    /// Makes the client. Nothing is opened before its first message, or [`Client::connect`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] for an endpoint or a setting that cannot be.
+    pub fn build(self) -> Result<Client, Error> {
+        Ok(Client::with_settings(self.settings()?))
+    }
+
+    /// Opens one connection, now, inside both limits.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], [`ErrorKind::Connect`], or [`ErrorKind::Timeout`] with the phase in which it happened.
+    pub fn connect(self) -> Result<Connection, Error> {
+        let settings = self.settings()?;
+        let deadline = Deadline::after(settings.timeout);
+        Connection::open(&settings, &deadline, ShutdownHandle::new())
+    }
+
+    fn settings(self) -> Result<Arc<Settings>, Error> {
+        let refuse = |problem: String| Err(Error::before_sending(ErrorKind::Config(problem)));
+        let endpoint: Endpoint = self.endpoint.parse()?;
+        if endpoint.is_tls() {
+            return refuse(format!("{endpoint}: this version does not speak TLS"));
+        }
+        for (name, limit) in [
+            ("timeout", self.timeout),
+            ("connect_timeout", self.socket.connect_timeout),
+            ("keepalive", self.socket.keepalive.unwrap_or(Duration::MAX)),
+        ] {
+            if limit.is_zero() {
+                return refuse(format!("{name} must be longer than zero"));
+            }
+        }
+        for (name, size) in [("max_ack_size", self.max_ack_size), ("max_message_size", self.max_message_size)] {
+            if size == 0 {
+                return refuse(format!("{name} must be at least one byte"));
+            }
+        }
+        Ok(Arc::new(Settings {
+            endpoint,
+            socket: self.socket,
+            timeout: self.timeout,
+            framing: self.framing,
+            max_ack_size: self.max_ack_size,
+            max_message_size: self.max_message_size,
+            verify_control_id: self.verify_control_id,
+            monitor: self.monitor,
+        }))
+    }
+}

@@ -1,0 +1,268 @@
+//! What a user holds: `Client` and `Request`; when to connect anew, never how.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ack::Ack;
+use crate::builder::ClientBuilder;
+use crate::connection::{Connection, Settings};
+use crate::deadline::Deadline;
+use crate::endpoint::Endpoint;
+use crate::error::{Delivery, Error, ErrorKind, Phase};
+use crate::event::Stats;
+use crate::pool::{Lease, Pool};
+
+/// Sends messages to one receiver and returns their acknowledgments.
+///
+/// A client holds one connection, opened when the first message is sent. Before each use it is probed; one that the receiver
+/// has closed meanwhile, or on which bytes came that belong to no exchange, is replaced without the message suffering.
+///
+/// It is cheap to clone, and clones share the connection. Threads may share it: they take turns, each waiting inside the
+/// limit of its own call. Dropping the last clone closes the connection.
+///
+/// # Examples
+///
+/// ```
+/// # use mllp_client::testing::Receiver;
+/// # let receiver = Receiver::accepting()?;
+/// # let endpoint = receiver.endpoint();
+/// use mllp_client::Client;
+///
+/// let client = Client::new(&endpoint)?; // as "mllp://127.0.0.1:2575"
+/// let ack = client.send("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rPID|1||42\r")?;
+/// assert_eq!(format!("{} {}", ack.code(), ack.control_id()), "AA MSG1");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: Arc<Settings>,
+    pool: Pool,
+}
+
+impl Client {
+    /// A client with the default settings for an endpoint such as `mllp://127.0.0.1:2575`. Opens nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if it is no [`Endpoint`].
+    pub fn new(endpoint: &str) -> Result<Client, Error> {
+        Client::builder(endpoint).build()
+    }
+
+    /// Settings for a client, to begin with its endpoint.
+    pub fn builder(endpoint: &str) -> ClientBuilder {
+        ClientBuilder::new(endpoint)
+    }
+
+    pub(crate) fn with_settings(settings: Arc<Settings>) -> Client {
+        Client { shared: Arc::new(Shared { settings, pool: Pool::default() }) }
+    }
+
+    /// Sends a message and returns the acknowledgment that ends its exchange.
+    ///
+    /// What is sent is the message as given, in one frame: segments end in Carriage Returns, and are not mended here.
+    /// MSH-15 and MSH-16 decide which acknowledgment is awaited (HL7 v2.5, chapter 2.9). Both empty, the original mode: the
+    /// application acknowledgment; a commit accept before it is remembered. Otherwise the commit acknowledgment, the
+    /// application acknowledgment or both, as they ask.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ErrorKind`]; [`Error::delivery`] says what became of the message. A refusal is an error too.
+    pub fn send(&self, message: impl AsRef<[u8]>) -> Result<Ack, Error> {
+        self.request(message.as_ref()).send()
+    }
+
+    /// Sends any payload in one frame and returns the content of the first frame that comes back, as it came: neither is
+    /// read as HL7, so that a refusal is a reply like any other.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Client::send), but those that concern HL7.
+    pub fn exchange(&self, payload: impl AsRef<[u8]>) -> Result<Vec<u8>, Error> {
+        self.request(payload.as_ref()).exchange()
+    }
+
+    /// One message with settings of its own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use mllp_client::testing::Receiver;
+    /// # let receiver = Receiver::accepting()?;
+    /// # let client = mllp_client::Client::new(&receiver.endpoint())?;
+    /// # let message = "MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\r";
+    /// use std::time::Duration;
+    ///
+    /// let ack = client.request(message).timeout(Duration::from_secs(5)).send()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn request<'a, M: AsRef<[u8]> + ?Sized>(&'a self, message: &'a M) -> Request<'a> {
+        Request { client: self, message: message.as_ref(), timeout: self.shared.settings.timeout }
+    }
+
+    /// Makes sure that a connection is open, inside both limits: at the start of a program, to learn early that the receiver
+    /// is there.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Connect`], [`ErrorKind::Timeout`] or [`ErrorKind::Closed`].
+    pub fn connect(&self) -> Result<(), Error> {
+        self.opened(|lease| lease.sound().is_some())
+    }
+
+    /// Closes the connection, waiting for a message under way, and opens a fresh one.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Client::connect).
+    pub fn reconnect(&self) -> Result<(), Error> {
+        self.opened(|_| false)
+    }
+
+    fn opened(&self, suffices: impl FnOnce(&mut Lease<'_>) -> bool) -> Result<(), Error> {
+        let Shared { settings, pool } = &*self.shared;
+        let deadline = Deadline::after(settings.timeout);
+        let mut lease = pool.take(&deadline)?;
+        if !suffices(&mut lease) {
+            lease.open(settings, &deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a connection is open: one in use is taken to be, an idle one is probed.
+    pub fn is_connected(&self) -> bool {
+        self.shared.pool.is_connected()
+    }
+
+    /// Closes for good. Calls under way on other threads end at once with [`ErrorKind::Closed`], in whatever phase but the
+    /// resolving of a name, and so does every later call on any clone.
+    pub fn close(&self) {
+        self.shared.pool.close();
+    }
+
+    /// What happened since the client was made, over all clones.
+    pub fn stats(&self) -> Stats {
+        self.shared.settings.monitor.stats()
+    }
+
+    /// The receiver's endpoint.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.shared.settings.endpoint
+    }
+
+    /// Runs one exchange on a sound connection. If it turns out dead before the message's end has left, nobody has seen the
+    /// message, and it goes out on a fresh one.
+    fn run<T>(
+        &self,
+        deadline: &Deadline,
+        mut exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let Shared { settings, pool } = &*self.shared;
+        let mut lease = pool.take(deadline)?;
+        if let Some(connection) = lease.sound() {
+            match exchange(connection) {
+                Err(error) if was_dead_already(&error) => {}
+                result => return result,
+            }
+        }
+        exchange(lease.open(settings, deadline)?)
+    }
+}
+
+fn was_dead_already(error: &Error) -> bool {
+    error.delivery() == Delivery::NotSent
+        && matches!(error.kind(), ErrorKind::Disconnected { phase: Phase::Send, .. })
+        // A peer that answered before it ended was alive, and would do the same again.
+        && error.response().is_none()
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("endpoint", self.endpoint()).field("stats", &self.stats()).finish()
+    }
+}
+
+/// One message with settings of its own, from [`Client::request`].
+#[must_use = "a request does nothing until it is sent"]
+pub struct Request<'a> {
+    client: &'a Client,
+    message: &'a [u8],
+    timeout: Duration,
+}
+
+impl Request<'_> {
+    /// The limit of this call, in place of the client's. Zero is refused when it is sent.
+    pub fn timeout(self, limit: Duration) -> Self {
+        Request { timeout: limit, ..self }
+    }
+
+    /// As [`Client::send`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::send`].
+    pub fn send(self) -> Result<Ack, Error> {
+        let settings = &self.client.shared.settings;
+        self.conclude(|deadline| {
+            let header = settings.check_message(self.message)?;
+            self.client.run(deadline, |connection| connection.send_within(self.message, &header, deadline))
+        })
+    }
+
+    /// As [`Client::exchange`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::exchange`].
+    pub fn exchange(self) -> Result<Vec<u8>, Error> {
+        let settings = &self.client.shared.settings;
+        self.conclude(|deadline| {
+            settings.check_payload(self.message)?;
+            self.client.run(deadline, |connection| {
+                let reply = connection.exchange_within(self.message, deadline)?;
+                Ok(connection.reply(reply).to_vec())
+            })
+        })
+    }
+
+    /// Writes the payload in one frame, awaits nothing, and closes the connection, so that an answer that comes all the same
+    /// cannot be taken for another's. For messages whose MSH-15 and MSH-16 are both `NE`.
+    ///
+    /// `Ok` means that the frame was handed to the operating system, no more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::exchange`], but those of waiting for a reply.
+    pub fn send_unacknowledged(self) -> Result<(), Error> {
+        let settings = &self.client.shared.settings;
+        self.conclude(|deadline| {
+            settings.check_payload(self.message)?;
+            self.client.run(deadline, |connection| connection.send_unacknowledged(self.message, deadline))
+        })
+    }
+
+    fn conclude<T>(&self, call: impl FnOnce(&Deadline) -> Result<T, Error>) -> Result<T, Error> {
+        let deadline = Deadline::after(self.timeout);
+        let result = if self.timeout.is_zero() {
+            Err(Error::before_sending(ErrorKind::Config("timeout must be longer than zero".into())))
+        } else {
+            call(&deadline)
+        };
+        self.client.shared.settings.monitor.conclude(result, &deadline)
+    }
+}
+
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("client", &self.client)
+            .field("len", &self.message.len())
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}

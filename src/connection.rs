@@ -1,0 +1,432 @@
+//! One live connection: write a frame, read the answer; any doubt ends it.
+
+use std::fmt;
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ack::Ack;
+use crate::deadline::Deadline;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, MessageError, Phase};
+use crate::event::{Event, Monitor};
+use crate::frame::{FrameError, Framing};
+use crate::header::Header;
+use crate::inbox::Inbox;
+use crate::outcome::Outcome;
+use crate::stream::{self, Halt, ShutdownHandle, Stream};
+
+/// Up to this size a frame is put together in the connection's buffer and leaves in one plain write, which is the faster
+/// there. Above, its parts leave in one vectored write, and the message is not copied.
+const SMALL_FRAME: usize = 16 * 1024;
+
+/// So many times filler is taken from an idle connection before that counts as surplus too.
+const MAX_FILLER_READS: usize = 8;
+
+/// What a connection is told once.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) socket: stream::Options,
+    pub(crate) timeout: Duration,
+    pub(crate) framing: Framing,
+    pub(crate) max_ack_size: usize,
+    pub(crate) max_message_size: usize,
+    pub(crate) verify_control_id: bool,
+    pub(crate) monitor: Monitor,
+}
+
+impl Settings {
+    /// Whether a payload can be sent at all.
+    pub(crate) fn check_payload(&self, payload: &[u8]) -> Result<(), Error> {
+        let (size, limit) = (payload.len(), self.max_message_size);
+        let checked =
+            if size > limit { Err(MessageError::TooLarge { size, limit }) } else { self.framing.check(payload) };
+        checked.map_err(|error| Error::before_sending(ErrorKind::InvalidMessage(error)))
+    }
+
+    /// Whether a message can be sent and its acknowledgment awaited.
+    pub(crate) fn check_message<'m>(&self, message: &'m [u8]) -> Result<Header<'m>, Error> {
+        self.check_payload(message)?;
+        match Header::read(message) {
+            Ok(header) if header.asked.nothing() => Err(MessageError::NoAckRequested),
+            read => read,
+        }
+        .map_err(|error| Error::before_sending(ErrorKind::InvalidMessage(error)))
+    }
+}
+
+/// One connection to a receiver: one socket, one message at a time, no reconnecting.
+///
+/// For those who manage connections themselves; most programs want a [`Client`](crate::Client). It is opened by
+/// [`ClientBuilder::connect`](crate::ClientBuilder::connect).
+///
+/// After any failure but a refusal ([`ErrorKind::Nak`]) or a message that could not be sent at all
+/// ([`ErrorKind::InvalidMessage`]) the connection is closed, since what comes next on it could not be trusted; every further
+/// call is [`ErrorKind::Closed`].
+///
+/// # Examples
+///
+/// ```no_run
+/// use mllp_client::Client;
+///
+/// let mut connection = Client::builder("mllp://127.0.0.1:2575").connect()?;
+/// let ack = connection.send(b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rPID|1||42\r")?;
+/// assert_eq!(ack.control_id(), "MSG1");
+/// connection.close()?;
+/// # Ok::<(), mllp_client::Error>(())
+/// ```
+pub struct Connection {
+    settings: Arc<Settings>,
+    /// Absent once the connection has ended, and while an exchange is under way: what does not come back from an exchange
+    /// is closed, for whatever reason.
+    line: Option<Line>,
+    handle: ShutdownHandle,
+    peer: SocketAddr,
+    inbox: Inbox,
+    outbox: Vec<u8>,
+    /// Bytes that came after the last answer and belong to no exchange.
+    surplus: usize,
+}
+
+/// A stream whose end is told.
+struct Line {
+    stream: Stream,
+    settings: Arc<Settings>,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.settings.monitor.tell(&Event::Disconnected { endpoint: &self.settings.endpoint });
+    }
+}
+
+/// What a connection is found to be before it is used again.
+#[derive(Debug)]
+pub(crate) enum Health {
+    /// Nothing to read: it can be used.
+    Sound,
+    /// Bytes wait that belong to no exchange.
+    Surplus(usize),
+    /// The peer, or a shutdown, has ended it.
+    Ended(Halt),
+}
+
+impl Connection {
+    pub(crate) fn open(settings: &Arc<Settings>, deadline: &Deadline, handle: ShutdownHandle) -> Result<Self, Error> {
+        let endpoint = &settings.endpoint;
+        let begun = Deadline::after(settings.socket.connect_timeout);
+        let stream = Stream::open(endpoint, &settings.socket, deadline, handle.clone()).inspect_err(|error| {
+            settings.monitor.tell(&Event::ConnectFailed { endpoint, error, attempt: 1, retry_in: None });
+        })?;
+        settings.monitor.tell(&Event::Connected { endpoint, elapsed: begun.elapsed() });
+        Ok(Connection {
+            peer: stream.peer_addr(),
+            line: Some(Line { stream, settings: Arc::clone(settings) }),
+            handle,
+            inbox: Inbox::new(settings.framing.clone(), settings.max_ack_size),
+            outbox: Vec::new(),
+            surplus: 0,
+            settings: Arc::clone(settings),
+        })
+    }
+
+    /// Sends a message and waits for the acknowledgment that ends its exchange, at most the builder's
+    /// [`timeout`](crate::ClientBuilder::timeout).
+    ///
+    /// # Errors
+    ///
+    /// Any [`ErrorKind`] but those of connecting. A message that could not be sent leaves the connection untouched.
+    pub fn send(&mut self, message: &[u8]) -> Result<Ack, Error> {
+        let deadline = Deadline::after(self.settings.timeout);
+        let settings = Arc::clone(&self.settings);
+        let result = self
+            .still_open()
+            .and_then(|()| settings.check_message(message))
+            .and_then(|header| self.ready().and_then(|()| self.send_within(message, &header, &deadline)));
+        settings.monitor.conclude(result, &deadline)
+    }
+
+    /// Sends any payload and returns the content of the first frame that comes back, as it came, borrowed from the
+    /// connection's buffer. Nothing is read in either: no header, no acknowledgment code.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Connection::send), but those that concern HL7.
+    pub fn exchange(&mut self, payload: &[u8]) -> Result<&[u8], Error> {
+        let deadline = Deadline::after(self.settings.timeout);
+        let result = self
+            .still_open()
+            .and_then(|()| self.settings.check_payload(payload))
+            .and_then(|()| self.ready())
+            .and_then(|()| self.exchange_within(payload, &deadline));
+        let reply = self.settings.monitor.conclude(result, &deadline)?;
+        Ok(self.reply(reply))
+    }
+
+    /// Whether the connection can take another message, as far as can be seen without reading: `false` is certain, `true`
+    /// may be outdated by the time it is used.
+    pub fn is_open(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.stream.seems_open())
+    }
+
+    /// The receiver's address.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// A handle by which another thread can end this connection and the call under way on it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Closed`] if the connection has ended.
+    pub fn shutdown_handle(&self) -> Result<ShutdownHandle, Error> {
+        self.still_open().map(|()| self.handle.clone())
+    }
+
+    /// Closes the connection, as dropping it does, and tells whether that went well.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Closed`] if it had ended before, [`ErrorKind::Disconnected`] if the peer turns out to have ended it.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.still_open()?;
+        match self.line.take() {
+            Some(line) => line.stream.close().map_err(|source| {
+                let kind = ErrorKind::Disconnected { phase: Phase::Send, received: 0, source: Some(source) };
+                Error::before_sending(kind)
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn still_open(&self) -> Result<(), Error> {
+        if self.line.is_none() || self.handle.is_shut() {
+            return Err(Error::before_sending(ErrorKind::Closed));
+        }
+        Ok(())
+    }
+
+    /// Looks, without waiting, whether the connection has anything left to say before it is used again.
+    pub(crate) fn health(&mut self) -> Health {
+        let Some(line) = &mut self.line else { return Health::Ended(Halt::Shutdown) };
+        if self.surplus > 0 {
+            return Health::Surplus(self.surplus);
+        }
+        let mut filler = 0;
+        for _ in 0..MAX_FILLER_READS {
+            self.inbox.clear();
+            match line.stream.read_waiting(self.inbox.space()) {
+                Ok(None) => return Health::Sound,
+                Ok(Some(count)) => {
+                    filler += count;
+                    self.inbox.received(count);
+                    if !Framing::is_filler(self.inbox.rest()) {
+                        break;
+                    }
+                }
+                Err(halt) => return Health::Ended(halt),
+            }
+        }
+        Health::Surplus(filler)
+    }
+
+    /// Ends a connection that had bytes to read where none were due.
+    pub(crate) fn end_for_surplus(&mut self, stale: usize) {
+        self.settings.monitor.tell(&Event::Surplus { endpoint: &self.settings.endpoint, stale });
+        self.line = None;
+    }
+
+    /// After an exchange: whether the connection may serve another.
+    pub(crate) fn rest(&mut self) -> bool {
+        self.inbox.clear();
+        if self.surplus > 0 {
+            self.end_for_surplus(self.surplus);
+        }
+        self.line.is_some()
+    }
+
+    /// Makes sure that the connection is fit for an exchange, or ends it.
+    fn ready(&mut self) -> Result<(), Error> {
+        let kind = match self.health() {
+            Health::Sound => return Ok(()),
+            Health::Surplus(stale) => {
+                self.end_for_surplus(stale);
+                ErrorKind::Desync { stale }
+            }
+            Health::Ended(halt) => {
+                self.line = None;
+                halt.into_kind(Phase::Send, 0, Duration::ZERO)
+            }
+        };
+        Err(Error::before_sending(kind))
+    }
+
+    /// One exchange of a checked message, on a connection found sound.
+    pub(crate) fn send_within(
+        &mut self,
+        message: &[u8],
+        header: &Header<'_>,
+        deadline: &Deadline,
+    ) -> Result<Ack, Error> {
+        let mut outcome = Outcome::of(header, self.settings.verify_control_id);
+        let mut line = self.take_line()?;
+        if let Err(failure) = self.write(&mut line, message, deadline) {
+            return Err(match self.early_answer(&mut line) {
+                None => failure,
+                Some(answer) => match outcome.take(self.inbox.content(answer.clone())) {
+                    Err(refusal @ ErrorKind::Nak(_)) => Error::judged(refusal, true, outcome.into_commit()),
+                    // Nothing but a refusal can be meant for a message that the peer has seen only a part of.
+                    _ => failure.with_response(self.inbox.content(answer)),
+                },
+            });
+        }
+        loop {
+            let answer = match self.read(&mut line, outcome.phase(), deadline) {
+                Ok(answer) => answer,
+                Err(kind) => return Err(self.doubt(kind, outcome.into_commit())),
+            };
+            let answer = self.inbox.content(answer);
+            match outcome.take(answer) {
+                Ok(None) => {}
+                Ok(Some(ack)) => {
+                    self.keep(line);
+                    let (code, elapsed) = (ack.code(), deadline.elapsed());
+                    self.settings.monitor.tell(&Event::Acknowledged { code, elapsed });
+                    return Ok(ack);
+                }
+                Err(refusal @ ErrorKind::Nak(_)) => {
+                    self.keep(line);
+                    return Err(Error::judged(refusal, true, outcome.into_commit()));
+                }
+                Err(kind) => return Err(Error::judged(kind, true, outcome.into_commit()).with_response(answer)),
+            }
+        }
+    }
+
+    /// One exchange of a checked payload, on a connection found sound; where the reply stands in the buffer.
+    pub(crate) fn exchange_within(&mut self, payload: &[u8], deadline: &Deadline) -> Result<Range<usize>, Error> {
+        let mut line = self.take_line()?;
+        if let Err(failure) = self.write(&mut line, payload, deadline) {
+            return self.early_answer(&mut line).ok_or(failure);
+        }
+        match self.read(&mut line, Phase::ApplicationAck, deadline) {
+            Ok(reply) => {
+                self.keep(line);
+                Ok(reply)
+            }
+            Err(kind) => Err(self.doubt(kind, None)),
+        }
+    }
+
+    /// Writes a checked payload, awaits nothing, and ends the connection: an answer that is not awaited would be taken for
+    /// the next one's.
+    pub(crate) fn send_unacknowledged(&mut self, payload: &[u8], deadline: &Deadline) -> Result<(), Error> {
+        let mut line = self.take_line()?;
+        self.write(&mut line, payload, deadline)
+    }
+
+    /// The content of a reply found by an exchange just made.
+    pub(crate) fn reply(&self, place: Range<usize>) -> &[u8] {
+        self.inbox.content(place)
+    }
+
+    fn take_line(&mut self) -> Result<Line, Error> {
+        self.inbox.clear();
+        self.line.take().ok_or_else(|| Error::before_sending(ErrorKind::Closed))
+    }
+
+    /// Ends an exchange that was complete.
+    fn keep(&mut self, line: Line) {
+        let rest = self.inbox.rest();
+        self.surplus = if Framing::is_filler(rest) { 0 } else { rest.len() };
+        self.line = Some(line);
+    }
+
+    /// Writes one frame.
+    fn write(&mut self, line: &mut Line, payload: &[u8], deadline: &Deadline) -> Result<(), Error> {
+        let Settings { framing, monitor, .. } = &*self.settings;
+        let (head, tail) = (framing.head(), framing.tail());
+        let bytes = head.len() + payload.len() + tail.len();
+        let result = if bytes <= SMALL_FRAME {
+            self.outbox.clear();
+            for part in [head, payload, tail] {
+                self.outbox.extend_from_slice(part);
+            }
+            line.stream.write_all(&mut [IoSlice::new(&self.outbox)], deadline)
+        } else {
+            line.stream.write_all(&mut [head, payload, tail].map(IoSlice::new), deadline)
+        };
+        match result {
+            Ok(()) => {
+                monitor.tell(&Event::Sent { bytes });
+                Ok(())
+            }
+            Err((written, halt)) => {
+                // From the first byte of the end on, a lenient receiver may take the frame for whole.
+                let left = written > bytes - tail.len();
+                Err(Error::judged(halt.into_kind(Phase::Send, 0, deadline.limit()), left, None))
+            }
+        }
+    }
+
+    /// Reads until a frame is whole; where its content stands.
+    fn read(&mut self, line: &mut Line, phase: Phase, deadline: &Deadline) -> Result<Range<usize>, ErrorKind> {
+        loop {
+            if let Some(place) = self.inbox.frame().map_err(malformed)? {
+                return Ok(place);
+            }
+            match line.stream.read(self.inbox.space(), deadline) {
+                Ok(count) => self.inbox.received(count),
+                Err(halt) => return Err(halt.into_kind(phase, self.inbox.rest().len(), deadline.limit())),
+            }
+        }
+    }
+
+    /// The answer of a peer that did not wait for the whole message, if one lies in the socket already.
+    fn early_answer(&mut self, line: &mut Line) -> Option<Range<usize>> {
+        loop {
+            if let Some(place) = self.inbox.frame().ok()? {
+                return Some(place);
+            }
+            let count = line.stream.read_waiting(self.inbox.space()).ok()??;
+            self.inbox.received(count);
+        }
+    }
+
+    /// The failure of an exchange whose frame had left, with the bytes that could not be read as an answer.
+    fn doubt(&self, kind: ErrorKind, commit: Option<Ack>) -> Error {
+        let unreadable = matches!(kind, ErrorKind::MalformedFrame(_));
+        let error = Error::judged(kind, true, commit);
+        if unreadable { error.with_response(self.inbox.rest()) } else { error }
+    }
+}
+
+impl Halt {
+    fn into_kind(self, phase: Phase, received: usize, limit: Duration) -> ErrorKind {
+        match self {
+            Halt::Deadline => ErrorKind::Timeout { phase, limit },
+            Halt::Shutdown => ErrorKind::Closed,
+            Halt::Peer(source) => ErrorKind::Disconnected { phase, received, source },
+        }
+    }
+}
+
+fn malformed(error: FrameError) -> ErrorKind {
+    match error {
+        FrameError::TooLarge { limit } => ErrorKind::AckTooLarge { limit },
+        error => ErrorKind::MalformedFrame(error),
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("endpoint", &self.settings.endpoint)
+            .field("peer_addr", &self.peer)
+            .field("open", &self.is_open())
+            .finish()
+    }
+}

@@ -1,0 +1,174 @@
+//! What an observer is told; the counters.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::ack::AckCode;
+use crate::deadline::Deadline;
+use crate::endpoint::Endpoint;
+use crate::error::Error;
+
+/// Something that happened, for an observer set with [`on_event`](crate::ClientBuilder::on_event).
+///
+/// Events carry metadata, never content. In one exchange the order is `Connected` (where a connection had to be opened),
+/// `Sent`, `Acknowledged`; a call that fails ends in one `Failed`.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A connection was opened.
+    Connected {
+        /// The receiver.
+        endpoint: &'a Endpoint,
+        /// How long it took.
+        elapsed: Duration,
+    },
+    /// A connection could not be opened.
+    ConnectFailed {
+        /// The receiver.
+        endpoint: &'a Endpoint,
+        /// Why.
+        error: &'a Error,
+        /// Which attempt of the call this was, from 1.
+        attempt: u32,
+        /// When the next one will be made; `None` after the last.
+        retry_in: Option<Duration>,
+    },
+    /// A whole frame has been handed to the operating system.
+    Sent {
+        /// Its length on the wire, in bytes.
+        bytes: usize,
+    },
+    /// An accepting acknowledgment ended an exchange. Replies to a raw [`exchange`](crate::Client::exchange) are not read and
+    /// not told.
+    Acknowledged {
+        /// Its code.
+        code: AckCode,
+        /// Time since the call began.
+        elapsed: Duration,
+    },
+    /// A call failed; told once for each, refusals included.
+    Failed {
+        /// What the caller gets.
+        error: &'a Error,
+        /// Time since the call began.
+        elapsed: Duration,
+    },
+    /// Bytes had come that belong to no exchange: a late or second answer. The connection is closed; a
+    /// [`Client`](crate::Client) opens another for the next message.
+    Surplus {
+        /// The receiver.
+        endpoint: &'a Endpoint,
+        /// How many bytes, on the wire.
+        stale: usize,
+    },
+    /// An open connection is open no more, whoever ended it.
+    Disconnected {
+        /// The receiver.
+        endpoint: &'a Endpoint,
+    },
+}
+
+/// Counts since a client was made, over all its clones. See [`Client::stats`](crate::Client::stats).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Connections opened.
+    pub connections_opened: u64,
+    /// Frames that left whole.
+    pub sent: u64,
+    /// Messages accepted: calls that ended in AA or CA.
+    pub acknowledged: u64,
+    /// Messages refused: calls that ended in AE, AR, CE or CR.
+    pub refused: u64,
+    /// Calls that failed in any other way.
+    pub failed: u64,
+}
+
+type Observer = Box<dyn Fn(&Event<'_>) + Send + Sync>;
+
+/// Where every event goes: to the counters, to the log, to the observer.
+#[derive(Default)]
+pub(crate) struct Monitor {
+    observer: Option<Observer>,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    connections_opened: AtomicU64,
+    sent: AtomicU64,
+    acknowledged: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Monitor {
+    pub(crate) fn observed_by(observer: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
+        Monitor { observer: Some(Box::new(observer)), ..Monitor::default() }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            connections_opened: read(&self.counters.connections_opened),
+            sent: read(&self.counters.sent),
+            acknowledged: read(&self.counters.acknowledged),
+            refused: read(&self.counters.refused),
+            failed: read(&self.counters.failed),
+        }
+    }
+
+    /// Passes on a call's result, telling of its failure.
+    pub(crate) fn conclude<T>(&self, result: Result<T, Error>, deadline: &Deadline) -> Result<T, Error> {
+        result.inspect_err(|error| self.tell(&Event::Failed { error, elapsed: deadline.elapsed() }))
+    }
+
+    pub(crate) fn tell(&self, event: &Event<'_>) {
+        self.counters.count(event);
+        write_log(event);
+        if let Some(observer) = &self.observer {
+            // What an observer does must not decide over a message: it has been sent, whatever became of the count.
+            if catch_unwind(AssertUnwindSafe(|| observer(event))).is_err() {
+                log::error!("the observer of mllp-client panicked; the call goes on");
+            }
+        }
+    }
+}
+
+impl Counters {
+    fn count(&self, event: &Event<'_>) {
+        let counter = match event {
+            Event::Connected { .. } => &self.connections_opened,
+            Event::Sent { .. } => &self.sent,
+            Event::Acknowledged { .. } => &self.acknowledged,
+            Event::Failed { error, .. } if error.nak().is_some() => &self.refused,
+            Event::Failed { .. } => &self.failed,
+            Event::ConnectFailed { .. } | Event::Surplus { .. } | Event::Disconnected { .. } => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn write_log(event: &Event<'_>) {
+    match event {
+        Event::Connected { endpoint, elapsed } => log::debug!("{endpoint}: connected in {elapsed:?}"),
+        Event::ConnectFailed { endpoint, error, attempt, .. } => {
+            log::debug!("{endpoint}: attempt {attempt} to connect failed: {error}");
+        }
+        Event::Sent { bytes } => log::trace!("sent a frame of {bytes} bytes"),
+        Event::Acknowledged { code, elapsed } => log::trace!("acknowledged with {code} after {elapsed:?}"),
+        Event::Failed { error, elapsed } => log::debug!("failed after {elapsed:?}: {error}"),
+        Event::Surplus { endpoint, stale } => {
+            log::warn!("{endpoint}: {stale} bytes had come that belong to no exchange; closing the connection");
+        }
+        Event::Disconnected { endpoint } => log::debug!("{endpoint}: disconnected"),
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor").field("observer", &self.observer.is_some()).field("stats", &self.stats()).finish()
+    }
+}

@@ -1,0 +1,144 @@
+//! Reading the header of a message that is about to be sent: what it is called, and what it asks for in return.
+
+use crate::error::MessageError;
+use crate::segment::{self, Delimiters};
+
+/// What the client needs to know of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header<'m> {
+    /// The Message Control ID (MSH-10); of a batch, that of its outermost header (FHS-11, BHS-11) that has one.
+    pub(crate) control_id: &'m [u8],
+    /// The acknowledgments that MSH-15 and MSH-16 ask for.
+    pub(crate) asked: Asked,
+}
+
+/// Which acknowledgments are awaited (HL7 v2.5, chapter 2.9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// The commit acknowledgment: CA, CE or CR.
+    pub(crate) commit: bool,
+    /// The application acknowledgment: AA, AE or AR.
+    pub(crate) application: bool,
+}
+
+impl<'m> Header<'m> {
+    pub(crate) fn read(message: &'m [u8]) -> Result<Self, MessageError> {
+        let mut segments = segment::segments(message).peekable();
+        // HL7 begins at the first byte: a receiver's parser sees nothing before MSH.
+        let first = segments.peek().filter(|first| message.starts_with(first)).ok_or(MessageError::NotHl7)?;
+        let delimiters = Delimiters::of_header(first).ok_or(MessageError::NotHl7)?;
+        let mut control_id: &[u8] = &[];
+        for segment in segments {
+            let own = match segment.get(..3) {
+                Some(b"FHS" | b"BHS") => delimiters.header_field(segment, 11),
+                Some(b"MSH") => delimiters.header_field(segment, 10),
+                _ => return Err(MessageError::NotHl7),
+            };
+            if control_id.is_empty() {
+                control_id = absent_if_null(own.trim_ascii());
+            }
+            let message_header = segment.starts_with(b"MSH");
+            if !control_id.is_empty() || message_header {
+                let asked = if message_header { Asked::read(segment, delimiters) } else { Asked::ORIGINAL };
+                let header = Header { control_id, asked };
+                return if control_id.is_empty() { Err(MessageError::NoControlId) } else { Ok(header) };
+            }
+        }
+        Err(MessageError::NoControlId)
+    }
+}
+
+impl Asked {
+    /// Original mode: one application acknowledgment.
+    const ORIGINAL: Asked = Asked { commit: false, application: true };
+
+    /// MSH-15 and MSH-16 (Table 0155). Both empty is the original mode; otherwise an empty one counts as NE. What is
+    /// conditional (ER, SU) is waited for, since its condition is not known beforehand.
+    fn read(segment: &[u8], delimiters: Delimiters) -> Asked {
+        let [accept, application] =
+            [15, 16].map(|number| absent_if_null(delimiters.first(delimiters.header_field(segment, number))));
+        if accept.is_empty() && application.is_empty() {
+            return Asked::ORIGINAL;
+        }
+        let awaited = |condition: &[u8]| !condition.is_empty() && !condition.eq_ignore_ascii_case(b"NE");
+        Asked { commit: awaited(accept), application: awaited(application) }
+    }
+
+    /// Whether there is nothing to wait for.
+    pub(crate) fn nothing(self) -> bool {
+        !self.commit && !self.application
+    }
+}
+
+/// `""` is HL7's explicit null: the field is there and says nothing.
+fn absent_if_null(field: &[u8]) -> &[u8] {
+    if field == b"\"\"" { &[] } else { field }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ORIGINAL: Asked = Asked::ORIGINAL;
+
+    fn asked(commit: bool, application: bool) -> Asked {
+        Asked { commit, application }
+    }
+
+    #[test]
+    fn control_ids() {
+        for (name, message, expected) in [
+            ("usual", "MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rPID|1\r", Ok("MSG1")),
+            ("header alone", "MSH|^~\\&|||||||ACK|7", Ok("7")),
+            ("LF", "MSH|^~\\&|||||||ADT|A-1\nPID|1\n", Ok("A-1")),
+            ("trimmed", "MSH|^~\\&|||||||ADT|  A 1 |P", Ok("A 1")),
+            ("other delimiters", "MSH$%*!@$$$$$$$ADT$X1$P", Ok("X1")),
+            ("a caret belongs to it", "MSH|^~\\&|||||||ADT|a^b|P", Ok("a^b")),
+            ("file", "FHS|^~\\&|||||||||F1\rBHS|^~\\&|||||||||B1\rMSH|^~\\&|||||||ADT|M1\r", Ok("F1")),
+            ("batch", "FHS|^~\\&\rBHS|^~\\&|||||||||B1\rMSH|^~\\&|||||||ADT|M1\r", Ok("B1")),
+            ("batch without one", "FHS|^~\\&\rBHS|^~\\&\rMSH|^~\\&|||||||ADT|M1\r", Ok("M1")),
+            ("empty", "MSH|^~\\&|||||||ADT||P\r", Err(MessageError::NoControlId)),
+            ("null", "MSH|^~\\&|||||||ADT|\"\"|P\r", Err(MessageError::NoControlId)),
+            ("blank", "MSH|^~\\&|||||||ADT|  |P\r", Err(MessageError::NoControlId)),
+            ("absent", "MSH|^~\\&|LAB\rPID|1|2|3|4|5|6|7|8|9|10\r", Err(MessageError::NoControlId)),
+            ("only wrappers", "FHS|^~\\&\rBHS|^~\\&\r", Err(MessageError::NoControlId)),
+            ("batch of something else", "BHS|^~\\&\rPID|1\r", Err(MessageError::NotHl7)),
+            ("no header", "PID|1||42\r", Err(MessageError::NotHl7)),
+            ("XML", "<ORU_R01/>", Err(MessageError::NotHl7)),
+            ("short", "MS", Err(MessageError::NotHl7)),
+            ("a name alone", "MSH", Err(MessageError::NotHl7)),
+            ("lower case", "msh|^~\\&|||||||ADT|1\r", Err(MessageError::NotHl7)),
+            ("a blank line first", "\rMSH|^~\\&|||||||ADT|1\r", Err(MessageError::NotHl7)),
+            ("a byte-order mark", "\u{FEFF}MSH|^~\\&|||||||ADT|1\r", Err(MessageError::NotHl7)),
+        ] {
+            let read = Header::read(message.as_bytes()).map(|header| header.control_id);
+            assert_eq!(read, expected.map(str::as_bytes), "{name}");
+        }
+    }
+
+    #[test]
+    fn acknowledgments_asked_for() {
+        for (conditions, expected) in [
+            ("", ORIGINAL),
+            ("||||", ORIGINAL),
+            ("|||\"\"|\"\"", ORIGINAL),
+            ("|||||AL", ORIGINAL), // MSH-17 is the country
+            ("|||AL|AL", asked(true, true)),
+            ("|||AL|NE", asked(true, false)),
+            ("|||NE|AL", asked(false, true)),
+            ("|||NE|NE", asked(false, false)),
+            ("|||AL|", asked(true, false)),
+            ("|||AL", asked(true, false)),
+            ("||||AL", asked(false, true)),
+            ("|||ER|SU", asked(true, true)),
+            ("|||NE|", asked(false, false)),
+            ("||| al ^x~NE|ne", asked(true, false)),
+            ("|||\"\"|AL", asked(false, true)),
+        ] {
+            let message = format!("MSH|^~\\&|||||||ORU|1|P|2.5{conditions}\rPID|AL|AL\r");
+            let header = Header::read(message.as_bytes()).unwrap();
+            assert_eq!(header.asked, expected, "{conditions}");
+            assert_eq!(header.asked.nothing(), expected == asked(false, false), "{conditions}");
+        }
+    }
+}

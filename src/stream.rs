@@ -1,0 +1,343 @@
+//! The socket: resolve, connect, options, deadline-bound read and write, the probe.
+
+use std::fmt;
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::deadline::Deadline;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Phase};
+
+/// A socket's time-out is set anew only when it is further than this from what is wanted: the kernel's own timer is no
+/// finer, and an exchange then needs no system call for it.
+const ARMING_TOLERANCE: Duration = Duration::from_millis(1);
+
+/// The flags that make `recv` look without taking and without waiting, where the system has both. `MSG_PEEK` is 2
+/// everywhere, `MSG_DONTWAIT` is not.
+const PEEK_AT_ONCE: Option<i32> = if cfg!(any(target_os = "linux", target_os = "android")) {
+    Some(0x02 | 0x40)
+} else if cfg!(any(
+    target_vendor = "apple",
+    target_os = "freebsd",
+    target_os = "netbsd",
+    target_os = "openbsd",
+    target_os = "dragonfly"
+)) {
+    Some(0x02 | 0x80)
+} else {
+    None
+};
+
+/// How sockets are set up.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// The limit of one attempt over all addresses of the host.
+    pub(crate) connect_timeout: Duration,
+    /// Idle time before TCP asks whether the peer is still there.
+    pub(crate) keepalive: Option<Duration>,
+    /// The address to connect from.
+    pub(crate) local_address: Option<IpAddr>,
+}
+
+/// Why reading or writing ended.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// The deadline passed.
+    Deadline,
+    /// A [`ShutdownHandle`] was used.
+    Shutdown,
+    /// The peer closed (`None`) or broke the connection.
+    Peer(Option<io::Error>),
+}
+
+/// What waits in the socket.
+#[derive(Debug, PartialEq, Eq)]
+enum Waiting {
+    Nothing,
+    EndOfStream,
+    Bytes,
+}
+
+/// An open connection's byte stream.
+pub(crate) struct Stream {
+    tcp: Arc<TcpStream>,
+    handle: ShutdownHandle,
+    peer: SocketAddr,
+    read_timeout: Option<Duration>,
+    write_timeout: Option<Duration>,
+}
+
+impl Stream {
+    /// Connects to the first address of the endpoint's host that answers, inside the deadline and `connect_timeout`.
+    pub(crate) fn open(
+        endpoint: &Endpoint,
+        options: &Options,
+        deadline: &Deadline,
+        handle: ShutdownHandle,
+    ) -> Result<Stream, Error> {
+        let attempt = deadline.or_within(options.connect_timeout);
+        let addresses = resolve(endpoint, options, &attempt).map_err(Error::before_sending)?;
+        open_any(&addresses, options, &attempt, handle).map_err(Error::before_sending)
+    }
+
+    pub(crate) fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Reads some bytes, at least one.
+    pub(crate) fn read(&mut self, buffer: &mut [u8], deadline: &Deadline) -> Result<usize, Halt> {
+        loop {
+            arm(deadline, &mut self.read_timeout, |limit| self.tcp.set_read_timeout(Some(limit)))
+                .map_err(|halt| self.judged(halt))?;
+            match (&*self.tcp).read(buffer) {
+                Ok(0) => return Err(self.judged(Halt::Peer(None))),
+                Ok(count) => return Ok(count),
+                Err(error) if is_timer(&error) => {}
+                Err(error) => return Err(self.judged(Halt::Peer(Some(error)))),
+            }
+        }
+    }
+
+    /// Reads what is already there; `None` if that is nothing.
+    pub(crate) fn read_waiting(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Halt> {
+        match self.peek() {
+            Ok(Waiting::Nothing) => Ok(None),
+            Ok(Waiting::EndOfStream) => Err(self.judged(Halt::Peer(None))),
+            Ok(Waiting::Bytes) => match (&*self.tcp).read(buffer) {
+                Ok(count) => Ok(Some(count)),
+                Err(error) => Err(self.judged(Halt::Peer(Some(error)))),
+            },
+            Err(error) => Err(self.judged(Halt::Peer(Some(error)))),
+        }
+    }
+
+    /// Writes all parts. A failure tells how many bytes had gone to the operating system.
+    pub(crate) fn write_all(
+        &mut self,
+        mut parts: &mut [IoSlice<'_>],
+        deadline: &Deadline,
+    ) -> Result<(), (usize, Halt)> {
+        let mut written = 0;
+        while !parts.is_empty() {
+            let write = |parts: &[IoSlice<'_>]| match parts {
+                [one] => (&*self.tcp).write(one),
+                several => (&*self.tcp).write_vectored(several),
+            };
+            arm(deadline, &mut self.write_timeout, |limit| self.tcp.set_write_timeout(Some(limit)))
+                .map_err(|halt| (written, self.judged(halt)))?;
+            match write(parts) {
+                Ok(0) => return Err((written, self.judged(Halt::Peer(Some(io::ErrorKind::WriteZero.into()))))),
+                Ok(count) => {
+                    written += count;
+                    IoSlice::advance_slices(&mut parts, count);
+                }
+                Err(error) if is_timer(&error) => {}
+                Err(error) => return Err((written, self.judged(Halt::Peer(Some(error))))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the peer has not ended the connection, as far as can be seen without reading.
+    pub(crate) fn seems_open(&self) -> bool {
+        !self.handle.is_shut() && matches!(self.peek(), Ok(Waiting::Nothing | Waiting::Bytes))
+    }
+
+    /// Ends both directions.
+    pub(crate) fn close(&self) -> io::Result<()> {
+        self.tcp.shutdown(Shutdown::Both)
+    }
+
+    /// Looks, without waiting and without taking.
+    fn peek(&self) -> io::Result<Waiting> {
+        let socket = SockRef::from(&*self.tcp);
+        let mut byte = [MaybeUninit::uninit()];
+        loop {
+            let peeked = match PEEK_AT_ONCE {
+                Some(flags) => socket.recv_with_flags(&mut byte, flags),
+                None => {
+                    socket.set_nonblocking(true)?;
+                    let peeked = socket.peek(&mut byte);
+                    socket.set_nonblocking(false)?;
+                    peeked
+                }
+            };
+            return match peeked {
+                Ok(0) => Ok(Waiting::EndOfStream),
+                Ok(_) => Ok(Waiting::Bytes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Waiting::Nothing),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(error),
+            };
+        }
+    }
+
+    /// Whatever a socket reports after a shutdown, the shutdown is the reason.
+    fn judged(&self, halt: Halt) -> Halt {
+        if self.handle.is_shut() { Halt::Shutdown } else { halt }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// Sets a socket's time-out to what the deadline leaves, unless it is about that already.
+fn arm(
+    deadline: &Deadline,
+    armed: &mut Option<Duration>,
+    set: impl FnOnce(Duration) -> io::Result<()>,
+) -> Result<(), Halt> {
+    let left = deadline.remaining().ok_or(Halt::Deadline)?;
+    if armed.is_none_or(|armed| armed.abs_diff(left) > ARMING_TOLERANCE) {
+        set(left).map_err(|error| Halt::Peer(Some(error)))?;
+        *armed = Some(left);
+    }
+    Ok(())
+}
+
+/// Whether a call came back only to have the clock asked: an expired socket time-out is `WouldBlock` on Unix and
+/// `TimedOut` on Windows. On Unix `TimedOut` is TCP's own word for a dead connection.
+fn is_timer(error: &io::Error) -> bool {
+    match error.kind() {
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => true,
+        io::ErrorKind::TimedOut => cfg!(windows),
+        _ => false,
+    }
+}
+
+/// The addresses to try, in the resolver's order. The system's resolver knows no deadline; it is asked after it.
+fn resolve(endpoint: &Endpoint, options: &Options, attempt: &Deadline) -> Result<Vec<SocketAddr>, ErrorKind> {
+    let found: Vec<SocketAddr> = match endpoint.host().parse::<IpAddr>() {
+        Ok(literal) => vec![(literal, endpoint.port()).into()],
+        Err(_) => (endpoint.host(), endpoint.port())
+            .to_socket_addrs()
+            .map_err(|source| ErrorKind::Connect { address: None, source })?
+            .collect(),
+    };
+    if attempt.remaining().is_none() {
+        return Err(ErrorKind::Timeout { phase: Phase::Resolve, limit: attempt.limit() });
+    }
+    let Some(&first) = found.first() else {
+        let source = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        return Err(ErrorKind::Connect { address: None, source });
+    };
+    let usable = |address: &SocketAddr| options.local_address.is_none_or(|local| local.is_ipv4() == address.is_ipv4());
+    let addresses: Vec<SocketAddr> = found.into_iter().filter(usable).collect();
+    if addresses.is_empty() {
+        let source = io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            "the host has no address of the local address's family (IPv4 or IPv6)",
+        );
+        return Err(ErrorKind::Connect { address: Some(first), source });
+    }
+    Ok(addresses)
+}
+
+/// Tries the addresses in turn. Each gets a share of the time, so that a dead first one leaves some to the next.
+fn open_any(
+    addresses: &[SocketAddr],
+    options: &Options,
+    attempt: &Deadline,
+    handle: ShutdownHandle,
+) -> Result<Stream, ErrorKind> {
+    let mut failure = ErrorKind::Timeout { phase: Phase::Connect, limit: attempt.limit() };
+    for (index, &address) in addresses.iter().enumerate() {
+        let share = attempt.share(addresses.len() - index);
+        let Some(limit) = share.remaining() else { break };
+        match open_one(address, options, limit, &handle) {
+            Ok(tcp) => {
+                return Ok(Stream { tcp, handle, peer: address, read_timeout: None, write_timeout: None });
+            }
+            Err(_) if handle.is_shut() => return Err(ErrorKind::Closed),
+            Err(_) if share.remaining().is_none() => {
+                log::debug!("{address}: no connection within its share of {:?}", attempt.limit());
+                failure = ErrorKind::Timeout { phase: Phase::Connect, limit: attempt.limit() };
+            }
+            Err(source) => {
+                log::debug!("{address}: {source}");
+                failure = ErrorKind::Connect { address: Some(address), source };
+            }
+        }
+    }
+    Err(failure)
+}
+
+fn open_one(
+    address: SocketAddr,
+    options: &Options,
+    limit: Duration,
+    handle: &ShutdownHandle,
+) -> io::Result<Arc<TcpStream>> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A frame is written whole; there is nothing that waiting for more bytes could join.
+    socket.set_tcp_nodelay(true)?;
+    if let Some(idle) = options.keepalive {
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+    }
+    if let Some(local) = options.local_address {
+        socket.bind(&SocketAddr::new(local, 0).into())?;
+    }
+    let tcp = Arc::new(TcpStream::from(socket));
+    // Known to the handle before it connects, so that connecting can be ended too.
+    handle.watch(&tcp)?;
+    SockRef::from(&*tcp).connect_timeout(&address.into(), limit)?;
+    if tcp.local_addr()? == address {
+        // TCP may connect a socket to itself when nobody listens on a port of the ephemeral range.
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(tcp)
+}
+
+/// Ends a connection from another thread: the call under way there returns [`ErrorKind::Closed`] at once, wherever it waits.
+///
+/// It holds no socket: once the connection is gone, it does nothing.
+#[derive(Clone)]
+pub struct ShutdownHandle {
+    line: Arc<Line>,
+}
+
+struct Line {
+    shut: AtomicBool,
+    socket: Mutex<Weak<TcpStream>>,
+}
+
+impl ShutdownHandle {
+    /// A handle for a connection that is about to be opened.
+    pub(crate) fn new() -> Self {
+        ShutdownHandle { line: Arc::new(Line { shut: AtomicBool::new(false), socket: Mutex::new(Weak::new()) }) }
+    }
+
+    /// Ends the connection. Calling it again, or after the connection has ended, does nothing.
+    pub fn shutdown(&self) {
+        self.line.shut.store(true, Ordering::SeqCst);
+        let socket = self.line.socket.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        if let Some(socket) = socket {
+            // It fails where the connection has ended already, which is what is wanted.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        self.line.shut.load(Ordering::SeqCst)
+    }
+
+    fn watch(&self, socket: &Arc<TcpStream>) -> io::Result<()> {
+        *self.line.socket.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(socket);
+        if self.is_shut() { Err(io::ErrorKind::NotConnected.into()) } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for ShutdownHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShutdownHandle").field("shut", &self.is_shut()).finish()
+    }
+}

@@ -1,0 +1,351 @@
+//! The receiver's sockets and threads.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::step::{Ending, Step};
+use crate::frame::Framing;
+use crate::inbox::Inbox;
+
+/// So many connections are served at the same time; further ones wait in the system's queue.
+const MAX_CONNECTIONS: usize = 64;
+
+/// The largest message that is read, in bytes. A connection that sends a larger one is closed.
+const MAX_MESSAGE: usize = 256 * 1024 * 1024;
+
+/// So many bytes of messages are kept for [`Receiver::received`]; what comes after is counted only.
+const MAX_RECORD: usize = 512 * 1024 * 1024;
+
+/// A blocking MLLP receiver that does what it is told. See the [module](super).
+///
+/// Dropping it ends its connections and waits for its threads.
+pub struct Receiver {
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+/// Settings of a [`Receiver`], from [`Receiver::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "settings do nothing until `answering`"]
+pub struct ReceiverBuilder {
+    address: SocketAddr,
+    framing: Framing,
+}
+
+type Respond = dyn Fn(&[u8]) -> Step + Send + Sync;
+
+struct Shared {
+    address: SocketAddr,
+    framing: Framing,
+    respond: Box<Respond>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    stopping: bool,
+    accepted: usize,
+    open: HashMap<usize, Arc<TcpStream>>,
+    messages: Vec<Vec<u8>>,
+    count: usize,
+    kept: usize,
+}
+
+impl Receiver {
+    /// A receiver on 127.0.0.1 that accepts every message.
+    ///
+    /// # Errors
+    ///
+    /// If no socket can be opened.
+    pub fn accepting() -> io::Result<Receiver> {
+        Receiver::answering(|_| Step::accept())
+    }
+
+    /// A receiver on 127.0.0.1 that asks a closure what to do with each message.
+    ///
+    /// # Errors
+    ///
+    /// If no socket can be opened.
+    pub fn answering(respond: impl Fn(&[u8]) -> Step + Send + Sync + 'static) -> io::Result<Receiver> {
+        Receiver::builder().answering(respond)
+    }
+
+    /// A receiver on 127.0.0.1 that plays one step for each message, whatever connection it comes on, and accepts what comes
+    /// after the last.
+    ///
+    /// # Errors
+    ///
+    /// If no socket can be opened.
+    pub fn scripted(steps: impl IntoIterator<Item = Step>) -> io::Result<Receiver> {
+        Receiver::builder().scripted(steps)
+    }
+
+    /// Settings, to begin with 127.0.0.1 and MLLP.
+    pub fn builder() -> ReceiverBuilder {
+        ReceiverBuilder { address: (Ipv4Addr::LOCALHOST, 0).into(), framing: Framing::default() }
+    }
+
+    /// Where it listens, as a client wants it: `mllp://127.0.0.1:40123`.
+    pub fn endpoint(&self) -> String {
+        format!("mllp://{}", self.shared.address)
+    }
+
+    /// The messages that came, whole and in order, without their frames.
+    pub fn received(&self) -> Vec<Vec<u8>> {
+        self.shared.lock().messages.clone()
+    }
+
+    /// Waits until so many messages have come; `false` if they have not within the limit.
+    pub fn wait_for(&self, count: usize, limit: Duration) -> bool {
+        let state = self.shared.lock();
+        let waited = self.shared.changed.wait_timeout_while(state, limit, |state| state.count < count);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// How many connections it has taken.
+    pub fn connections(&self) -> usize {
+        self.shared.lock().accepted
+    }
+
+    /// Writes bytes to every open connection, asked or not.
+    ///
+    /// # Errors
+    ///
+    /// If one of them cannot be written to.
+    pub fn push(&self, bytes: &[u8]) -> io::Result<()> {
+        self.shared.open_connections().iter().try_for_each(|connection| (&**connection).write_all(bytes))
+    }
+
+    /// Closes every open connection, and goes on listening.
+    pub fn hang_up(&self) {
+        for connection in self.shared.open_connections() {
+            // It fails where the peer was quicker.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl ReceiverBuilder {
+    /// Where to listen. Defaults to 127.0.0.1 and a port of the system's choice.
+    ///
+    /// # Errors
+    ///
+    /// If it is not an address.
+    pub fn address(self, address: impl ToSocketAddrs) -> io::Result<ReceiverBuilder> {
+        let found = address.to_socket_addrs()?.next();
+        let address = found.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on"))?;
+        Ok(ReceiverBuilder { address, ..self })
+    }
+
+    /// How frames look, in both directions. Defaults to MLLP, strictly.
+    pub fn framing(self, framing: Framing) -> ReceiverBuilder {
+        ReceiverBuilder { framing, ..self }
+    }
+
+    /// Starts a receiver as [`Receiver::answering`].
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be listened on.
+    pub fn answering(self, respond: impl Fn(&[u8]) -> Step + Send + Sync + 'static) -> io::Result<Receiver> {
+        let listener = TcpListener::bind(self.address)?;
+        let shared = Arc::new(Shared {
+            address: listener.local_addr()?,
+            framing: self.framing,
+            respond: Box::new(respond),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let acceptor = thread::Builder::new().name("mllp-receiver".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.accept(&listener)
+        })?;
+        Ok(Receiver { shared, acceptor: Some(acceptor) })
+    }
+
+    /// Starts a receiver as [`Receiver::scripted`].
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be listened on.
+    pub fn scripted(self, steps: impl IntoIterator<Item = Step>) -> io::Result<Receiver> {
+        let steps = Mutex::new(steps.into_iter().collect::<VecDeque<_>>());
+        self.answering(move |_| {
+            let next = steps.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            next.unwrap_or_else(Step::accept)
+        })
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.shared.lock().stopping = true;
+        self.shared.changed.notify_all();
+        self.hang_up();
+        // Lets `accept` return once more. Where the queue is full it returns anyway.
+        let unspecified = self.shared.address.ip().is_unspecified();
+        let mut awake = self.shared.address;
+        match awake {
+            SocketAddr::V4(_) if unspecified => awake.set_ip(Ipv4Addr::LOCALHOST.into()),
+            SocketAddr::V6(_) if unspecified => awake.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        let woken = TcpStream::connect_timeout(&awake, Duration::from_secs(1));
+        if let Some(acceptor) = self.acceptor.take() {
+            // A panic there has been printed already.
+            let _ = acceptor.join();
+        }
+        drop(woken);
+    }
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.lock();
+        f.debug_struct("Receiver")
+            .field("endpoint", &self.endpoint())
+            .field("connections", &state.accepted)
+            .field("received", &state.count)
+            .finish()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_connections(&self) -> Vec<Arc<TcpStream>> {
+        self.lock().open.values().cloned().collect()
+    }
+
+    /// Takes connections until the receiver stops; its scope ends when every connection has.
+    fn accept(&self, listener: &TcpListener) {
+        thread::scope(|scope| {
+            loop {
+                let free = |state: &mut State| !state.stopping && state.open.len() >= MAX_CONNECTIONS;
+                if self.changed.wait_while(self.lock(), free).unwrap_or_else(PoisonError::into_inner).stopping {
+                    return;
+                }
+                let accepted = listener.accept().map(|(connection, _)| Arc::new(connection));
+                let mut state = self.lock();
+                if state.stopping {
+                    return;
+                }
+                // A connection that was gone before it was taken is nobody's loss; a lack of descriptors may pass.
+                let Ok(connection) = accepted else {
+                    drop(self.changed.wait_timeout(state, Duration::from_millis(10)));
+                    continue;
+                };
+                let number = state.accepted;
+                state.accepted += 1;
+                state.open.insert(number, Arc::clone(&connection));
+                drop(state);
+                scope.spawn(move || {
+                    // What the closure panics with has been printed; the peer sees the connection end.
+                    let ending = catch_unwind(AssertUnwindSafe(|| self.serve(&connection)));
+                    if !matches!(ending, Ok(Ending::Reset)) {
+                        // `push` and `hang_up` may hold the socket a moment longer.
+                        let _ = connection.shutdown(Shutdown::Both);
+                    } else if let Err(error) = SockRef::from(&*connection).set_linger(Some(Duration::ZERO)) {
+                        log::warn!("cannot reset a connection: {error}");
+                    }
+                    self.lock().open.remove(&number);
+                    drop(connection);
+                    self.changed.notify_all();
+                });
+            }
+        });
+    }
+
+    /// Serves one connection to its end.
+    fn serve(&self, connection: &TcpStream) -> Ending {
+        let mut inbox = Inbox::new(self.framing.clone(), MAX_MESSAGE);
+        // Answers that are one write are to be one packet.
+        if connection.set_nodelay(true).is_err() {
+            return Ending::Close;
+        }
+        loop {
+            match inbox.frame() {
+                Err(_) => return Ending::Close,
+                Ok(Some(place)) => {
+                    let message = inbox.content(place);
+                    self.record(message);
+                    let step = (self.respond)(message);
+                    match self.play(&step, message, connection) {
+                        Ok(Ending::Keep) => {}
+                        Ok(ending) => return ending,
+                        Err(_) => return Ending::Close,
+                    }
+                }
+                Ok(None) => match (&*connection).read(inbox.space()) {
+                    Ok(0) => return Ending::Close,
+                    Ok(count) => inbox.received(count),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => return Ending::Close,
+                },
+            }
+        }
+    }
+
+    fn record(&self, message: &[u8]) {
+        let mut state = self.lock();
+        state.count += 1;
+        if state.kept + message.len() <= MAX_RECORD {
+            state.kept += message.len();
+            state.messages.push(message.to_vec());
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Sends a step's answers; those that nothing separates together.
+    fn play(&self, step: &Step, message: &[u8], mut connection: &TcpStream) -> io::Result<Ending> {
+        let mut ready = Vec::new();
+        for part in &step.parts {
+            let bytes = part.render(message, &self.framing);
+            if part.delay.is_zero() && part.drip.is_none() {
+                ready.extend(bytes);
+                continue;
+            }
+            connection.write_all(&std::mem::take(&mut ready))?;
+            self.pause(part.delay)?;
+            match part.drip {
+                None => ready.extend(bytes),
+                Some(interval) => {
+                    for (index, byte) in bytes.iter().enumerate() {
+                        if index > 0 {
+                            self.pause(interval)?;
+                        }
+                        connection.write_all(&[*byte])?;
+                    }
+                }
+            }
+        }
+        connection.write_all(&ready)?;
+        Ok(step.ending)
+    }
+
+    /// Lets time pass, unless the receiver stops.
+    fn pause(&self, time: Duration) -> io::Result<()> {
+        let until = Instant::now() + time;
+        let mut state = self.lock();
+        while !state.stopping {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Err(io::ErrorKind::Interrupted.into())
+    }
+}
