@@ -150,15 +150,16 @@ impl Layout {
         let header = segments.next().filter(|first| first.starts_with(b"MSH")).ok_or(AckParseError::NotHl7)?;
         let delimiters = Delimiters::of_header(header).ok_or(AckParseError::NotHl7)?;
         let msa = segments.find(|segment| is_named(segment, b"MSA", delimiters)).ok_or(AckParseError::NoMsa)?;
-        let code = delimiters.component(delimiters.field(msa, 1), 1).trim_ascii();
+        let [code, control_id, text] = delimiters.fields(msa, [1, 2, 3]);
+        let code = delimiters.component(code, 1).trim_ascii();
         if code.is_empty() {
             return Err(AckParseError::NoCode);
         }
         Ok(Layout {
             delimiters,
             code: AckCode::read(code).ok_or(AckParseError::UnknownCode)?,
-            control_id: Span::within(raw, delimiters.field(msa, 2).trim_ascii()),
-            text: Span::within(raw, delimiters.field(msa, 3)),
+            control_id: Span::within(raw, control_id.trim_ascii()),
+            text: Span::within(raw, text),
         })
     }
 

@@ -169,7 +169,7 @@ impl Connection {
     /// Whether the connection can take another message, as far as can be seen without reading: `false` is certain, `true`
     /// may be outdated by the time it is used.
     pub fn is_open(&self) -> bool {
-        self.line.as_ref().is_some_and(|line| line.stream.seems_open())
+        self.surplus == 0 && self.line.as_ref().is_some_and(|line| line.stream.seems_open())
     }
 
     /// The receiver's address.

@@ -171,7 +171,7 @@ impl Framing {
 }
 
 /// What is to follow the terminator.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Return {
     None,
     Optional,
@@ -229,8 +229,10 @@ impl fmt::Debug for Frame<'_> {
 pub struct Scanner {
     framing: Framing,
     max_payload: usize,
-    /// For sequences longer than a byte: the search for the start and for the end, prepared once.
-    sequences: Option<(Finder<'static>, Finder<'static>)>,
+    search: Search,
+    /// The length of the terminator, and what is to follow it.
+    terminator: usize,
+    carriage_return: Return,
     /// Where the content begins, once the Start Block has been found.
     content: Option<usize>,
     /// How far the received bytes need not be looked at again.
@@ -240,10 +242,21 @@ pub struct Scanner {
 impl Scanner {
     /// A scanner for frames of at most `max_payload` bytes of content.
     pub fn new(framing: Framing, max_payload: usize) -> Self {
-        let (start, end) = (framing.start.bytes(), framing.terminator());
-        let sequences = (start.len() > 1 || end.len() > 1)
-            .then(|| (Finder::new(start).into_owned(), Finder::new(end).into_owned()));
-        Scanner { framing, max_payload, sequences, content: None, looked: 0 }
+        let search = match (framing.start.bytes(), framing.terminator()) {
+            ([start], [end]) => Search::Bytes { start: *start, end: *end },
+            (start, end) => {
+                Search::Sequences(Box::new((Finder::new(start).into_owned(), Finder::new(end).into_owned())))
+            }
+        };
+        Scanner {
+            max_payload,
+            search,
+            terminator: framing.terminator().len(),
+            carriage_return: framing.carriage_return(),
+            framing,
+            content: None,
+            looked: 0,
+        }
     }
 
     /// Looks for one frame in `received`: all that has come and is not used up, which only grows from call to call.
@@ -278,8 +291,8 @@ impl Scanner {
         let Some(length) = self.find_end(&received[content..], self.looked - content)? else {
             return Ok(None);
         };
-        let after = content + length + self.framing.terminator().len();
-        let returns = self.framing.carriage_return() != Return::None && received.get(after) == Some(&CARRIAGE_RETURN);
+        let after = content + length + self.terminator;
+        let returns = self.carriage_return != Return::None && received.get(after) == Some(&CARRIAGE_RETURN);
         Ok(Some(Frame {
             payload: &received[content..content + length],
             end: after + usize::from(returns),
@@ -314,38 +327,23 @@ impl Scanner {
     /// The length of the content, of which the first `looked` bytes have been seen to hold no end.
     fn find_end(&mut self, content: &[u8], looked: usize) -> Result<Option<usize>, FrameError> {
         let limit = self.max_payload;
-        let terminator = self.framing.terminator();
+        let farthest = limit.saturating_add(self.terminator);
         // No further than where the end of the largest content would be.
-        let window = &content[..content.len().min(limit.saturating_add(terminator.len()))];
-        let unseen = &window[looked..];
-        let (start, end) = match &self.sequences {
-            None => {
-                let (start, end) = (self.framing.start.bytes[0], terminator[0]);
-                match memchr2(start, end, unseen) {
-                    Some(at) if unseen[at] == start => (Some(at), None),
-                    found => (None, found),
-                }
-            }
-            Some((start, end)) => {
-                let ends = end.find(unseen);
-                // A start that is whole before the end is counts first, as it would had the bytes come one by one.
-                let before = ends.map_or(unseen.len(), |at| at + terminator.len() - 1);
-                (start.find(&unseen[..before]), ends)
-            }
-        };
+        let unseen = &content[looked..content.len().min(farthest)];
+        let (start, end) = self.search.find(unseen);
         if let Some(at) = start {
             return Err(FrameError::StartBlockInContent { offset: looked + at });
         }
         let Some(length) = end.map(|at| looked + at) else {
-            if content.len() >= limit.saturating_add(terminator.len()) {
+            if content.len() >= farthest {
                 return Err(FrameError::TooLarge { limit });
             }
             // The last bytes may be the beginning of a sequence that is still to come.
-            let partial = terminator.len().max(self.framing.start.length) - 1;
+            let partial = self.terminator.max(self.framing.start.length) - 1;
             self.looked += unseen.len().saturating_sub(partial);
             return Ok(None);
         };
-        match (self.framing.carriage_return(), content.get(length + terminator.len())) {
+        match (self.carriage_return, content.get(length + self.terminator)) {
             (Return::Required, None) => {
                 self.looked += length - looked;
                 Ok(None)
@@ -354,6 +352,32 @@ impl Scanner {
                 Err(FrameError::EndBlockWithoutCarriageReturn { offset: length })
             }
             _ => Ok(Some(length)),
+        }
+    }
+}
+
+/// What is looked for inside a frame.
+#[derive(Clone, Debug)]
+enum Search {
+    Bytes { start: u8, end: u8 },
+    Sequences(Box<(Finder<'static>, Finder<'static>)>),
+}
+
+impl Search {
+    /// Where a start and where an end first stand; only one of the two if it is whole before the other.
+    fn find(&self, bytes: &[u8]) -> (Option<usize>, Option<usize>) {
+        match self {
+            Search::Bytes { start, end } => match memchr2(*start, *end, bytes) {
+                Some(at) if bytes[at] == *start => (Some(at), None),
+                found => (None, found),
+            },
+            Search::Sequences(finders) => {
+                let (start, end) = &**finders;
+                let ends = end.find(bytes);
+                // A start that is whole before the end is counts first, as it would had the bytes come one by one.
+                let before = ends.map_or(bytes.len(), |at| at + end.needle().len() - 1);
+                (start.find(&bytes[..before]), ends)
+            }
         }
     }
 }
@@ -650,7 +674,7 @@ mod tests {
             let ends = (0..content.len()).find(|&at| content[at..].starts_with(end));
             let starts = (0..content.len()).find(|&at| content[at..].starts_with(start));
             match (ends, starts) {
-                (_, Some(offset)) if ends.is_none_or(|end| offset < end) => {
+                (_, Some(offset)) if ends.is_none_or(|at| offset + start.len() < at + end.len()) => {
                     return Err(FrameError::StartBlockInContent { offset });
                 }
                 (Some(at), _) if at <= limit => match (carriage_return, content.get(at + end.len())) {

@@ -27,21 +27,19 @@ impl<'m> Header<'m> {
         // HL7 begins at the first byte: a receiver's parser sees nothing before MSH.
         let first = segments.peek().filter(|first| message.starts_with(first)).ok_or(MessageError::NotHl7)?;
         let delimiters = Delimiters::of_header(first).ok_or(MessageError::NotHl7)?;
-        let mut control_id: &[u8] = &[];
         for segment in segments {
-            let own = match segment.get(..3) {
-                Some(b"FHS" | b"BHS") => delimiters.header_field(segment, 11),
-                Some(b"MSH") => delimiters.header_field(segment, 10),
+            let (control_id, asked) = match segment.get(..3) {
+                Some(b"MSH") => {
+                    let [control_id, accept, application] = delimiters.header_fields(segment, [10, 15, 16]);
+                    (control_id, Some(Asked::read(accept, application, delimiters)))
+                }
+                Some(b"FHS" | b"BHS") => (delimiters.header_fields(segment, [11])[0], None),
                 _ => return Err(MessageError::NotHl7),
             };
-            if control_id.is_empty() {
-                control_id = absent_if_null(own.trim_ascii());
-            }
-            let message_header = segment.starts_with(b"MSH");
-            if !control_id.is_empty() || message_header {
-                let asked = if message_header { Asked::read(segment, delimiters) } else { Asked::ORIGINAL };
-                let header = Header { control_id, asked };
-                return if control_id.is_empty() { Err(MessageError::NoControlId) } else { Ok(header) };
+            match (absent_if_null(control_id.trim_ascii()), asked) {
+                (b"", None) => {}
+                (b"", Some(_)) => break,
+                (control_id, asked) => return Ok(Header { control_id, asked: asked.unwrap_or(Asked::ORIGINAL) }),
             }
         }
         Err(MessageError::NoControlId)
@@ -54,9 +52,8 @@ impl Asked {
 
     /// MSH-15 and MSH-16 (Table 0155). Both empty is the original mode; otherwise an empty one counts as NE. What is
     /// conditional (ER, SU) is waited for, since its condition is not known beforehand.
-    fn read(segment: &[u8], delimiters: Delimiters) -> Asked {
-        let [accept, application] =
-            [15, 16].map(|number| absent_if_null(delimiters.first(delimiters.header_field(segment, number))));
+    fn read(accept: &[u8], application: &[u8], delimiters: Delimiters) -> Asked {
+        let [accept, application] = [accept, application].map(|field| absent_if_null(delimiters.first(field)));
         if accept.is_empty() && application.is_empty() {
             return Asked::ORIGINAL;
         }

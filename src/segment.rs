@@ -38,9 +38,22 @@ impl Delimiters {
         nth(segment, self.field, number)
     }
 
-    /// The field with this number of a header segment, where the first field is the separator itself.
-    pub(crate) fn header_field<'m>(&self, segment: &'m [u8], number: usize) -> &'m [u8] {
-        nth(segment, self.field, number - 1)
+    /// The fields with these ascending numbers of an ordinary segment; empty where there are none.
+    pub(crate) fn fields<'m, const N: usize>(&self, segment: &'m [u8], numbers: [usize; N]) -> [&'m [u8]; N] {
+        // Done for every message and every acknowledgment: one walk, and byte by byte, since fields are a few bytes each and
+        // a vectorised search would take longer to begin than to end.
+        let mut parts = segment.split(|&byte| byte == self.field);
+        let mut next = 0;
+        numbers.map(|number| {
+            let part = parts.nth(number - next);
+            next = number + 1;
+            part.unwrap_or_default()
+        })
+    }
+
+    /// The fields with these ascending numbers of a header segment, where the first field is the separator itself.
+    pub(crate) fn header_fields<'m, const N: usize>(&self, segment: &'m [u8], numbers: [usize; N]) -> [&'m [u8]; N] {
+        self.fields(segment, numbers.map(|number| number - 1))
     }
 
     /// The component with this number (from 1) of a field.
@@ -127,14 +140,7 @@ pub(crate) fn segments(message: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// The part with this index (from 0) of what a separator cuts; empty where there is none.
 pub(crate) fn nth(text: &[u8], separator: u8, index: usize) -> &[u8] {
-    let mut rest = text;
-    for _ in 0..index {
-        match memchr(separator, rest) {
-            Some(at) => rest = &rest[at + 1..],
-            None => return &[],
-        }
-    }
-    &rest[..memchr(separator, rest).unwrap_or(rest.len())]
+    text.split(|&byte| byte == separator).nth(index).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -187,6 +193,15 @@ mod tests {
         {
             assert_eq!(nth(text.as_bytes(), b'|', index), expected.as_bytes(), "{text} {index}");
         }
+    }
+
+    #[test]
+    fn fields() {
+        let delimiters = Delimiters::of_header(b"MSH|^~\\&|").unwrap();
+        let segment = b"ERR|a||c|";
+        assert_eq!(delimiters.fields(segment, [0, 1, 2, 3, 4, 5]), [&b"ERR"[..], b"a", b"", b"c", b"", b""]);
+        assert_eq!(delimiters.fields(segment, [1, 3, 9]), [&b"a"[..], b"c", b""]);
+        assert_eq!(delimiters.header_fields(b"MSH|^~\\&|LAB", [2, 3, 4]), [&b"^~\\&"[..], b"LAB", b""]);
     }
 
     #[test]

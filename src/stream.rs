@@ -289,7 +289,8 @@ fn open_one(
     let tcp = Arc::new(TcpStream::from(socket));
     // Known to the handle before it connects, so that connecting can be ended too.
     handle.watch(&tcp)?;
-    SockRef::from(&*tcp).connect_timeout(&address.into(), limit)?;
+    // It waits in whole milliseconds, and rounds down.
+    SockRef::from(&*tcp).connect_timeout(&address.into(), limit.saturating_add(Duration::from_millis(1)))?;
     if tcp.local_addr()? == address {
         // TCP may connect a socket to itself when nobody listens on a port of the ephemeral range.
         return Err(io::ErrorKind::ConnectionRefused.into());
@@ -339,5 +340,88 @@ impl ShutdownHandle {
 impl fmt::Debug for ShutdownHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ShutdownHandle").field("shut", &self.is_shut()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(400);
+
+    fn options() -> Options {
+        Options { connect_timeout: LIMIT, keepalive: None, local_address: None }
+    }
+
+    fn listen() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// An address whose queue of connections is full, so that an attempt is left without an answer.
+    fn silent() -> (Socket, Vec<TcpStream>, SocketAddr) {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let queue = std::iter::from_fn(|| TcpStream::connect_timeout(&address, LIMIT / 4).ok()).take(64).collect();
+        (listener, queue, address)
+    }
+
+    fn open(addresses: &[SocketAddr]) -> Result<SocketAddr, ErrorKind> {
+        open_any(addresses, &options(), &Deadline::after(LIMIT), ShutdownHandle::new()).map(|stream| stream.peer_addr())
+    }
+
+    #[test]
+    fn the_first_address_that_answers_is_taken() {
+        let (_listener, good) = listen();
+        let (dropped, dead) = listen();
+        drop(dropped);
+        let (_silent, _queue, silent) = silent();
+        for (name, addresses) in [
+            ("good", &[good][..]),
+            ("a dead one first", &[dead, good]),
+            ("a silent one first", &[silent, good]),
+            ("both first", &[dead, silent, good]),
+            ("good, then others", &[good, silent, dead]),
+        ] {
+            assert_eq!(open(addresses).unwrap(), good, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_last_failure_is_told() {
+        let (dropped, dead) = listen();
+        drop(dropped);
+        let (_silent, _queue, silent) = silent();
+        assert!(matches!(open(&[silent, dead]), Err(ErrorKind::Connect { address: Some(at), .. }) if at == dead));
+        let attempt = Deadline::after(LIMIT);
+        let failure = open(&[dead, silent]);
+        assert!(matches!(failure, Err(ErrorKind::Timeout { phase: Phase::Connect, limit: LIMIT })), "{failure:?}");
+        assert!(attempt.remaining().is_none());
+    }
+
+    #[test]
+    fn a_socket_is_set_up_as_asked() {
+        let (listener, address) = listen();
+        let options =
+            Options { keepalive: Some(Duration::from_secs(7)), local_address: Some(address.ip()), ..options() };
+        let tcp = open_one(address, &options, LIMIT, &ShutdownHandle::new()).unwrap();
+        let socket = SockRef::from(&*tcp);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
+        assert_eq!(listener.accept().unwrap().1, tcp.local_addr().unwrap());
+    }
+
+    #[test]
+    fn a_handle_used_before_the_connection_is_there_prevents_it() {
+        let (_listener, address) = listen();
+        let handle = ShutdownHandle::new();
+        handle.shutdown();
+        let opened = open_any(&[address], &options(), &Deadline::after(LIMIT), handle);
+        assert!(matches!(opened, Err(ErrorKind::Closed)));
     }
 }

@@ -157,7 +157,7 @@ fn acknowledgment(message: &[u8], code: AckCode, text: &str, other_message: bool
         return b"MSH|^~\\&|||||||ACK|0|P|2.5\rMSA|AR||no HL7 message\r".to_vec();
     };
     let msh = segments(message).find(|segment| segment.starts_with(b"MSH")).unwrap_or(message);
-    let field = |number| String::from_utf8_lossy(delimiters.header_field(msh, number));
+    let field = |number| String::from_utf8_lossy(delimiters.header_fields(msh, [number])[0]);
     let control_id = String::from_utf8_lossy(header.control_id);
     let control_id: Cow<'_, str> = if other_message { format!("{control_id}-OTHER").into() } else { control_id };
     let trigger = field(9);

@@ -1,0 +1,64 @@
+//! How fast a frame's end is found, beside `memchr` alone on the same bytes, in the same run.
+//!
+//! `memchr` looks for the End Block only; the scanner looks for a Start Block as well, as a truncated frame would show one.
+//! `memchr2`, which looks for both, is the limit of that.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use memchr::{memchr, memchr2};
+use mllp_client::frame::{END_BLOCK, Framing, START_BLOCK, Scanner};
+
+const ROUNDS: usize = 31;
+const PIECE: usize = 1_460;
+
+fn main() {
+    println!(
+        "\n{:<10}{:>14}{:>14}{:>14}{:>9}{:>9}{:>20}",
+        "GB/s", "memchr", "memchr2", "scanner", "/1", "/2", "1 460-byte pieces"
+    );
+    for (name, size) in [("1 KB", 1_000), ("64 KB", 64_000), ("10 MB", 10_000_000)] {
+        let content = vec![b'x'; size];
+        let frame = Framing::default().encode(&content).expect("the content has no framing byte");
+        let mut scanner = Scanner::new(Framing::default(), usize::MAX);
+        let repeats = (50_000_000 / size).max(3);
+        let mut rates = [const { Vec::new() }; 4];
+        for _ in 0..ROUNDS {
+            let taken = [
+                rate(size, repeats, || memchr(END_BLOCK, black_box(&frame[1..]))),
+                rate(size, repeats, || memchr2(START_BLOCK, END_BLOCK, black_box(&frame[1..]))),
+                rate(size, repeats, || scanner.scan(black_box(&frame)).expect("it is a frame").map(|found| found.end)),
+                rate(size, repeats, || in_pieces(&mut scanner, black_box(&frame))),
+            ];
+            rates.iter_mut().zip(taken).for_each(|(rates, rate)| rates.push(rate));
+        }
+        let [one, two, scanned, pieces] = rates.map(median);
+        println!(
+            "{name:<10}{one:>14.1}{two:>14.1}{scanned:>14.1}{:>9.2}{:>9.2}{pieces:>20.1}",
+            scanned / one,
+            scanned / two
+        );
+    }
+}
+
+/// The frame as it comes from a network: each call sees everything so far.
+fn in_pieces(scanner: &mut Scanner, frame: &[u8]) -> Option<usize> {
+    (PIECE..frame.len())
+        .step_by(PIECE)
+        .chain([frame.len()])
+        .find_map(|length| scanner.scan(&frame[..length]).expect("it is a frame").map(|found| found.end))
+}
+
+/// Gigabytes a second.
+fn rate(size: usize, repeats: usize, mut work: impl FnMut() -> Option<usize>) -> f64 {
+    let begun = Instant::now();
+    for _ in 0..repeats {
+        assert!(black_box(work()).is_some());
+    }
+    (size * repeats) as f64 / begun.elapsed().as_secs_f64() / 1e9
+}
+
+fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}

@@ -1,0 +1,160 @@
+//! What several themes need: messages of invented people, peers that a script cannot play, and a clock for limits.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mllp_client::{Client, Connection};
+use socket2::{Domain, Socket, Type};
+
+/// A limit that no test reaches unless something hangs.
+pub const LONG: Duration = Duration::from_secs(20);
+
+/// A limit that a test runs into.
+pub const SHORT: Duration = Duration::from_millis(200);
+
+/// How late a limit may be.
+const SLACK: Duration = Duration::from_millis(250);
+
+/// A result of Testa Probe, a person who does not exist.
+pub fn message(control_id: &str) -> String {
+    format!(
+        "MSH|^~\\&|LAB|NORTH|EHR|NORTH|20260101120000||ORU^R01|{control_id}|P|2.5\r\
+         PID|1||42^^^NORTH||PROBE^TESTA\r\
+         OBX|1|NM|718-7^Hemoglobin^LN||13.5|g/dL\r"
+    )
+}
+
+/// A message with a payload of this many bytes.
+pub fn message_of(control_id: &str, size: usize) -> Vec<u8> {
+    let mut message = message(control_id).into_bytes();
+    message.extend_from_slice(b"OBX|2|TX|");
+    message.resize(size.max(message.len()), b'x');
+    message
+}
+
+pub fn client(endpoint: &str, timeout: Duration) -> Client {
+    Client::builder(endpoint).timeout(timeout).build().unwrap()
+}
+
+pub fn connection(endpoint: &str, timeout: Duration) -> Connection {
+    Client::builder(endpoint).timeout(timeout).connect().unwrap()
+}
+
+/// Runs what ends by a limit, and checks both sides of it: not before, and not much after.
+pub fn limited<T>(limit: Duration, call: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = call();
+    let taken = begun.elapsed();
+    assert!(taken >= limit, "ended after {taken:?}, before its limit of {limit:?}");
+    assert!(taken <= limit + SLACK, "ended after {taken:?}, long after its limit of {limit:?}");
+    result
+}
+
+/// Runs what is to end at once when something happens on another thread; `limit` is one it must not wait for.
+pub fn prompt<T>(call: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = call();
+    let taken = begun.elapsed();
+    assert!(taken < LONG / 2, "took {taken:?}");
+    result
+}
+
+/// Asks until the answer is yes, for what another thread or the network does in its own time.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < LONG, "still not so: {what}");
+        thread::yield_now();
+    }
+}
+
+/// Listens and takes no connection: what connects succeeds, and nothing is ever read.
+pub struct Deaf {
+    listener: TcpListener,
+}
+
+impl Deaf {
+    pub fn new() -> Self {
+        Deaf { listener: TcpListener::bind("127.0.0.1:0").unwrap() }
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("mllp://{}", self.listener.local_addr().unwrap())
+    }
+}
+
+/// An address whose queue of connections is full: a connection attempt is left without an answer, as by a firewall.
+pub struct Unreachable {
+    listener: Socket,
+    _queue: Vec<TcpStream>,
+}
+
+impl Unreachable {
+    pub fn new() -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let queue = std::iter::from_fn(|| TcpStream::connect_timeout(&address, Duration::from_millis(100)).ok());
+        Unreachable { _queue: queue.take(64).collect(), listener }
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("mllp://{}", self.listener.local_addr().unwrap().as_socket().unwrap())
+    }
+}
+
+/// An address on which nobody listens.
+pub fn dead_endpoint() -> String {
+    format!("mllp://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
+}
+
+/// A peer played by a closure, for one connection, on a thread that is joined.
+pub fn with_peer<T>(peer: impl FnOnce(TcpStream) + Send, client: impl FnOnce(String) -> T) -> T {
+    /// Lets `accept` return where the client failed before it connected.
+    struct Wake(SocketAddr);
+    impl Drop for Wake {
+        fn drop(&mut self) {
+            drop(TcpStream::connect_timeout(&self.0, LONG));
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || peer(listener.accept().unwrap().0));
+        let _wake = Wake(address);
+        client(format!("mllp://{address}"))
+    })
+}
+
+/// Reads whatever still comes, until the other side closes.
+pub fn drain(mut stream: &TcpStream) -> usize {
+    let mut buffer = [0; 16 * 1024];
+    let mut total = 0;
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        total += count;
+    }
+    total
+}
+
+/// Reads until the frame's end.
+pub fn read_frame(mut stream: &TcpStream) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    while !frame.ends_with(b"\x1C\r") {
+        match stream.read(&mut buffer).unwrap() {
+            0 => panic!("the client closed in the middle of a frame"),
+            count => frame.extend_from_slice(&buffer[..count]),
+        }
+    }
+    frame
+}
+
+/// A frame that acknowledges a message.
+pub fn acknowledgment(code: &str, control_id: &str) -> Vec<u8> {
+    format!("\x0BMSH|^~\\&|EHR|NORTH|LAB|NORTH|20260101||ACK^R01|1|P|2.5\rMSA|{code}|{control_id}\r\x1C\r").into_bytes()
+}
