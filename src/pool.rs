@@ -24,6 +24,8 @@ struct State {
     /// Ends the connection that is in use or being opened.
     handle: Option<ShutdownHandle>,
     closed: bool,
+    /// How many threads wait; waking nobody would be a system call all the same.
+    waiting: usize,
 }
 
 impl Pool {
@@ -41,7 +43,9 @@ impl Pool {
                 let kind = ErrorKind::Timeout { phase: Phase::Checkout, limit: deadline.limit() };
                 return Err(Error::before_sending(kind));
             };
+            state.waiting += 1;
             state = self.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting -= 1;
         }
     }
 
@@ -137,7 +141,9 @@ impl Drop for Lease<'_> {
         if !state.closed {
             state.idle = connection.take();
         }
-        self.pool.returned.notify_one();
+        if state.waiting > 0 {
+            self.pool.returned.notify_one();
+        }
         // The lock goes before a connection that came back too late: its end is told.
         drop(state);
     }

@@ -1,0 +1,100 @@
+//! The examples, run as a user would: their lines, their exit status.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use common::dead_endpoint;
+use mllp_client::AckCode;
+use mllp_client::testing::{Receiver, Step};
+
+/// An example that `cargo test` has built beside this test.
+fn example(name: &str) -> Command {
+    let mut path: PathBuf = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    Command::new(path.join("examples").join(name))
+}
+
+fn send(arguments: &[&str], input: &[u8]) -> Output {
+    let mut process = example("send")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may have ended without reading.
+    let _ = process.stdin.take().unwrap().write_all(input);
+    process.wait_with_output().unwrap()
+}
+
+fn told(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn without_arguments_it_sends_to_itself() {
+    let (status, line, _) = told(&send(&[], b""));
+    assert_eq!((status, &*line), (0, "AA MSG00001\n"));
+}
+
+#[test]
+fn every_end_has_its_status() {
+    let invented = "MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|X1|P|2.5\nPID|1||42\r\n\nOBX|1\n";
+    let committed = || Step::acknowledge(AckCode::CommitAccept).close();
+    let refused = || Step::refuse(AckCode::ApplicationError, "no such ward");
+    for (name, step, arguments, expected, line) in [
+        ("accepted", Step::accept(), &["-"][..], 0, "AA X1\n"),
+        ("a sample", Step::accept(), &["--sample", "oru-r01"], 0, "AA MSG00002\n"),
+        ("another sample", Step::accept(), &["--sample", "orm-o01"], 0, "AA MSG00003\n"),
+        ("refused", refused(), &["-"], 1, "AE X1\n"),
+        ("unknown", Step::silence().close(), &["-"], 4, ""),
+        ("late", Step::silence(), &["-", "--timeout", "0.2"], 4, ""),
+        ("committed", committed(), &["-"], 5, ""),
+        ("no such file", Step::accept(), &["/nowhere/to/be/found"], 2, ""),
+        ("no message", Step::accept(), &[], 2, ""),
+        ("no such sample", Step::accept(), &["--sample", "x"], 2, ""),
+        ("no time", Step::accept(), &["-", "--timeout", "0"], 2, ""),
+        ("negative time", Step::accept(), &["-", "--timeout=-1"], 2, ""),
+    ] {
+        let receiver = Receiver::scripted([step]).unwrap();
+        let endpoint = receiver.endpoint();
+        let output = send(&[&["--to", &endpoint], arguments].concat(), invented.as_bytes());
+        let (status, printed, explained) = told(&output);
+        assert_eq!((status, &*printed), (expected, line), "{name}: {explained}");
+        assert_eq!(explained.is_empty(), expected == 0, "{name}: {explained}");
+        if name == "refused" {
+            assert!(explained.contains("no such ward") && explained.contains("207"), "{explained}");
+        }
+        if name == "accepted" {
+            let sent = "MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|X1|P|2.5\rPID|1||42\rOBX|1\r";
+            assert_eq!(receiver.received(), [sent.as_bytes()]);
+        }
+    }
+    for (endpoint, input, expected) in
+        [(dead_endpoint(), invented, 3), ("http://x".to_owned(), invented, 2), (dead_endpoint(), "hello", 2)]
+    {
+        let (status, printed, _) = told(&send(&["--to", &endpoint, "-"], input.as_bytes()));
+        assert_eq!((status, &*printed), (expected, ""), "{endpoint}");
+    }
+}
+
+#[test]
+fn receive_prints_what_send_sends() {
+    let mut receiver =
+        example("receive").arg("127.0.0.1:0").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(receiver.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    let endpoint = said.split_whitespace().find_map(|word| word.strip_prefix("mllp://")).unwrap().trim_end_matches(';');
+    let (status, line, _) = told(&send(&["--to", &format!("mllp://{endpoint}"), "--sample", "oru-r01"], b""));
+    let mut printed = String::new();
+    BufReader::new(receiver.stdout.take().unwrap()).read_line(&mut printed).unwrap();
+    receiver.kill().unwrap();
+    receiver.wait().unwrap();
+    assert_eq!((status, &*line), (0, "AA MSG00002\n"));
+    assert!(printed.starts_with("MSH|^~\\&|LAB|NORTH|"), "{printed}");
+}

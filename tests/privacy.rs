@@ -1,0 +1,148 @@
+//! A marker stands in the message, in MSA-3 and in ERR; every kind of failure is provoked; the marker must be in no log
+//! record, no `Debug`, no `Display` and no event.
+
+mod common;
+
+use std::error::Error as _;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::{Deaf, SHORT, dead_endpoint, message_of};
+use mllp_client::testing::{Receiver, Step};
+use mllp_client::{AckCode, Client, Error, ErrorKind};
+
+const MARKER: &str = "XYZZYPATIENT";
+
+/// Keeps every record of every level.
+struct Recorder(Mutex<Vec<String>>);
+
+static RECORDER: Recorder = Recorder(Mutex::new(Vec::new()));
+
+impl log::Log for Recorder {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push(format!("{} {} {}", record.level(), record.target(), record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// A result whose every field but the control ID says the marker.
+fn marked() -> String {
+    format!("MSH|^~\\&|{MARKER}|{MARKER}|EHR|NORTH|20260101||ORU^R01|1|P|2.5\rPID|1||{MARKER}||{MARKER}^{MARKER}\r")
+}
+
+fn shown(error: &Error) -> Vec<String> {
+    let mut shown =
+        vec![format!("{error}"), format!("{error:?}"), format!("{error:#?}"), format!("{:?}", error.kind())];
+    shown.push(error.kind().to_string());
+    if let Some(ack) = error.nak().or(error.commit()) {
+        shown.push(format!("{ack:?}"));
+        shown.extend(ack.errors().map(|detail| format!("{detail:?}")));
+    }
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        shown.push(format!("{error} {error:?}"));
+        cause = error.source();
+    }
+    shown
+}
+
+#[test]
+fn nothing_says_what_is_in_a_message() {
+    log::set_logger(&RECORDER).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let observed = |endpoint: &str| {
+        let events = Arc::clone(&events);
+        Client::builder(endpoint)
+            .timeout(SHORT)
+            .on_event(move |event| events.lock().unwrap().push(format!("{event:?}")))
+    };
+    let mut errors: Vec<Error> = Vec::new();
+
+    let answer = |segments: &str| Step::frame(format!("MSH|^~\\&|{MARKER}\r{segments}"));
+    let err = format!("ERR|{MARKER}|{MARKER}|{MARKER}^{MARKER}|E||||{MARKER}\r");
+    for step in [
+        answer(&format!("MSA|AA|1|{MARKER}\r{err}")),
+        answer(&format!("MSA|AE|1|{MARKER}\r{err}")),
+        Step::refuse(AckCode::ApplicationReject, MARKER),
+        answer(&format!("MSA|AA|2|{MARKER}\r{err}")),
+        answer(&format!("MSA|{MARKER}|1|{MARKER}\r")),
+        answer(&format!("MSA||1|{MARKER}\r")),
+        answer(&format!("MSA|AA||{MARKER}\r")),
+        answer(&err),
+        Step::frame(MARKER),
+        Step::bytes(MARKER),
+        Step::bytes(format!("\x0B{MARKER}\x0B{MARKER}")),
+        Step::bytes(format!("\x0B{MARKER}\x1C{MARKER}")),
+        Step::frame(MARKER.repeat(100)),
+        Step::accept().then(Step::bytes(MARKER)),
+        answer(&format!("MSA|CA|1|{MARKER}\r")),
+        Step::bytes(format!("\x0B{MARKER}")).close(),
+        Step::silence().reset(),
+        Step::silence(),
+    ] {
+        let receiver = Receiver::answering(move |_| step.clone()).unwrap();
+        let client = observed(&receiver.endpoint()).max_ack_size(1000).build().unwrap();
+        for _ in 0..2 {
+            match client.send(marked()) {
+                Ok(ack) => events.lock().unwrap().push(format!("{ack:?}")),
+                Err(error) => errors.push(error),
+            }
+        }
+        let mut connection = observed(&receiver.endpoint()).max_ack_size(1000).connect().unwrap();
+        let text = marked();
+        for _ in 0..2 {
+            errors.extend(connection.send(text.as_bytes()).err());
+        }
+        let held = format!("{client:?} {connection:?} {:?} {receiver:?}", client.request(&text));
+        events.lock().unwrap().push(held);
+        client.close();
+        errors.extend(client.send(&text).err());
+    }
+    let usual = Receiver::accepting().unwrap();
+    let client = observed(&usual.endpoint()).max_message_size(1000).build().unwrap();
+    for message in [
+        format!("{MARKER}|^~\\&|"),
+        format!("MSH|^~\\&|{MARKER}\r"),
+        format!("\x0B{}", marked()),
+        marked().repeat(20),
+        format!("MSH|^~\\&|{MARKER}||||||ORU|1|P|2.5|||NE|NE\r"),
+        String::new(),
+    ] {
+        errors.push(client.send(message).unwrap_err());
+    }
+    errors.push(client.request(&marked()).timeout(Duration::ZERO).send().unwrap_err());
+    let deaf = Deaf::new();
+    let large = message_of(MARKER, 64 * 1024 * 1024);
+    errors.push(observed(&deaf.endpoint()).build().unwrap().exchange(&large).unwrap_err());
+    errors.push(observed(&dead_endpoint()).build().unwrap().send(marked()).unwrap_err());
+
+    let kind = |expected: fn(&ErrorKind) -> bool| errors.iter().any(|error| expected(error.kind()));
+    for (name, provoked) in [
+        ("Config", kind(|kind| matches!(kind, ErrorKind::Config(_)))),
+        ("InvalidMessage", kind(|kind| matches!(kind, ErrorKind::InvalidMessage(_)))),
+        ("Connect", kind(|kind| matches!(kind, ErrorKind::Connect { .. }))),
+        ("Timeout", kind(|kind| matches!(kind, ErrorKind::Timeout { .. }))),
+        ("Disconnected", kind(|kind| matches!(kind, ErrorKind::Disconnected { .. }))),
+        ("Desync", kind(|kind| matches!(kind, ErrorKind::Desync { .. }))),
+        ("MalformedFrame", kind(|kind| matches!(kind, ErrorKind::MalformedFrame(_)))),
+        ("AckTooLarge", kind(|kind| matches!(kind, ErrorKind::AckTooLarge { .. }))),
+        ("MalformedAck", kind(|kind| matches!(kind, ErrorKind::MalformedAck(_)))),
+        ("UnmatchedAck", kind(|kind| matches!(kind, ErrorKind::UnmatchedAck(_)))),
+        ("Nak", kind(|kind| matches!(kind, ErrorKind::Nak(_)))),
+        ("Closed", kind(|kind| matches!(kind, ErrorKind::Closed))),
+    ] {
+        assert!(provoked, "{name} was not provoked");
+    }
+    let records = RECORDER.0.lock().unwrap().clone();
+    assert!(records.len() > 50, "the recorder records: {records:?}");
+    let events = events.lock().unwrap().clone();
+    for said in errors.iter().flat_map(shown).chain(records).chain(events) {
+        assert!(!said.contains(MARKER), "{said}");
+    }
+}
