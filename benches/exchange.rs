@@ -1,49 +1,51 @@
 //! What an exchange costs beside a bare `write` and `read` on the same kind of socket, in the same run.
 //!
-//! The three take turns, so that whatever else the machine does meets all of them. The table is printed twice: with both
-//! ends free to use any core, and (where `taskset` is there) with both on one, where waking the other core does not hide what
-//! the client costs.
+//! The three take turns, so that whatever else the machine does meets all of them, and a ratio is the median of the rounds'
+//! own. The bare socket is set up as the client's: TCP_NODELAY, and a time-out for reading and writing. The table is printed
+//! twice: with the ends on a core each, and with both on one (the only table under `taskset -c 0`), where waking the other core
+//! does not hide what the client costs.
 
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use core_affinity::CoreId;
 use mllp_client::{Client, frame::Framing};
 
-const ROUNDS: usize = 31;
+const ROUNDS: usize = 41;
 const SIZES: [(&str, usize); 5] =
     [("200 B", 200), ("1 KB", 1_000), ("64 KB", 64_000), ("1 MB", 1_000_000), ("10 MB", 10_000_000)];
 
 fn main() {
-    let pinned = std::env::args().any(|argument| argument == "--pinned");
-    table(if pinned { "both ends on one core" } else { "any core" });
-    if !pinned {
-        let itself = std::env::current_exe().expect("a running program has a path");
-        match Command::new("taskset").args(["-c", "0"]).arg(itself).arg("--pinned").status() {
-            Ok(status) => assert!(status.success(), "the pinned run failed"),
-            Err(error) => println!("not run on one core: taskset: {error}"),
-        }
+    let cores = core_affinity::get_core_ids().expect("the system tells its cores");
+    if let [first, second, ..] = cores[..] {
+        table("a core for each end", first, second);
     }
+    table("both ends on one core", cores[0], cores[0]);
 }
 
-fn table(title: &str) {
+fn table(title: &str, here: CoreId, there: CoreId) {
+    assert!(core_affinity::set_for_current(here), "this thread may run there");
     println!("\n{title:<24}{:>12}{:>12}{:>8}{:>12}{:>8}", "bare", "exchange", "", "send", "");
     for (name, size) in SIZES {
         let message = message(size);
         let frame = Framing::default().encode(&message).expect("the message has no framing byte");
-        let address = serve();
+        let address = serve(there);
         let mut bare = TcpStream::connect(address).expect("the receiver listens");
+        let limit = Some(Duration::from_secs(30));
         bare.set_nodelay(true).expect("a TCP socket takes it");
+        bare.set_read_timeout(limit).expect("a TCP socket takes it");
+        bare.set_write_timeout(limit).expect("a TCP socket takes it");
         let endpoint = format!("mllp://{address}");
         let mut connection = Client::builder(&endpoint).connect().expect("the receiver listens");
         let client = Client::new(&endpoint).expect("the endpoint is one");
         let mut reply = [0; 4096];
 
-        let mut times = [const { Vec::new() }; 3];
-        let repeats = (20_000_000 / size).clamp(8, 2_000);
+        let mut rounds = Vec::new();
+        let repeats = (10_000_000 / size).clamp(8, 2_000);
+        // The first round warms up.
         for round in 0..=ROUNDS {
             let taken = [
                 time(repeats, || exchange_bare(&mut bare, &frame, &mut reply)),
@@ -54,17 +56,14 @@ fn table(title: &str) {
                     black_box(client.send(&message).expect("it is accepted"));
                 }),
             ];
-            // The first round warms up.
             if round > 0 {
-                times.iter_mut().zip(taken).for_each(|(times, taken)| times.push(taken));
+                rounds.push(taken);
             }
         }
-        let [bare, exchange, send] = times.map(median);
-        println!(
-            "{name:<24}{bare:>9.2} us{exchange:>9.2} us{:>8.3}{send:>9.2} us{:>8.3}",
-            exchange / bare,
-            send / bare
-        );
+        let [bare, exchange, send] = [0, 1, 2].map(|which| median(rounds.iter().map(|round| round[which])));
+        let [exchange_ratio, send_ratio] =
+            [1, 2].map(|which| median(rounds.iter().map(|round| round[which] / round[0])));
+        println!("{name:<24}{bare:>9.2} us{exchange:>9.2} us{exchange_ratio:>8.3}{send:>9.2} us{send_ratio:>8.3}");
     }
 }
 
@@ -76,13 +75,14 @@ fn message(size: usize) -> Vec<u8> {
 }
 
 /// A receiver that does no more than it must; one thread for each connection.
-fn serve() -> SocketAddr {
+fn serve(core: CoreId) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     thread::spawn(move || {
         for connection in listener.incoming().take(3) {
             let mut connection = connection.expect("it connected");
             thread::spawn(move || {
+                assert!(core_affinity::set_for_current(core), "this thread may run there");
                 connection.set_nodelay(true).expect("a TCP socket takes it");
                 let answer = b"\x0BMSH|^~\\&|EHR|H|LAB|H|20260101||ACK^R01|1|P|2.5\rMSA|AA|MSG1\r\x1C\r";
                 let mut buffer = vec![0; 256 * 1024];
@@ -115,7 +115,8 @@ fn time(repeats: usize, mut work: impl FnMut()) -> f64 {
     begun.elapsed().as_secs_f64() * 1e6 / repeats as f64
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

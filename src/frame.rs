@@ -261,12 +261,15 @@ impl Scanner {
 
     /// Looks for one frame in `received`: all that has come and is not used up, which only grows from call to call.
     ///
-    /// `None` means that more is needed.
+    /// `None` means that more is needed. Bytes that became fewer are taken for new ones.
     ///
     /// # Errors
     ///
     /// A [`FrameError`] as soon as the bytes cannot become a frame.
     pub fn scan<'b>(&mut self, received: &'b [u8]) -> Result<Option<Frame<'b>>, FrameError> {
+        if received.len() < self.looked {
+            self.reset();
+        }
         let result = self.advance(received);
         if !matches!(result, Ok(None)) {
             self.reset();
@@ -653,6 +656,15 @@ mod tests {
         let frame = scanner.scan(b"\x0BMarker\x1C\r").unwrap().unwrap();
         assert_eq!(format!("{frame:?}"), "Frame { len: 6, end: 9, skipped: 0 }");
         assert!(format!("{:?}", Framing::default()).contains("[0B]"));
+    }
+
+    #[test]
+    fn fewer_bytes_begin_anew() {
+        let mut scanner = Scanner::new(Framing::default(), 64);
+        assert_eq!(scanner.scan(b"\x0Babcdef"), Ok(None));
+        assert_eq!(scanner.scan(b"\x0Ba\x1C\r").unwrap().unwrap().payload, b"a");
+        assert_eq!(scanner.scan(b"\r\n\r\n"), Ok(None));
+        assert_eq!(scanner.scan(b""), Ok(None));
     }
 
     /// The grammar once more, without any care for speed: the frame at the beginning of `wire`, or what is wrong with it.

@@ -1,7 +1,76 @@
-//! Sends HL7 v2 messages over MLLP.
+//! Sends HL7 v2 messages over MLLP and returns the acknowledgment: synchronous, blocking, from ordinary threads.
+//!
+//! ```
+//! # use mllp_client::testing::Receiver;
+//! # let receiver = Receiver::accepting()?;
+//! # let endpoint = receiver.endpoint();
+//! use mllp_client::Client;
+//!
+//! let client = Client::new(&endpoint)?; // as "mllp://127.0.0.1:2575"
+//! let ack = client.send("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rPID|1||42\r")?;
+//! println!("{} {}", ack.code(), ack.control_id()); // AA MSG1
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Three things it holds to, in this order:
+//!
+//! 1. **An acknowledgment is never given to the wrong message.** One message at a time is under way on a connection, its answer
+//!    must carry its control ID, and whatever casts doubt on a connection ends it: a time-out, a malformed frame, bytes that
+//!    belong to no exchange. An answer that comes too late finds its connection closed.
+//! 2. **Every failure says what became of the message**, see below.
+//! 3. **It costs what the network costs.** One write, one read, no copy of a large message, no task, no thread.
+//!
+//! # What became of my message?
+//!
+//! [`Error::delivery`] answers it after any failure:
+//!
+//! | [`Delivery`] | means | so |
+//! |---|---|---|
+//! | [`NotSent`](Delivery::NotSent) | the End Block never left for the operating system: no conforming receiver has the message | send it again |
+//! | [`Unknown`](Delivery::Unknown) | it left, and no usable answer came | send it again only to a receiver that recognises a repeated control ID, otherwise ask |
+//! | [`Committed`](Delivery::Committed) | a commit accept (CA) came before the failure: the receiver has it | do not send it again; only the application's verdict is missing |
+//! | [`Refused`](Delivery::Refused) | the receiver said no; [`Error::nak`] has its reasons | mend the message, or the receiver's set-up |
+//!
+//! [`Error::kind`] says what happened, and its documentation what to do about it. Nothing is ever sent twice by itself once
+//! the End Block may have left. Before that, on a connection that turns out to be dead, a [`Client`] connects anew and sends:
+//! nobody has seen the message.
+//!
+//! # Limits of time
+//!
+//! A call has one deadline, [`timeout`](ClientBuilder::timeout), 30 seconds by default, counted from its beginning and asked
+//! before every system call: waiting for the connection, connecting, sending, and waiting for the acknowledgment share it, and a
+//! peer that sends byte by byte does not extend it. One attempt to connect has a limit of its own inside it,
+//! [`connect_timeout`](ClientBuilder::connect_timeout), 10 seconds, shared between the addresses of the host. The one thing that
+//! a deadline cannot cut short is the system's name resolver; it is asked right after. An error names the limit that passed and
+//! the [`Phase`] in which it did.
+//!
+//! # Threads
+//!
+//! A [`Client`] is `Send`, `Sync` and cheap to clone; clones share its one connection. Threads that send at the same time take
+//! turns, each waiting inside its own deadline ([`Phase::Checkout`]); in which order is not promised. [`Client::close`] ends
+//! what is under way on other threads at once. A [`Connection`] is for one thread; its [`ShutdownHandle`] for another.
+//!
+//! # Acknowledgments
+//!
+//! MSH-15 and MSH-16 of the message decide which acknowledgment is awaited (HL7 v2.5, chapter 2.9). Both empty is the *original
+//! mode*: the application acknowledgment (AA, AE, AR) ends the call, and a commit accept before it is remembered. Otherwise it is
+//! the *enhanced mode*: the commit acknowledgment, the application acknowledgment, or both, as they ask; an application
+//! acknowledgment ends the call in any case. A message for which both are `NE` has no answer to wait for; see
+//! [`Request::send_unacknowledged`].
+//!
+//! # What is logged
+//!
+//! Through the [`log`] crate: at `error` a panic of your observer; at `warn` bytes that belong to no exchange; at `debug`
+//! connections opened, failed and ended, and failed calls; at `trace` every frame sent and every acceptance. Endpoints, lengths,
+//! codes and control IDs appear; content never does, in no log record, no `Debug` and no `Display`.
+//!
+//! # Features
+//!
+//! - `testing` (off by default): a scripted receiver to test against, in the module of that name.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs, missing_debug_implementations)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod ack;
@@ -31,3 +100,7 @@ pub use endpoint::Endpoint;
 pub use error::{Delivery, Error, ErrorKind, MessageError, Phase};
 pub use event::{Event, Stats};
 pub use stream::ShutdownHandle;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
