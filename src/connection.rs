@@ -145,7 +145,7 @@ impl Connection {
         let result = self
             .still_open()
             .and_then(|()| settings.check_message(message))
-            .and_then(|header| self.ready().and_then(|()| self.send_within(message, &header, &deadline)));
+            .and_then(|header| self.ready(&deadline).and_then(|()| self.send_within(message, &header, &deadline)));
         settings.monitor.conclude(result, &deadline)
     }
 
@@ -160,7 +160,7 @@ impl Connection {
         let result = self
             .still_open()
             .and_then(|()| self.settings.check_payload(payload))
-            .and_then(|()| self.ready())
+            .and_then(|()| self.ready(&deadline))
             .and_then(|()| self.exchange_within(payload, &deadline));
         let reply = self.settings.monitor.conclude(result, &deadline)?;
         Ok(self.reply(reply))
@@ -249,7 +249,7 @@ impl Connection {
     }
 
     /// Makes sure that the connection is fit for an exchange, or ends it.
-    fn ready(&mut self) -> Result<(), Error> {
+    fn ready(&mut self, deadline: &Deadline) -> Result<(), Error> {
         let kind = match self.health() {
             Health::Sound => return Ok(()),
             Health::Surplus(stale) => {
@@ -258,7 +258,7 @@ impl Connection {
             }
             Health::Ended(halt) => {
                 self.line = None;
-                halt.into_kind(Phase::Send, 0, Duration::ZERO)
+                halt.into_kind(Phase::Send, 0, deadline.limit())
             }
         };
         Err(Error::before_sending(kind))
@@ -334,7 +334,6 @@ impl Connection {
     }
 
     fn take_line(&mut self) -> Result<Line, Error> {
-        self.inbox.clear();
         self.line.take().ok_or_else(|| Error::before_sending(ErrorKind::Closed))
     }
 

@@ -16,7 +16,8 @@ pub(crate) struct Pool {
 
 #[derive(Debug, Default)]
 struct State {
-    idle: Option<Connection>,
+    /// Boxed, since it moves between here and a lease for every message.
+    idle: Option<Box<Connection>>,
     /// Whether a thread holds the place.
     taken: bool,
     /// Whether that thread has a connection in it.
@@ -90,7 +91,7 @@ impl Pool {
 #[derive(Debug)]
 pub(crate) struct Lease<'p> {
     pool: &'p Pool,
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
 }
 
 impl Lease<'_> {
@@ -104,7 +105,7 @@ impl Lease<'_> {
             }
             Health::Ended(_) => self.discard(),
         }
-        self.connection.as_mut()
+        self.connection.as_deref_mut()
     }
 
     /// A fresh connection, in place of what there was.
@@ -120,7 +121,7 @@ impl Lease<'_> {
         }
         let connection = Connection::open(settings, deadline, handle)?;
         self.pool.lock().connected = true;
-        Ok(self.connection.insert(connection))
+        Ok(self.connection.insert(Box::new(connection)))
     }
 
     fn discard(&mut self) {
@@ -132,7 +133,7 @@ impl Lease<'_> {
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         let mut connection = self.connection.take();
-        if !connection.as_mut().is_some_and(Connection::rest) {
+        if !connection.as_mut().is_some_and(|connection| connection.rest()) {
             connection = None;
         }
         let mut state = self.pool.lock();

@@ -42,13 +42,23 @@ impl Delimiters {
     pub(crate) fn fields<'m, const N: usize>(&self, segment: &'m [u8], numbers: [usize; N]) -> [&'m [u8]; N] {
         // Done for every message and every acknowledgment: one walk, and byte by byte, since fields are a few bytes each and
         // a vectorised search would take longer to begin than to end.
-        let mut parts = segment.split(|&byte| byte == self.field);
-        let mut next = 0;
-        numbers.map(|number| {
-            let part = parts.nth(number - next);
-            next = number + 1;
-            part.unwrap_or_default()
-        })
+        let mut found: [&[u8]; N] = [&[]; N];
+        let mut slots = numbers.into_iter().zip(&mut found).peekable();
+        let (mut number, mut from) = (0, 0);
+        for at in 0..=segment.len() {
+            if segment.get(at).is_some_and(|&byte| byte != self.field) {
+                continue;
+            }
+            if let Some((_, slot)) = slots.next_if(|(wanted, _)| *wanted == number) {
+                *slot = &segment[from..at];
+            }
+            if slots.peek().is_none() {
+                break;
+            }
+            number += 1;
+            from = at + 1;
+        }
+        found
     }
 
     /// The fields with these ascending numbers of a header segment, where the first field is the separator itself.
