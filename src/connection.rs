@@ -1,7 +1,6 @@
 //! One live connection: write a frame, read the answer; any doubt ends it.
 
 use std::fmt;
-use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use crate::outcome::Outcome;
 use crate::stream::{self, Halt, ShutdownHandle, Stream};
 
 /// Up to this size a frame is put together in the connection's buffer and leaves in one plain write, which is the faster
-/// there. Above, its parts leave in one vectored write, and the message is not copied.
+/// there. Above, its parts leave in vectored writes, and the message is not copied.
 const SMALL_FRAME: usize = 16 * 1024;
 
 /// So many times filler is taken from an idle connection before that counts as surplus too.
@@ -354,9 +353,9 @@ impl Connection {
             for part in [head, payload, tail] {
                 self.outbox.extend_from_slice(part);
             }
-            line.stream.write_all(&mut [IoSlice::new(&self.outbox)], deadline)
+            line.stream.write_all([&self.outbox, &[], &[]], deadline)
         } else {
-            line.stream.write_all(&mut [head, payload, tail].map(IoSlice::new), deadline)
+            line.stream.write_all([head, payload, tail], deadline)
         };
         match result {
             Ok(()) => {

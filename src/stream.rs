@@ -18,6 +18,10 @@ use crate::error::{Error, ErrorKind, Phase};
 /// finer, and an exchange then needs no system call for it.
 const ARMING_TOLERANCE: Duration = Duration::from_millis(1);
 
+/// The most that one system call is given to write. The deadline is asked between them, and the peer's kernel and ours work at
+/// the same time: 10 MB took 1.75 ms so on loopback, and 2.2 ms in one piece.
+const STRIDE: usize = 1024 * 1024;
+
 /// The flags that make `recv` look without taking and without waiting, where the system has both. `MSG_PEEK` is 2
 /// everywhere, `MSG_DONTWAIT` is not.
 const PEEK_AT_ONCE: Option<i32> = if cfg!(any(target_os = "linux", target_os = "android")) {
@@ -117,31 +121,36 @@ impl Stream {
         }
     }
 
-    /// Writes all parts. A failure tells how many bytes had gone to the operating system.
-    pub(crate) fn write_all(
-        &mut self,
-        mut parts: &mut [IoSlice<'_>],
-        deadline: &Deadline,
-    ) -> Result<(), (usize, Halt)> {
+    /// Writes all parts, in order. A failure tells how many bytes had gone to the operating system.
+    pub(crate) fn write_all(&mut self, parts: [&[u8]; 3], deadline: &Deadline) -> Result<(), (usize, Halt)> {
+        let total = parts.iter().map(|part| part.len()).sum();
         let mut written = 0;
-        while !parts.is_empty() {
-            let write = |parts: &[IoSlice<'_>]| match parts {
-                [one] => (&*self.tcp).write(one),
-                several => (&*self.tcp).write_vectored(several),
-            };
-            arm(deadline, &mut self.write_timeout, |limit| self.tcp.set_write_timeout(Some(limit)))
-                .map_err(|halt| (written, self.judged(halt)))?;
-            match write(parts) {
-                Ok(0) => return Err((written, self.judged(Halt::Peer(Some(io::ErrorKind::WriteZero.into()))))),
-                Ok(count) => {
-                    written += count;
-                    IoSlice::advance_slices(&mut parts, count);
-                }
-                Err(error) if is_timer(&error) => {}
-                Err(error) => return Err((written, self.judged(Halt::Peer(Some(error))))),
+        while written < total {
+            match self.write(parts, written, deadline) {
+                Ok(count) => written += count,
+                Err(halt) => return Err((written, self.judged(halt))),
             }
         }
         Ok(())
+    }
+
+    /// Writes some of what is left.
+    fn write(&mut self, parts: [&[u8]; 3], written: usize, deadline: &Deadline) -> Result<usize, Halt> {
+        loop {
+            arm(deadline, &mut self.write_timeout, |limit| self.tcp.set_write_timeout(Some(limit)))?;
+            let slices = stride(parts, written);
+            // One slice alone is written plainly, which is the cheaper system call.
+            let result = match &slices {
+                [one, second, third] if second.is_empty() && third.is_empty() => (&*self.tcp).write(one),
+                several => (&*self.tcp).write_vectored(several),
+            };
+            match result {
+                Ok(0) => return Err(Halt::Peer(Some(io::ErrorKind::WriteZero.into()))),
+                Ok(count) => return Ok(count),
+                Err(error) if is_timer(&error) => {}
+                Err(error) => return Err(Halt::Peer(Some(error))),
+            }
+        }
     }
 
     /// Whether the peer has not ended the connection, as far as can be seen without reading.
@@ -202,6 +211,18 @@ fn arm(
         *armed = Some(left);
     }
     Ok(())
+}
+
+/// The next bytes to write, from so many on.
+fn stride(parts: [&[u8]; 3], mut skip: usize) -> [IoSlice<'_>; 3] {
+    let mut room = STRIDE;
+    parts.map(|part| {
+        let rest = &part[skip.min(part.len())..];
+        skip -= part.len() - rest.len();
+        let taken = &rest[..room.min(rest.len())];
+        room -= taken.len();
+        IoSlice::new(taken)
+    })
 }
 
 /// Whether a call came back only to have the clock asked: an expired socket time-out is `WouldBlock` on Unix and
@@ -402,6 +423,23 @@ mod tests {
         let failure = open(&[dead, silent]);
         assert!(matches!(failure, Err(ErrorKind::Timeout { phase: Phase::Connect, limit: LIMIT })), "{failure:?}");
         assert!(attempt.remaining().is_none());
+    }
+
+    #[test]
+    fn strides_make_up_the_whole() {
+        let payload: Vec<u8> = (0..2 * STRIDE + 5).map(|number| number as u8).collect();
+        for parts in [[&b"<"[..], &payload, b"->"], [&payload, b"", b""], [b"<", b"", b">"], [b"", b"", b"x"]] {
+            let whole = parts.concat();
+            for step in [1021, STRIDE, usize::MAX] {
+                let mut seen = Vec::new();
+                while seen.len() < whole.len() {
+                    let slices = stride(parts, seen.len()).map(|slice| slice.to_vec()).concat();
+                    assert_eq!(slices.len(), STRIDE.min(whole.len() - seen.len()));
+                    seen.extend_from_slice(&slices[..step.min(slices.len())]);
+                }
+                assert!(seen == whole, "{step}");
+            }
+        }
     }
 
     #[test]
