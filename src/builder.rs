@@ -11,7 +11,9 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Monitor};
 use crate::frame::Framing;
-use crate::stream::{Options, ShutdownHandle};
+use crate::socket::{self, ShutdownHandle};
+use crate::stream;
+use crate::tls::{Connector, TlsConfig};
 
 /// The settings of a [`Client`] or a [`Connection`], from [`Client::builder`].
 ///
@@ -31,7 +33,9 @@ use crate::stream::{Options, ShutdownHandle};
 pub struct ClientBuilder {
     endpoint: String,
     timeout: Duration,
-    socket: Options,
+    connect_timeout: Duration,
+    socket: socket::Options,
+    tls: Option<TlsConfig>,
     max_ack_size: usize,
     max_message_size: usize,
     verify_control_id: bool,
@@ -44,11 +48,9 @@ impl ClientBuilder {
         ClientBuilder {
             endpoint: endpoint.to_owned(),
             timeout: Duration::from_secs(30),
-            socket: Options {
-                connect_timeout: Duration::from_secs(10),
-                keepalive: Some(Duration::from_secs(60)),
-                local_address: None,
-            },
+            connect_timeout: Duration::from_secs(10),
+            socket: socket::Options { keepalive: Some(Duration::from_secs(60)), local_address: None },
+            tls: None,
             max_ack_size: 10 * 1024 * 1024,
             max_message_size: usize::MAX,
             verify_control_id: true,
@@ -64,11 +66,10 @@ impl ClientBuilder {
         ClientBuilder { timeout: limit, ..self }
     }
 
-    /// The limit of one attempt to connect, over all addresses of the host, which share it. Within
+    /// The limit of one attempt to connect, over all addresses of the host, which share it, TLS handshake included. Within
     /// [`timeout`](ClientBuilder::timeout) in any case. Defaults to 10 seconds; zero is refused.
-    pub fn connect_timeout(mut self, limit: Duration) -> Self {
-        self.socket.connect_timeout = limit;
-        self
+    pub fn connect_timeout(self, limit: Duration) -> Self {
+        ClientBuilder { connect_timeout: limit, ..self }
     }
 
     /// The largest acknowledgment or reply, in bytes of content. Defaults to 10 485 760 (10 MiB); zero is refused.
@@ -107,6 +108,13 @@ impl ClientBuilder {
         self
     }
 
+    /// Whom to trust and who to be, on an `mllps://` endpoint. Defaults to the system's trust store and no client certificate.
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn tls(self, config: TlsConfig) -> Self {
+        ClientBuilder { tls: Some(config), ..self }
+    }
+
     /// Calls this for every [`Event`], on the thread on which it happens: keep it short. A panic in it is caught and logged.
     /// Defaults to none.
     pub fn on_event(self, observer: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
@@ -136,12 +144,9 @@ impl ClientBuilder {
     fn settings(self) -> Result<Arc<Settings>, Error> {
         let refuse = |problem: String| Err(Error::before_sending(ErrorKind::Config(problem)));
         let endpoint: Endpoint = self.endpoint.parse()?;
-        if endpoint.is_tls() {
-            return refuse(format!("{endpoint}: this version does not speak TLS"));
-        }
         for (name, limit) in [
             ("timeout", self.timeout),
-            ("connect_timeout", self.socket.connect_timeout),
+            ("connect_timeout", self.connect_timeout),
             ("keepalive", self.socket.keepalive.unwrap_or(Duration::MAX)),
         ] {
             if limit.is_zero() {
@@ -153,9 +158,14 @@ impl ClientBuilder {
                 return refuse(format!("{name} must be at least one byte"));
             }
         }
+        let tls = match (endpoint.is_tls(), self.tls) {
+            (true, config) => Some(Connector::new(config, endpoint.host())?),
+            (false, Some(_)) => return refuse(format!("{endpoint}: TLS is set, and the scheme is not mllps")),
+            (false, None) => None,
+        };
         Ok(Arc::new(Settings {
             endpoint,
-            socket: self.socket,
+            stream: stream::Options { connect_timeout: self.connect_timeout, socket: self.socket, tls },
             timeout: self.timeout,
             framing: self.framing,
             max_ack_size: self.max_ack_size,

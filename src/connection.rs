@@ -15,11 +15,8 @@ use crate::frame::{FrameError, Framing};
 use crate::header::Header;
 use crate::inbox::Inbox;
 use crate::outcome::Outcome;
-use crate::stream::{self, Halt, ShutdownHandle, Stream};
-
-/// Up to this size a frame is put together in the connection's buffer and leaves in one plain write, which is the faster
-/// there. Above, its parts leave in vectored writes, and the message is not copied.
-const SMALL_FRAME: usize = 16 * 1024;
+use crate::socket::ShutdownHandle;
+use crate::stream::{self, Halt, Stream};
 
 /// So many times filler is taken from an idle connection before that counts as surplus too.
 const MAX_FILLER_READS: usize = 8;
@@ -28,7 +25,7 @@ const MAX_FILLER_READS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) endpoint: Endpoint,
-    pub(crate) socket: stream::Options,
+    pub(crate) stream: stream::Options,
     pub(crate) timeout: Duration,
     pub(crate) framing: Framing,
     pub(crate) max_ack_size: usize,
@@ -85,7 +82,6 @@ pub struct Connection {
     handle: ShutdownHandle,
     peer: SocketAddr,
     inbox: Inbox,
-    outbox: Vec<u8>,
     /// Bytes that came after the last answer and belong to no exchange.
     surplus: usize,
 }
@@ -98,6 +94,8 @@ struct Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
+        // It fails where the peer was quicker.
+        let _ = self.stream.close();
         self.settings.monitor.tell(&Event::Disconnected { endpoint: &self.settings.endpoint });
     }
 }
@@ -116,8 +114,8 @@ pub(crate) enum Health {
 impl Connection {
     pub(crate) fn open(settings: &Arc<Settings>, deadline: &Deadline, handle: ShutdownHandle) -> Result<Self, Error> {
         let endpoint = &settings.endpoint;
-        let begun = Deadline::after(settings.socket.connect_timeout);
-        let stream = Stream::open(endpoint, &settings.socket, deadline, handle.clone()).inspect_err(|error| {
+        let begun = Deadline::after(settings.stream.connect_timeout);
+        let stream = Stream::open(endpoint, &settings.stream, deadline, handle.clone()).inspect_err(|error| {
             settings.monitor.tell(&Event::ConnectFailed { endpoint, error, attempt: 1, retry_in: None });
         })?;
         settings.monitor.tell(&Event::Connected { endpoint, elapsed: begun.elapsed() });
@@ -126,7 +124,6 @@ impl Connection {
             line: Some(Line { stream, settings: Arc::clone(settings) }),
             handle,
             inbox: Inbox::new(settings.framing.clone(), settings.max_ack_size),
-            outbox: Vec::new(),
             surplus: 0,
             settings: Arc::clone(settings),
         })
@@ -193,7 +190,7 @@ impl Connection {
     pub fn close(mut self) -> Result<(), Error> {
         self.still_open()?;
         match self.line.take() {
-            Some(line) => line.stream.close().map_err(|source| {
+            Some(mut line) => line.stream.close().map_err(|source| {
                 let kind = ErrorKind::Disconnected { phase: Phase::Send, received: 0, source: Some(source) };
                 Error::before_sending(kind)
             }),
@@ -348,16 +345,7 @@ impl Connection {
         let Settings { framing, monitor, .. } = &*self.settings;
         let (head, tail) = (framing.head(), framing.tail());
         let bytes = head.len() + payload.len() + tail.len();
-        let result = if bytes <= SMALL_FRAME {
-            self.outbox.clear();
-            for part in [head, payload, tail] {
-                self.outbox.extend_from_slice(part);
-            }
-            line.stream.write_all([&self.outbox, &[], &[]], deadline)
-        } else {
-            line.stream.write_all([head, payload, tail], deadline)
-        };
-        match result {
+        match line.stream.write_frame([head, payload, tail], deadline) {
             Ok(()) => {
                 monitor.tell(&Event::Sent { bytes });
                 Ok(())
@@ -407,6 +395,7 @@ impl Halt {
         match self {
             Halt::Deadline => ErrorKind::Timeout { phase, limit },
             Halt::Shutdown => ErrorKind::Closed,
+            Halt::Tls(error) => ErrorKind::Tls(error),
             Halt::Peer(source) => ErrorKind::Disconnected { phase, received, source },
         }
     }

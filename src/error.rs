@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::ack::{Ack, AckParseError};
 use crate::frame::FrameError;
+use crate::tls::TlsError;
 
 /// A failed call: what happened ([`kind`](Error::kind)), what became of the message ([`delivery`](Error::delivery)), and
 /// the evidence.
@@ -79,6 +80,8 @@ pub enum Phase {
     Resolve,
     /// Opening the TCP connection.
     Connect,
+    /// The TLS handshake.
+    TlsHandshake,
     /// Writing the frame.
     Send,
     /// Waiting for the commit acknowledgment that MSH-15 asks for.
@@ -93,6 +96,7 @@ impl fmt::Display for Phase {
             Phase::Checkout => "waiting for a free connection",
             Phase::Resolve => "resolving the host name",
             Phase::Connect => "connecting",
+            Phase::TlsHandshake => "in the TLS handshake",
             Phase::Send => "sending the message",
             Phase::CommitAck => "waiting for the commit acknowledgment",
             Phase::ApplicationAck => "waiting for the application acknowledgment",
@@ -119,6 +123,11 @@ pub enum ErrorKind {
         /// The system's reason.
         source: io::Error,
     },
+    /// The TLS session could not be made, or broke: an untrusted or expired certificate, another name, a peer that does not speak
+    /// TLS. A client certificate that the receiver refuses shows in the handshake (not sent) or, under TLS 1.3, on the first
+    /// read (unknown). Trying again does not help.
+    #[error("TLS failed")]
+    Tls(#[source] TlsError),
     /// The deadline passed. The phase says where the time went: a receiver that is slow to answer
     /// ([`ApplicationAck`](Phase::ApplicationAck)), a network that is slow to take the message ([`Send`](Phase::Send)).
     #[error("timed out after {limit:?} while {phase}")]

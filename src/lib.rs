@@ -87,10 +87,13 @@ mod inbox;
 mod outcome;
 mod pool;
 mod segment;
+mod socket;
 mod stream;
 #[cfg(feature = "testing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
+#[cfg_attr(not(feature = "tls"), path = "tls_off.rs")]
+mod tls;
 
 pub use ack::{Ack, AckCode, AckParseError, ErrorDetail};
 pub use builder::ClientBuilder;
@@ -99,7 +102,11 @@ pub use connection::Connection;
 pub use endpoint::Endpoint;
 pub use error::{Delivery, Error, ErrorKind, MessageError, Phase};
 pub use event::{Event, Stats};
-pub use stream::ShutdownHandle;
+pub use socket::ShutdownHandle;
+pub use tls::TlsError;
+#[cfg(feature = "tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+pub use tls::{TlsConfig, TlsVersion};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

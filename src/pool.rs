@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::connection::{Connection, Health, Settings};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Phase};
-use crate::stream::ShutdownHandle;
+use crate::socket::ShutdownHandle;
 
 /// A client's one connection, or the place for it.
 #[derive(Debug, Default)]

@@ -1,0 +1,450 @@
+//! The socket: resolve, connect, options, deadline-bound read and write, the look at what waits.
+
+use std::fmt;
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+
+use crate::deadline::Deadline;
+use crate::endpoint::Endpoint;
+use crate::error::{ErrorKind, Phase};
+
+/// A socket's time-out is set anew only when it is further than this from what is wanted: the kernel's own timer is no
+/// finer, and an exchange then needs no system call for it.
+const ARMING_TOLERANCE: Duration = Duration::from_millis(1);
+
+/// The flags that make `recv` look without taking and without waiting, where the system has both. `MSG_PEEK` is 2
+/// everywhere, `MSG_DONTWAIT` is not.
+const PEEK_AT_ONCE: Option<i32> = if cfg!(any(target_os = "linux", target_os = "android")) {
+    Some(0x02 | 0x40)
+} else if cfg!(any(
+    target_vendor = "apple",
+    target_os = "freebsd",
+    target_os = "netbsd",
+    target_os = "openbsd",
+    target_os = "dragonfly"
+)) {
+    Some(0x02 | 0x80)
+} else {
+    None
+};
+
+/// How sockets are set up.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Idle time before TCP asks whether the peer is still there.
+    pub(crate) keepalive: Option<Duration>,
+    /// The address to connect from.
+    pub(crate) local_address: Option<IpAddr>,
+}
+
+/// What waits in a socket.
+#[derive(Debug, PartialEq, Eq)]
+enum Waiting {
+    Nothing,
+    EndOfStream,
+    Bytes,
+}
+
+/// A connected socket, whose reads and writes end by a deadline.
+///
+/// As [`Read`] and [`Write`], for a TLS library that knows nothing of deadlines, it goes by its [patience](Socket::wait).
+pub(crate) struct Socket {
+    tcp: Arc<TcpStream>,
+    handle: ShutdownHandle,
+    peer: SocketAddr,
+    read_timeout: Option<Duration>,
+    write_timeout: Option<Duration>,
+    /// Until when [`Read`] and [`Write`] wait; not at all if there is none.
+    patience: Option<Deadline>,
+    ended: bool,
+}
+
+impl Socket {
+    /// Connects to the first address of the endpoint's host that answers, before the attempt's deadline.
+    pub(crate) fn open(
+        endpoint: &Endpoint,
+        options: &Options,
+        attempt: &Deadline,
+        handle: ShutdownHandle,
+    ) -> Result<Socket, ErrorKind> {
+        let addresses = resolve(endpoint, options, attempt)?;
+        open_any(&addresses, options, attempt, handle)
+    }
+
+    pub(crate) fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Whether a [`ShutdownHandle`] was used.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.handle.is_shut()
+    }
+
+    /// Whether the peer's end of stream has been read.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether the peer has not ended the connection, as far as can be seen without reading.
+    pub(crate) fn seems_open(&self) -> bool {
+        !self.is_shut() && matches!(self.peek(), Ok(Waiting::Nothing | Waiting::Bytes))
+    }
+
+    /// How long [`Read`] and [`Write`] wait from now on: until a deadline, or not at all.
+    pub(crate) fn wait(&mut self, patience: Option<Deadline>) {
+        self.patience = patience;
+    }
+
+    /// Reads some bytes; none at the end of the stream. A passed deadline is `TimedOut`.
+    pub(crate) fn read_by(&mut self, buffer: &mut [u8], deadline: &Deadline) -> io::Result<usize> {
+        loop {
+            arm(deadline, &mut self.read_timeout, |limit| self.tcp.set_read_timeout(Some(limit)))?;
+            match self.take(buffer) {
+                Err(error) if is_timer(&error) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Reads what is already there; if that is nothing, it is `WouldBlock`.
+    pub(crate) fn read_waiting(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.peek()? {
+            Waiting::Nothing => Err(io::ErrorKind::WouldBlock.into()),
+            Waiting::EndOfStream | Waiting::Bytes => self.take(buffer),
+        }
+    }
+
+    /// Writes some of the bytes. A passed deadline is `TimedOut`.
+    pub(crate) fn write_by(&mut self, slices: &[IoSlice<'_>], deadline: &Deadline) -> io::Result<usize> {
+        loop {
+            arm(deadline, &mut self.write_timeout, |limit| self.tcp.set_write_timeout(Some(limit)))?;
+            // One slice alone is written plainly, which is the cheaper system call.
+            let result = match slices {
+                [one] => (&*self.tcp).write(one),
+                several => (&*self.tcp).write_vectored(several),
+            };
+            match result {
+                Err(error) if is_timer(&error) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Lets no further read or write wait, whatever the peer does.
+    pub(crate) fn never_wait(&mut self) -> io::Result<()> {
+        self.patience = None;
+        self.tcp.set_nonblocking(true)
+    }
+
+    /// Ends both directions.
+    pub(crate) fn close(&self) -> io::Result<()> {
+        self.tcp.shutdown(Shutdown::Both)
+    }
+
+    fn take(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = (&*self.tcp).read(buffer)?;
+        self.ended = count == 0;
+        Ok(count)
+    }
+
+    /// Looks, without waiting and without taking.
+    fn peek(&self) -> io::Result<Waiting> {
+        let socket = SockRef::from(&*self.tcp);
+        let mut byte = [MaybeUninit::uninit()];
+        loop {
+            let peeked = match PEEK_AT_ONCE {
+                Some(flags) => socket.recv_with_flags(&mut byte, flags),
+                None => {
+                    socket.set_nonblocking(true)?;
+                    let peeked = socket.peek(&mut byte);
+                    socket.set_nonblocking(false)?;
+                    peeked
+                }
+            };
+            return match peeked {
+                Ok(0) => Ok(Waiting::EndOfStream),
+                Ok(_) => Ok(Waiting::Bytes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Waiting::Nothing),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(error),
+            };
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.patience {
+            Some(deadline) => self.read_by(buffer, &deadline),
+            None => self.read_waiting(buffer),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.patience {
+            Some(deadline) => self.write_by(&[IoSlice::new(bytes)], &deadline),
+            None => (&*self.tcp).write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket").field("peer", &self.peer).field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
+/// Sets a socket's time-out to what the deadline leaves, unless it is about that already.
+fn arm(
+    deadline: &Deadline,
+    armed: &mut Option<Duration>,
+    set: impl FnOnce(Duration) -> io::Result<()>,
+) -> io::Result<()> {
+    let left = deadline.remaining().ok_or(io::ErrorKind::TimedOut)?;
+    if armed.is_none_or(|armed| armed.abs_diff(left) > ARMING_TOLERANCE) {
+        set(left)?;
+        *armed = Some(left);
+    }
+    Ok(())
+}
+
+/// Whether a call came back only to have the clock asked: an expired socket time-out is `WouldBlock` on Unix and
+/// `TimedOut` on Windows. On Unix `TimedOut` is TCP's own word for a dead connection.
+fn is_timer(error: &io::Error) -> bool {
+    match error.kind() {
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => true,
+        io::ErrorKind::TimedOut => cfg!(windows),
+        _ => false,
+    }
+}
+
+/// The addresses to try, in the resolver's order. The system's resolver knows no deadline; it is asked after it.
+fn resolve(endpoint: &Endpoint, options: &Options, attempt: &Deadline) -> Result<Vec<SocketAddr>, ErrorKind> {
+    let found: Vec<SocketAddr> = match endpoint.host().parse::<IpAddr>() {
+        Ok(literal) => vec![(literal, endpoint.port()).into()],
+        Err(_) => (endpoint.host(), endpoint.port())
+            .to_socket_addrs()
+            .map_err(|source| ErrorKind::Connect { address: None, source })?
+            .collect(),
+    };
+    if attempt.remaining().is_none() {
+        return Err(ErrorKind::Timeout { phase: Phase::Resolve, limit: attempt.limit() });
+    }
+    let Some(&first) = found.first() else {
+        let source = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        return Err(ErrorKind::Connect { address: None, source });
+    };
+    let usable = |address: &SocketAddr| options.local_address.is_none_or(|local| local.is_ipv4() == address.is_ipv4());
+    let addresses: Vec<SocketAddr> = found.into_iter().filter(usable).collect();
+    if addresses.is_empty() {
+        let source = io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            "the host has no address of the local address's family (IPv4 or IPv6)",
+        );
+        return Err(ErrorKind::Connect { address: Some(first), source });
+    }
+    Ok(addresses)
+}
+
+/// Tries the addresses in turn. Each gets a share of the time, so that a dead first one leaves some to the next.
+fn open_any(
+    addresses: &[SocketAddr],
+    options: &Options,
+    attempt: &Deadline,
+    handle: ShutdownHandle,
+) -> Result<Socket, ErrorKind> {
+    let mut failure = ErrorKind::Timeout { phase: Phase::Connect, limit: attempt.limit() };
+    for (index, &address) in addresses.iter().enumerate() {
+        let share = attempt.share(addresses.len() - index);
+        let Some(limit) = share.remaining() else { break };
+        match open_one(address, options, limit, &handle) {
+            Ok(tcp) => {
+                return Ok(Socket {
+                    tcp,
+                    handle,
+                    peer: address,
+                    read_timeout: None,
+                    write_timeout: None,
+                    patience: None,
+                    ended: false,
+                });
+            }
+            Err(_) if handle.is_shut() => return Err(ErrorKind::Closed),
+            Err(_) if share.remaining().is_none() => {
+                log::debug!("{address}: no connection within its share of {:?}", attempt.limit());
+                failure = ErrorKind::Timeout { phase: Phase::Connect, limit: attempt.limit() };
+            }
+            Err(source) => {
+                log::debug!("{address}: {source}");
+                failure = ErrorKind::Connect { address: Some(address), source };
+            }
+        }
+    }
+    Err(failure)
+}
+
+fn open_one(
+    address: SocketAddr,
+    options: &Options,
+    limit: Duration,
+    handle: &ShutdownHandle,
+) -> io::Result<Arc<TcpStream>> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A frame is written whole; there is nothing that waiting for more bytes could join.
+    socket.set_tcp_nodelay(true)?;
+    if let Some(idle) = options.keepalive {
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+    }
+    if let Some(local) = options.local_address {
+        socket.bind(&SocketAddr::new(local, 0).into())?;
+    }
+    let tcp = Arc::new(TcpStream::from(socket));
+    // Known to the handle before it connects, so that connecting can be ended too.
+    handle.watch(&tcp)?;
+    // It waits in whole milliseconds, and rounds down.
+    SockRef::from(&*tcp).connect_timeout(&address.into(), limit.saturating_add(Duration::from_millis(1)))?;
+    if tcp.local_addr()? == address {
+        // TCP may connect a socket to itself when nobody listens on a port of the ephemeral range.
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(tcp)
+}
+
+/// Ends a connection from another thread: the call under way there returns [`ErrorKind::Closed`] at once, wherever it waits.
+///
+/// It holds no socket: once the connection is gone, it does nothing.
+#[derive(Clone)]
+pub struct ShutdownHandle {
+    line: Arc<Line>,
+}
+
+struct Line {
+    shut: AtomicBool,
+    socket: Mutex<Weak<TcpStream>>,
+}
+
+impl ShutdownHandle {
+    /// A handle for a connection that is about to be opened.
+    pub(crate) fn new() -> Self {
+        ShutdownHandle { line: Arc::new(Line { shut: AtomicBool::new(false), socket: Mutex::new(Weak::new()) }) }
+    }
+
+    /// Ends the connection. Calling it again, or after the connection has ended, does nothing.
+    pub fn shutdown(&self) {
+        self.line.shut.store(true, Ordering::SeqCst);
+        let socket = self.line.socket.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        if let Some(socket) = socket {
+            // It fails where the connection has ended already, which is what is wanted.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        self.line.shut.load(Ordering::SeqCst)
+    }
+
+    fn watch(&self, socket: &Arc<TcpStream>) -> io::Result<()> {
+        *self.line.socket.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(socket);
+        if self.is_shut() { Err(io::ErrorKind::NotConnected.into()) } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for ShutdownHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShutdownHandle").field("shut", &self.is_shut()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(400);
+
+    fn options() -> Options {
+        Options { keepalive: None, local_address: None }
+    }
+
+    fn listen() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// An address whose queue of connections is full, so that an attempt is left without an answer.
+    fn silent() -> (socket2::Socket, Vec<TcpStream>, SocketAddr) {
+        let listener = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let queue = std::iter::from_fn(|| TcpStream::connect_timeout(&address, LIMIT / 4).ok()).take(64).collect();
+        (listener, queue, address)
+    }
+
+    fn open(addresses: &[SocketAddr]) -> Result<SocketAddr, ErrorKind> {
+        open_any(addresses, &options(), &Deadline::after(LIMIT), ShutdownHandle::new()).map(|socket| socket.peer_addr())
+    }
+
+    #[test]
+    fn the_first_address_that_answers_is_taken() {
+        let (_listener, good) = listen();
+        let (dropped, dead) = listen();
+        drop(dropped);
+        let (_silent, _queue, silent) = silent();
+        for (name, addresses) in [
+            ("good", &[good][..]),
+            ("a dead one first", &[dead, good]),
+            ("a silent one first", &[silent, good]),
+            ("both first", &[dead, silent, good]),
+            ("good, then others", &[good, silent, dead]),
+        ] {
+            assert_eq!(open(addresses).unwrap(), good, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_last_failure_is_told() {
+        let (dropped, dead) = listen();
+        drop(dropped);
+        let (_silent, _queue, silent) = silent();
+        assert!(matches!(open(&[silent, dead]), Err(ErrorKind::Connect { address: Some(at), .. }) if at == dead));
+        let attempt = Deadline::after(LIMIT);
+        let failure = open(&[dead, silent]);
+        assert!(matches!(failure, Err(ErrorKind::Timeout { phase: Phase::Connect, limit: LIMIT })), "{failure:?}");
+        assert!(attempt.remaining().is_none());
+    }
+
+    #[test]
+    fn a_socket_is_set_up_as_asked() {
+        let (listener, address) = listen();
+        let options = Options { keepalive: Some(Duration::from_secs(7)), local_address: Some(address.ip()) };
+        let tcp = open_one(address, &options, LIMIT, &ShutdownHandle::new()).unwrap();
+        let socket = SockRef::from(&*tcp);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
+        assert_eq!(listener.accept().unwrap().1, tcp.local_addr().unwrap());
+    }
+
+    #[test]
+    fn a_handle_used_before_the_connection_is_there_prevents_it() {
+        let (_listener, address) = listen();
+        let handle = ShutdownHandle::new();
+        handle.shutdown();
+        let opened = open_any(&[address], &options(), &Deadline::after(LIMIT), handle);
+        assert!(matches!(opened, Err(ErrorKind::Closed)));
+    }
+}

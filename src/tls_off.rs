@@ -1,0 +1,73 @@
+//! What stands in for TLS where the feature `tls` is off: types of which there is no value.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+
+use crate::error::{Error, ErrorKind};
+
+/// There is no configuration without the feature.
+#[derive(Clone, Debug)]
+pub(crate) enum TlsConfig {}
+
+#[derive(Debug)]
+pub(crate) enum Connector {}
+
+impl Connector {
+    pub(crate) fn new(_: Option<TlsConfig>, host: &str) -> Result<Connector, Error> {
+        Err(Error::before_sending(ErrorKind::Config(format!(
+            "mllps://{host}: this build of mllp-client is without its feature `tls`"
+        ))))
+    }
+
+    pub(crate) fn handshake<S>(&self, _: S) -> Result<Session<S>, TlsError> {
+        match *self {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Session<S> {
+    never: Infallible,
+    stream: PhantomData<S>,
+}
+
+impl<S> Session<S> {
+    pub(crate) fn stream(&self) -> &S {
+        match self.never {}
+    }
+
+    pub(crate) fn stream_mut(&mut self) -> &mut S {
+        match self.never {}
+    }
+
+    pub(crate) fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        match self.never {}
+    }
+
+    pub(crate) fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        match self.never {}
+    }
+
+    pub(crate) fn shutdown(&mut self) -> io::Result<()> {
+        match self.never {}
+    }
+}
+
+/// A failure of TLS. Without the feature `tls` there is none.
+#[derive(Debug)]
+pub enum TlsError {}
+
+impl TlsError {
+    pub(crate) fn of_session(_: &io::Error) -> Option<TlsError> {
+        None
+    }
+}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {}
+    }
+}
+
+impl std::error::Error for TlsError {}
