@@ -104,6 +104,16 @@ impl Ack {
         String::from_utf8_lossy(self.layout.control_id.of(&self.raw))
     }
 
+    /// The control ID as far as one may be long (199 characters, HL7 v2.9), for messages and logs: what stands in its place is
+    /// the peer's choice.
+    pub(crate) fn control_id_in_short(&self) -> Cow<'_, str> {
+        let whole = self.control_id();
+        match whole.char_indices().nth(199) {
+            Some((end, _)) => format!("{}…", &whole[..end]).into(),
+            None => whole,
+        }
+    }
+
     /// The Text Message (MSA-3), if there is one.
     pub fn text(&self) -> Option<Cow<'_, str>> {
         let text = self.layout.text.of(&self.raw);
@@ -129,7 +139,7 @@ impl fmt::Debug for Ack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ack")
             .field("code", &self.code())
-            .field("control_id", &self.control_id())
+            .field("control_id", &self.control_id_in_short())
             .field("len", &self.raw.len())
             .finish()
     }
@@ -438,6 +448,13 @@ mod tests {
                 found.iter().map(|(a, b, c, d)| (a.as_deref(), b.as_deref(), c.as_deref(), d.as_deref())).collect();
             assert_eq!(found, *expected, "{name}");
         }
+    }
+
+    #[test]
+    fn an_endless_control_id_is_shown_in_short() {
+        let endless = ack(&format!("MSA|AE|{}\r", "é".repeat(1_000_000)));
+        assert_eq!(endless.control_id_in_short().chars().count(), 200);
+        assert!(format!("{endless:?}").len() < 500);
     }
 
     #[test]

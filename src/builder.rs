@@ -15,6 +15,9 @@ use crate::socket::{self, ShutdownHandle};
 use crate::stream;
 use crate::tls::{Connector, TlsConfig};
 
+/// The longest idle time that systems let TCP keepalive have.
+const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
+
 /// The settings of a [`Client`] or a [`Connection`], from [`Client::builder`].
 ///
 /// Nothing is checked before [`build`](ClientBuilder::build) or [`connect`](ClientBuilder::connect).
@@ -95,9 +98,12 @@ impl ClientBuilder {
     }
 
     /// Idle time after which TCP asks whether the peer is still there, so that a dead one is noticed and firewalls keep the
-    /// connection in mind; `None` switches it off. Systems count in whole seconds. Defaults to 60 seconds; zero is refused.
+    /// connection in mind; `None` switches it off. Counted in whole seconds, rounded up. Defaults to 60 seconds; zero, and more
+    /// than 32 767 seconds, which systems cannot count, are refused.
     pub fn keepalive(mut self, idle: Option<Duration>) -> Self {
-        self.socket.keepalive = idle;
+        let whole =
+            |idle: Duration| Duration::from_secs(idle.as_secs().saturating_add(u64::from(idle.subsec_nanos() > 0)));
+        self.socket.keepalive = idle.map(whole);
         self
     }
 
@@ -115,8 +121,8 @@ impl ClientBuilder {
         ClientBuilder { tls: Some(config), ..self }
     }
 
-    /// Calls this for every [`Event`], on the thread on which it happens: keep it short. A panic in it is caught and logged.
-    /// Defaults to none.
+    /// Calls this for every [`Event`], on the thread on which it happens, in the middle of the call: keep it short, and do not
+    /// send through the same client from it, which would wait for itself. A panic in it is caught and logged. Defaults to none.
     pub fn on_event(self, observer: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
         ClientBuilder { monitor: Monitor::observed_by(observer), ..self }
     }
@@ -138,7 +144,8 @@ impl ClientBuilder {
     pub fn connect(self) -> Result<Connection, Error> {
         let settings = self.settings()?;
         let deadline = Deadline::after(settings.timeout);
-        Connection::open(&settings, &deadline, ShutdownHandle::new())
+        let opened = Connection::open(&settings, &deadline, ShutdownHandle::new());
+        settings.monitor.conclude(opened, &deadline)
     }
 
     fn settings(self) -> Result<Arc<Settings>, Error> {
@@ -152,6 +159,9 @@ impl ClientBuilder {
             if limit.is_zero() {
                 return refuse(format!("{name} must be longer than zero"));
             }
+        }
+        if self.socket.keepalive.is_some_and(|idle| idle > MAX_KEEPALIVE) {
+            return refuse(format!("keepalive must be at most {MAX_KEEPALIVE:?}"));
         }
         for (name, size) in [("max_ack_size", self.max_ack_size), ("max_message_size", self.max_message_size)] {
             if size == 0 {

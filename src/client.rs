@@ -78,7 +78,8 @@ impl Client {
     }
 
     /// Sends any payload in one frame and returns the content of the first frame that comes back, as it came: neither is
-    /// read as HL7, so that a refusal is a reply like any other.
+    /// read as HL7, so that a refusal is a reply like any other. What a peer answers before the payload has left whole is no reply
+    /// to it; it is [`Error::response`] then.
     ///
     /// # Errors
     ///
@@ -127,11 +128,10 @@ impl Client {
     fn opened(&self, suffices: impl FnOnce(&mut Lease<'_>) -> bool) -> Result<(), Error> {
         let Shared { settings, pool } = &*self.shared;
         let deadline = Deadline::after(settings.timeout);
-        let mut lease = pool.take(&deadline)?;
-        if !suffices(&mut lease) {
-            lease.open(settings, &deadline)?;
-        }
-        Ok(())
+        let opened = pool.take(&deadline).and_then(|mut lease| {
+            if suffices(&mut lease) { Ok(()) } else { lease.open(settings, &deadline).map(|_| ()) }
+        });
+        settings.monitor.conclude(opened, &deadline)
     }
 
     /// Whether a connection is open: one in use is taken to be, an idle one is probed.
@@ -233,7 +233,8 @@ impl Request<'_> {
     /// Writes the payload in one frame, awaits nothing, and closes the connection, so that an answer that comes all the same
     /// cannot be taken for another's. For messages whose MSH-15 and MSH-16 are both `NE`.
     ///
-    /// `Ok` means that the frame was handed to the operating system, no more.
+    /// `Ok` means that the frame was handed to the operating system, no more. If the receiver answers all the same, the closed
+    /// connection is reset, which may cut off what it has not read yet.
     ///
     /// # Errors
     ///

@@ -21,6 +21,9 @@ use crate::stream::{self, Halt, Stream};
 /// So many times filler is taken from an idle connection before that counts as surplus too.
 const MAX_FILLER_READS: usize = 8;
 
+/// So many times what a peer said early is read, when the call should have ended already.
+const MAX_EARLY_READS: usize = 64;
+
 /// What a connection is told once.
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -146,7 +149,8 @@ impl Connection {
     }
 
     /// Sends any payload and returns the content of the first frame that comes back, as it came, borrowed from the
-    /// connection's buffer. Nothing is read in either: no header, no acknowledgment code.
+    /// connection's buffer. Nothing is read in either: no header, no acknowledgment code. What a peer answers before the payload
+    /// has left whole is no reply to it; it is [`Error::response`] then.
     ///
     /// # Errors
     ///
@@ -271,8 +275,8 @@ impl Connection {
         let mut line = self.take_line()?;
         if let Err(failure) = self.write(&mut line, message, deadline) {
             return Err(match self.early_answer(&mut line) {
-                None => failure,
-                Some(answer) => match outcome.take(self.inbox.content(answer.clone())) {
+                Err(refusal) => refusal.unwrap_or(failure),
+                Ok(answer) => match outcome.take(self.inbox.content(answer.clone())) {
                     Err(refusal @ ErrorKind::Nak(_)) => Error::judged(refusal, true, outcome.into_commit()),
                     // Nothing but a refusal can be meant for a message that the peer has seen only a part of.
                     _ => failure.with_response(self.inbox.content(answer)),
@@ -306,7 +310,11 @@ impl Connection {
     pub(crate) fn exchange_within(&mut self, payload: &[u8], deadline: &Deadline) -> Result<Range<usize>, Error> {
         let mut line = self.take_line()?;
         if let Err(failure) = self.write(&mut line, payload, deadline) {
-            return self.early_answer(&mut line).ok_or(failure);
+            return Err(match self.early_answer(&mut line) {
+                Err(refusal) => refusal.unwrap_or(failure),
+                // It cannot be the reply to a payload that the peer has seen only a part of.
+                Ok(reply) => failure.with_response(self.inbox.content(reply)),
+            });
         }
         match self.read(&mut line, Phase::ApplicationAck, deadline) {
             Ok(reply) => {
@@ -351,8 +359,7 @@ impl Connection {
                 Ok(())
             }
             Err((written, halt)) => {
-                // From the first byte of the end on, a lenient receiver may take the frame for whole.
-                let left = written > bytes - tail.len();
+                let left = end_may_have_left(written, bytes, tail.len());
                 Err(Error::judged(halt.into_kind(Phase::Send, 0, deadline.limit()), left, None))
             }
         }
@@ -371,15 +378,20 @@ impl Connection {
         }
     }
 
-    /// The answer of a peer that did not wait for the whole message, if one lies in the socket already.
-    fn early_answer(&mut self, line: &mut Line) -> Option<Range<usize>> {
-        loop {
-            if let Some(place) = self.inbox.frame().ok()? {
-                return Some(place);
+    /// The answer of a peer that did not wait for the whole message, if one lies in the socket already; or its refusal of the TLS
+    /// session, which is then why writing failed.
+    fn early_answer(&mut self, line: &mut Line) -> Result<Range<usize>, Option<Error>> {
+        for _ in 0..MAX_EARLY_READS {
+            match line.stream.read_waiting(self.inbox.space()) {
+                Ok(Some(count)) => self.inbox.received(count),
+                Err(Halt::Tls(error)) => return Err(Some(Error::before_sending(ErrorKind::Tls(error)))),
+                Ok(None) | Err(_) => break,
             }
-            let count = line.stream.read_waiting(self.inbox.space()).ok()??;
-            self.inbox.received(count);
+            if let Some(place) = self.inbox.frame().map_err(|_| None)? {
+                return Ok(place);
+            }
         }
+        Err(None)
     }
 
     /// The failure of an exchange whose frame had left, with the bytes that could not be read as an answer.
@@ -401,6 +413,12 @@ impl Halt {
     }
 }
 
+/// Whether a receiver may have the message after so many bytes of a frame were written: from the first byte of its end on, a
+/// lenient one takes the frame for whole.
+fn end_may_have_left(written: usize, frame: usize, tail: usize) -> bool {
+    written > frame - tail
+}
+
 fn malformed(error: FrameError) -> ErrorKind {
     match error {
         FrameError::TooLarge { limit } => ErrorKind::AckTooLarge { limit },
@@ -415,5 +433,25 @@ impl fmt::Debug for Connection {
             .field("peer_addr", &self.peer)
             .field("open", &self.is_open())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_leaves_with_its_first_byte() {
+        for (name, written, expected) in [
+            ("nothing", 0, false),
+            ("the Start Block", 1, false),
+            ("half the content", 51, false),
+            ("all but the last byte of the content", 100, false),
+            ("the content", 101, false),
+            ("the End Block", 102, true),
+            ("all", 103, true),
+        ] {
+            assert_eq!(end_may_have_left(written, 103, 2), expected, "{name}");
+        }
     }
 }

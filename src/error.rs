@@ -167,7 +167,7 @@ pub enum ErrorKind {
     #[error("the answer is not an acknowledgment")]
     MalformedAck(#[source] AckParseError),
     /// The answer acknowledges another message: its MSA-2 is not our MSH-10. [`Error::response`] has it.
-    #[error("the answer acknowledges another message, with control ID {:?}", .0.control_id())]
+    #[error("the answer acknowledges another message, with control ID {:?}", .0.control_id_in_short())]
     UnmatchedAck(Ack),
     /// The receiver refuses the message: AE, AR, CE or CR. [`Error::nak`] has the reasons; the connection stays open.
     #[error("the receiver answered {}", .0.code())]

@@ -321,7 +321,7 @@ impl Scanner {
             }
             self.looked += 1;
             if self.looked > MAX_SKIPPED {
-                return Err(FrameError::TooLarge { limit: MAX_SKIPPED });
+                return Err(FrameError::NoFrame { limit: MAX_SKIPPED });
             }
         }
         Ok(self.content)
@@ -408,9 +408,15 @@ pub enum FrameError {
         /// Where in the content.
         offset: usize,
     },
-    /// The content, or what came before the Start Block, is longer than the limit.
+    /// The content is longer than the limit.
     #[error("no end of the frame within {limit} bytes")]
     TooLarge {
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// Nothing but filler, or other bytes that are skipped, and no Start Block.
+    #[error("no Start Block within {limit} bytes")]
+    NoFrame {
         /// The limit in bytes.
         limit: usize,
     },
@@ -645,8 +651,8 @@ mod tests {
             wire.extend_from_slice(b"\x0Ba\x1C\r");
             assert_eq!(feed(&framing, 8, &wire, [7, 70_000 - 9_000]), frames(&[(b"a", MAX_SKIPPED)], Ok(b"")));
             wire.insert(0, filler);
-            let too_large = FrameError::TooLarge { limit: MAX_SKIPPED };
-            assert_eq!(feed(&framing, 8, &wire, [1000]), frames(&[], Err(too_large)));
+            let no_frame = FrameError::NoFrame { limit: MAX_SKIPPED };
+            assert_eq!(feed(&framing, 8, &wire, [1000]), frames(&[], Err(no_frame)));
         }
     }
 

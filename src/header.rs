@@ -25,9 +25,12 @@ impl<'m> Header<'m> {
     pub(crate) fn read(message: &'m [u8]) -> Result<Self, MessageError> {
         let mut segments = segment::segments(message).peekable();
         // HL7 begins at the first byte: a receiver's parser sees nothing before MSH.
-        let first = segments.peek().filter(|first| message.starts_with(first)).ok_or(MessageError::NotHl7)?;
-        let delimiters = Delimiters::of_header(first).ok_or(MessageError::NotHl7)?;
+        if segments.peek().is_none_or(|first| !message.starts_with(first)) {
+            return Err(MessageError::NotHl7);
+        }
         for segment in segments {
+            // Each header names its own.
+            let delimiters = Delimiters::of_header(segment).ok_or(MessageError::NotHl7)?;
             let (control_id, asked) = match segment.get(..3) {
                 Some(b"MSH") => {
                     let [control_id, accept, application] = delimiters.header_fields(segment, [10, 15, 16]);
@@ -98,6 +101,7 @@ mod tests {
             ("null", "MSH|^~\\&|||||||ADT|\"\"|P\r", Err(MessageError::NoControlId)),
             ("blank", "MSH|^~\\&|||||||ADT|  |P\r", Err(MessageError::NoControlId)),
             ("absent", "MSH|^~\\&|LAB\rPID|1|2|3|4|5|6|7|8|9|10\r", Err(MessageError::NoControlId)),
+            ("a message with its own delimiters", "BHS|^~\\&\rMSH$%*!@$$$$$$$ADT$X1$P\r", Ok("X1")),
             ("only wrappers", "FHS|^~\\&\rBHS|^~\\&\r", Err(MessageError::NoControlId)),
             ("batch of something else", "BHS|^~\\&\rPID|1\r", Err(MessageError::NotHl7)),
             ("no header", "PID|1||42\r", Err(MessageError::NotHl7)),

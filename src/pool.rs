@@ -40,13 +40,18 @@ impl Pool {
             if !state.taken {
                 return Ok(self.lend(state));
             }
-            let Some(left) = deadline.remaining() else {
+            let left = deadline.remaining();
+            if let Some(left) = left {
+                state.waiting += 1;
+                state = self.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                state.waiting -= 1;
+            }
+            if left.is_none() || (deadline.remaining().is_none() && !state.closed) {
+                // Passed on, should it be free by now: whoever is told of it last must not be the one who leaves.
+                self.pass_on(&state);
                 let kind = ErrorKind::Timeout { phase: Phase::Checkout, limit: deadline.limit() };
                 return Err(Error::before_sending(kind));
-            };
-            state.waiting += 1;
-            state = self.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            state.waiting -= 1;
+            }
         }
     }
 
@@ -79,6 +84,13 @@ impl Pool {
         state.taken = true;
         state.connected = connection.is_some();
         Lease { pool: self, connection }
+    }
+
+    /// Wakes one of those who wait, if the place is free.
+    fn pass_on(&self, state: &State) {
+        if !state.taken && state.waiting > 0 {
+            self.returned.notify_one();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -142,9 +154,7 @@ impl Drop for Lease<'_> {
         if !state.closed {
             state.idle = connection.take();
         }
-        if state.waiting > 0 {
-            self.pool.returned.notify_one();
-        }
+        self.pool.pass_on(&state);
         // The lock goes before a connection that came back too late: its end is told.
         drop(state);
     }

@@ -34,6 +34,10 @@ const PEEK_AT_ONCE: Option<i32> = if cfg!(any(target_os = "linux", target_os = "
     None
 };
 
+/// The flag that makes writing to an ended connection an error and no SIGPIPE, which would end a program that is not Rust's own.
+/// A plain write has it from the standard library, and Apple's sockets from `socket2`.
+const NO_SIGNAL: i32 = if cfg!(any(target_os = "linux", target_os = "android")) { 0x4000 } else { 0 };
+
 /// How sockets are set up.
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -127,7 +131,7 @@ impl Socket {
             // One slice alone is written plainly, which is the cheaper system call.
             let result = match slices {
                 [one] => (&*self.tcp).write(one),
-                several => (&*self.tcp).write_vectored(several),
+                several => SockRef::from(&*self.tcp).send_vectored_with_flags(several, NO_SIGNAL),
             };
             match result {
                 Err(error) if is_timer(&error) => {}
@@ -270,6 +274,7 @@ fn open_any(
         let share = attempt.share(addresses.len() - index);
         let Some(limit) = share.remaining() else { break };
         match open_one(address, options, limit, &handle) {
+            Ok(_) if handle.is_shut() => return Err(ErrorKind::Closed),
             Ok(tcp) => {
                 return Ok(Socket {
                     tcp,
@@ -283,7 +288,7 @@ fn open_any(
             }
             Err(_) if handle.is_shut() => return Err(ErrorKind::Closed),
             Err(_) if share.remaining().is_none() => {
-                log::debug!("{address}: no connection within its share of {:?}", attempt.limit());
+                log::debug!("{address}: no connection within {limit:?}, its share of the time");
                 failure = ErrorKind::Timeout { phase: Phase::Connect, limit: attempt.limit() };
             }
             Err(source) => {

@@ -3,10 +3,14 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::{LONG, client, connection, dead_endpoint, eventually, message};
+use common::{
+    LONG, Transport, acknowledgment, client, connection, dead_endpoint, eventually, message, message_of, read_frame,
+};
 use mllp_client::testing::{Receiver, Step};
 use mllp_client::{AckCode, Client, ClientBuilder, Delivery, ErrorKind, Event, Phase, Stats};
 
@@ -22,9 +26,9 @@ fn what_may_cross_threads() {
 }
 
 /// A client whose events are written down, a word each.
-fn observed(endpoint: &str) -> (ClientBuilder, Arc<Mutex<Vec<String>>>) {
+fn observed(transport: Transport, endpoint: &str) -> (ClientBuilder, Arc<Mutex<Vec<String>>>) {
     let told = Arc::new(Mutex::new(Vec::new()));
-    let builder = Client::builder(endpoint).timeout(LONG).on_event({
+    let builder = transport.builder(endpoint).timeout(LONG).on_event({
         let told = Arc::clone(&told);
         move |event| {
             told.lock().unwrap().push(match event {
@@ -48,8 +52,12 @@ fn counted(stats: Stats) -> [u64; 5] {
 
 #[test]
 fn one_connection_serves_many_messages() {
-    let receiver = Receiver::accepting().unwrap();
-    let client = client(&receiver.endpoint(), LONG);
+    Transport::ALL.iter().for_each(|&transport| one_connection_serves_many_messages_over(transport));
+}
+
+fn one_connection_serves_many_messages_over(transport: Transport) {
+    let receiver = transport.receiver().scripted([]).unwrap();
+    let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
     assert!(!client.is_connected(), "nothing is opened before it is needed");
     for number in 0..500 {
         let id = format!("M{number}");
@@ -62,8 +70,14 @@ fn one_connection_serves_many_messages() {
 
 #[test]
 fn a_connection_that_ended_while_idle_is_replaced_without_a_word() {
-    let receiver = Receiver::accepting().unwrap();
-    let (builder, told) = observed(&receiver.endpoint());
+    Transport::ALL
+        .iter()
+        .for_each(|&transport| a_connection_that_ended_while_idle_is_replaced_without_a_word_over(transport));
+}
+
+fn a_connection_that_ended_while_idle_is_replaced_without_a_word_over(transport: Transport) {
+    let receiver = transport.receiver().scripted([]).unwrap();
+    let (builder, told) = observed(transport, &receiver.endpoint());
     let client = builder.build().unwrap();
     client.send(message("1")).unwrap();
     receiver.hang_up();
@@ -83,11 +97,17 @@ fn a_connection_that_ended_while_idle_is_replaced_without_a_word() {
 
 #[test]
 fn bytes_while_idle_end_the_connection_and_harm_no_message() {
-    let receiver = Receiver::accepting().unwrap();
-    let (builder, told) = observed(&receiver.endpoint());
+    Transport::ALL
+        .iter()
+        .for_each(|&transport| bytes_while_idle_end_the_connection_and_harm_no_message_over(transport));
+}
+
+fn bytes_while_idle_end_the_connection_and_harm_no_message_over(transport: Transport) {
+    let receiver = transport.receiver().scripted([]).unwrap();
+    let (builder, told) = observed(transport, &receiver.endpoint());
     let client = builder.build().unwrap();
     client.send(message("1")).unwrap();
-    receiver.push(&common::acknowledgment("AA", "2")).unwrap();
+    receiver.push(&acknowledgment("AA", "2")).unwrap();
     eventually("the bytes have come", || !client.is_connected());
     assert_eq!(client.send(message("2")).unwrap().control_id(), "2");
     assert_eq!((receiver.connections(), receiver.received().len()), (2, 2));
@@ -100,7 +120,7 @@ fn bytes_while_idle_end_the_connection_and_harm_no_message() {
             &format!("connected {endpoint}"),
             &format!("sent {sent}"),
             "acknowledged AA",
-            &format!("surplus {}", common::acknowledgment("AA", "2").len()),
+            &format!("surplus {}", acknowledgment("AA", "2").len()),
             "disconnected",
             &format!("connected {endpoint}"),
             &format!("sent {sent}"),
@@ -111,9 +131,13 @@ fn bytes_while_idle_end_the_connection_and_harm_no_message() {
 
 #[test]
 fn filler_while_idle_is_nothing() {
-    let receiver = Receiver::accepting().unwrap();
-    let client = client(&receiver.endpoint(), LONG);
-    let mut connection = connection(&receiver.endpoint(), LONG);
+    Transport::ALL.iter().for_each(|&transport| filler_while_idle_is_nothing_over(transport));
+}
+
+fn filler_while_idle_is_nothing_over(transport: Transport) {
+    let receiver = transport.receiver().scripted([]).unwrap();
+    let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
+    let mut connection = transport.builder(&receiver.endpoint()).timeout(LONG).connect().unwrap();
     for id in ["1", "2", "3"] {
         client.send(message(id)).unwrap();
         connection.send(message(id).as_bytes()).unwrap();
@@ -125,7 +149,7 @@ fn filler_while_idle_is_nothing() {
 #[test]
 fn a_connection_is_told_of_bytes_while_idle() {
     let receiver = Receiver::accepting().unwrap();
-    let (builder, told) = observed(&receiver.endpoint());
+    let (builder, told) = observed(Transport::Plain, &receiver.endpoint());
     let mut connection = builder.connect().unwrap();
     connection.send(message("1").as_bytes()).unwrap();
     receiver.push(b"late").unwrap();
@@ -146,9 +170,15 @@ fn a_connection_is_told_of_bytes_while_idle() {
 
 #[test]
 fn a_late_answer_is_given_to_nobody() {
-    let receiver =
-        Receiver::scripted([Step::accept().after(common::SHORT * 2), Step::silence(), Step::accept()]).unwrap();
-    let client = client(&receiver.endpoint(), LONG);
+    Transport::ALL.iter().for_each(|&transport| a_late_answer_is_given_to_nobody_over(transport));
+}
+
+fn a_late_answer_is_given_to_nobody_over(transport: Transport) {
+    let receiver = transport
+        .receiver()
+        .scripted([Step::accept().after(common::SHORT * 2), Step::silence(), Step::accept()])
+        .unwrap();
+    let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
     let timed = |id: &str| client.request(&message(id)).timeout(common::SHORT).send().unwrap_err();
     for id in ["1", "2"] {
         assert_eq!(timed(id).delivery(), Delivery::Unknown);
@@ -160,14 +190,20 @@ fn a_late_answer_is_given_to_nobody() {
 
 #[test]
 fn events_come_in_order_and_are_counted() {
-    let receiver = Receiver::scripted([
-        Step::accept(),
-        Step::refuse(AckCode::ApplicationError, ""),
-        Step::silence().close(),
-        Step::acknowledge(AckCode::CommitAccept).then(Step::accept()),
-    ])
-    .unwrap();
-    let (builder, told) = observed(&receiver.endpoint());
+    Transport::ALL.iter().for_each(|&transport| events_come_in_order_and_are_counted_over(transport));
+}
+
+fn events_come_in_order_and_are_counted_over(transport: Transport) {
+    let receiver = transport
+        .receiver()
+        .scripted([
+            Step::accept(),
+            Step::refuse(AckCode::ApplicationError, ""),
+            Step::silence().close(),
+            Step::acknowledge(AckCode::CommitAccept).then(Step::accept()),
+        ])
+        .unwrap();
+    let (builder, told) = observed(transport, &receiver.endpoint());
     let client = builder.build().unwrap();
     client.connect().unwrap();
     client.connect().unwrap();
@@ -203,7 +239,7 @@ fn events_come_in_order_and_are_counted() {
 
 #[test]
 fn a_failure_to_connect_is_told() {
-    let (builder, told) = observed(&dead_endpoint());
+    let (builder, told) = observed(Transport::Plain, &dead_endpoint());
     let client = builder.build().unwrap();
     client.send(message("1")).unwrap_err();
     assert_eq!(*told.lock().unwrap(), ["connect failed 1", "failed NotSent"]);
@@ -249,8 +285,12 @@ fn an_observer_may_ask_its_client() {
 
 #[test]
 fn connect_and_reconnect() {
-    let receiver = Receiver::accepting().unwrap();
-    let client = client(&receiver.endpoint(), LONG);
+    Transport::ALL.iter().for_each(|&transport| connect_and_reconnect_over(transport));
+}
+
+fn connect_and_reconnect_over(transport: Transport) {
+    let receiver = transport.receiver().scripted([]).unwrap();
+    let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
     client.connect().unwrap();
     client.connect().unwrap();
     eventually("one connection", || receiver.connections() == 1);
@@ -262,13 +302,19 @@ fn connect_and_reconnect() {
     eventually("the end is seen", || !client.is_connected());
     let error = client.send(message("2")).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Connect { .. }) && error.delivery() == Delivery::NotSent, "{error:?}");
+    let failed = client.stats().failed;
     assert!(client.connect().is_err() && client.reconnect().is_err());
+    assert_eq!(client.stats().failed, failed + 2);
 }
 
 #[test]
 fn unacknowledged_messages_leave_and_end_their_connection() {
-    let receiver = Receiver::accepting().unwrap();
-    let client = client(&receiver.endpoint(), LONG);
+    Transport::ALL.iter().for_each(|&transport| unacknowledged_messages_leave_and_end_their_connection_over(transport));
+}
+
+fn unacknowledged_messages_leave_and_end_their_connection_over(transport: Transport) {
+    let receiver = transport.receiver().scripted([]).unwrap();
+    let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
     let silent = "MSH|^~\\&|||||||ORU|1|P|2.5|||NE|NE\r";
     client.request(silent).send_unacknowledged().unwrap();
     client.request(silent).send_unacknowledged().unwrap();
@@ -280,8 +326,12 @@ fn unacknowledged_messages_leave_and_end_their_connection() {
 
 #[test]
 fn threads_share_a_client() {
-    let receiver = Receiver::accepting().unwrap();
-    let client = client(&receiver.endpoint(), LONG);
+    Transport::ALL.iter().for_each(|&transport| threads_share_a_client_over(transport));
+}
+
+fn threads_share_a_client_over(transport: Transport) {
+    let receiver = transport.receiver().scripted([]).unwrap();
+    let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
     thread::scope(|scope| {
         for thread in 0..8 {
             let client = client.clone();
@@ -301,9 +351,15 @@ fn threads_share_a_client() {
 
 #[test]
 fn a_message_for_a_dead_connection_goes_out_once_on_a_fresh_one() {
+    Transport::ALL
+        .iter()
+        .for_each(|&transport| a_message_for_a_dead_connection_goes_out_once_on_a_fresh_one_over(transport));
+}
+
+fn a_message_for_a_dead_connection_goes_out_once_on_a_fresh_one_over(transport: Transport) {
     // The receiver closes right after each answer, so that the next message meets every state of a dying connection.
-    let receiver = Receiver::answering(|_| Step::accept().close()).unwrap();
-    let client = client(&receiver.endpoint(), LONG);
+    let receiver = transport.receiver().answering(|_| Step::accept().close()).unwrap();
+    let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
     let mut accepted = BTreeSet::new();
     let mut unknown = 0;
     for number in 0..300 {
@@ -325,6 +381,61 @@ fn a_message_for_a_dead_connection_goes_out_once_on_a_fresh_one() {
     assert_eq!(distinct.len(), received.len(), "no message twice");
     assert!(accepted.is_subset(&distinct), "what was accepted was received");
     assert_eq!(accepted.len() + unknown, 300);
+}
+
+/// A peer that answers one message, reads the beginning of the next, says this and goes; a second connection is answered.
+fn dies_in_the_second_message(last_words: &[u8]) -> (Result<mllp_client::Ack, mllp_client::Error>, Stats) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("mllp://{}", listener.local_addr().unwrap());
+    let client = client(&endpoint, LONG);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut first, _) = listener.accept().unwrap();
+            read_frame(&first);
+            first.write_all(&acknowledgment("AA", "1")).unwrap();
+            first.read_exact(&mut [0; 1000]).unwrap();
+            first.write_all(last_words).unwrap();
+            drop(first);
+            let (mut second, _) = listener.accept().unwrap();
+            if drain_to_the_end_of_a_frame(&second) {
+                second.write_all(&acknowledgment("AA", "2")).unwrap();
+            }
+        });
+        client.send(message("1")).unwrap();
+        let result = client.send(message_of("2", 64 * 1024 * 1024));
+        let stats = client.stats();
+        client.close();
+        // Where the client did not connect again.
+        drop(TcpStream::connect(endpoint.strip_prefix("mllp://").unwrap()));
+        (result, stats)
+    })
+}
+
+fn drain_to_the_end_of_a_frame(mut stream: &TcpStream) -> bool {
+    let mut buffer = vec![0; 256 * 1024];
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        if buffer[..count].ends_with(b"\x1C\r") {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_connection_that_dies_before_the_end_left_is_replaced() {
+    let (result, stats) = dies_in_the_second_message(b"");
+    assert_eq!(result.unwrap().control_id(), "2");
+    assert_eq!(counted(stats), [2, 2, 2, 0, 0]);
+}
+
+#[test]
+fn a_peer_that_answered_before_it_died_is_not_asked_again() {
+    for (last_words, refused) in [(acknowledgment("AR", "2"), true), (acknowledgment("AA", "2"), false)] {
+        let (result, stats) = dies_in_the_second_message(&last_words);
+        let error = result.unwrap_err();
+        assert_eq!(error.delivery(), if refused { Delivery::Refused } else { Delivery::NotSent }, "{error:?}");
+        assert_eq!(stats.connections_opened, 1);
+    }
 }
 
 #[test]

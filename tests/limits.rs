@@ -33,20 +33,15 @@ fn waiting_for_an_answer() {
     ] {
         let receiver = Receiver::answering(move |_| step.clone()).unwrap();
         let client = client(&receiver.endpoint(), SHORT);
-        for error in [
-            limited(SHORT, || client.send(message("1"))).unwrap_err(),
-            limited(SHORT, || client.exchange("ping")).map(|_| name).unwrap_err(),
-            limited(SHORT * 2, || client.request("ping").timeout(SHORT * 2).exchange()).map(|_| name).unwrap_err(),
-        ] {
-            let limit = if matches!(error.kind(), ErrorKind::Timeout { limit, .. } if *limit == SHORT) {
-                SHORT
-            } else {
-                SHORT * 2
-            };
-            timed_out(&error, Phase::ApplicationAck, limit, Delivery::Unknown);
-        }
+        let message = message("1");
+        let expect = |limit, result: Result<(), Error>| {
+            timed_out(&result.expect_err(name), Phase::ApplicationAck, limit, Delivery::Unknown);
+        };
+        expect(SHORT, limited(SHORT, || client.send(&message).map(drop)));
+        expect(SHORT, limited(SHORT, || client.exchange("ping").map(drop)));
+        expect(SHORT * 2, limited(SHORT * 2, || client.request("ping").timeout(SHORT * 2).exchange().map(drop)));
         let mut connection = connection(&receiver.endpoint(), SHORT);
-        let error = limited(SHORT, || connection.send(message("1").as_bytes())).unwrap_err();
+        let error = limited(SHORT, || connection.send(message.as_bytes())).unwrap_err();
         timed_out(&error, Phase::ApplicationAck, SHORT, Delivery::Unknown);
     }
 }
@@ -316,14 +311,32 @@ fn an_early_refusal_is_what_the_error_tells() {
             }
         }
     }
-    let reply = with_peer(
+    // A frame that comes before a raw payload has left whole is no reply to it either.
+    let error = with_peer(
         |mut stream| {
             std::io::Read::read_exact(&mut stream, &mut [0; 1000]).unwrap();
             stream.write_all(b"\x0Btoo large\x1C\r").unwrap();
         },
-        |endpoint| connection(&endpoint, LONG).exchange(&message).map(<[u8]>::to_vec),
+        |endpoint| connection(&endpoint, LONG).exchange(&message).map(<[u8]>::len).unwrap_err(),
     );
-    assert_eq!(reply.unwrap(), b"too large");
+    assert!(matches!(error.kind(), ErrorKind::Disconnected { phase: Phase::Send, .. }), "{error:?}");
+    assert_eq!((error.delivery(), error.response()), (Delivery::NotSent, Some(&b"too large"[..])));
+}
+
+#[test]
+fn a_peer_that_babbles_while_it_does_not_read() {
+    with_peer(
+        |mut stream| {
+            stream.set_nodelay(true).unwrap();
+            stream.write_all(b"\x0B").unwrap();
+            while stream.write_all(b"xx").is_ok() {}
+        },
+        |endpoint| {
+            let large = message_of("1", 64 * 1024 * 1024);
+            let error = limited(SHORT, || client(&endpoint, SHORT).send(&large)).unwrap_err();
+            timed_out(&error, Phase::Send, SHORT, Delivery::NotSent);
+        },
+    );
 }
 
 #[test]
@@ -395,6 +408,8 @@ fn what_cannot_be_set_is_said_at_build() {
         ("timeout", usual().timeout(zero)),
         ("connect_timeout", usual().connect_timeout(zero)),
         ("keepalive", usual().keepalive(Some(zero))),
+        ("keepalive", usual().keepalive(Some(Duration::from_secs(32_768)))),
+        ("keepalive", usual().keepalive(Some(Duration::MAX))),
         ("max_ack_size", usual().max_ack_size(0)),
         ("max_message_size", usual().max_message_size(0)),
     ] {
@@ -407,4 +422,7 @@ fn what_cannot_be_set_is_said_at_build() {
     assert!(matches!(error.kind(), ErrorKind::Config(_)), "{error}");
     assert_eq!(receiver.connections(), 0);
     assert!(client.send(message("1")).is_ok(), "a limit may be as long as one likes");
+    for idle in [Duration::from_millis(1), Duration::from_secs(32_767)] {
+        assert!(usual().keepalive(Some(idle)).connect().is_ok(), "{idle:?}");
+    }
 }

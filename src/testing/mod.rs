@@ -2,7 +2,8 @@
 //!
 //! It listens on 127.0.0.1 on a port of the system's choice, reads MLLP frames, and does what it is told: accept everything,
 //! answer by a closure, or play a script of [`Step`]s, the well-behaved and the others. It says what it received, and when it
-//! is dropped it ends its connections and joins its threads, whatever its peers do.
+//! is dropped it ends its connections and joins its threads, whatever its peers do. With the feature `testing-tls` it speaks TLS
+//! 1.2 and 1.3 too.
 //!
 //! # Examples
 //!
@@ -26,8 +27,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod peer;
 mod receiver;
 mod step;
+#[cfg(feature = "testing-tls")]
+mod tls;
 
 pub use receiver::{Receiver, ReceiverBuilder};
 pub use step::Step;
+#[cfg(feature = "testing-tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing-tls")))]
+pub use tls::ServerTls;

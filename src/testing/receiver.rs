@@ -2,16 +2,17 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
-
+use super::peer::Peer;
 use super::step::{Ending, Step};
+#[cfg(feature = "testing-tls")]
+use super::tls::ServerTls;
 use crate::frame::Framing;
 use crate::inbox::Inbox;
 
@@ -33,11 +34,13 @@ pub struct Receiver {
 }
 
 /// Settings of a [`Receiver`], from [`Receiver::builder`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[must_use = "settings do nothing until `answering`"]
 pub struct ReceiverBuilder {
     address: SocketAddr,
     framing: Framing,
+    #[cfg(feature = "testing-tls")]
+    tls: Option<ServerTls>,
 }
 
 type Respond = dyn Fn(&[u8]) -> Step + Send + Sync;
@@ -45,6 +48,8 @@ type Respond = dyn Fn(&[u8]) -> Step + Send + Sync;
 struct Shared {
     address: SocketAddr,
     framing: Framing,
+    #[cfg(feature = "testing-tls")]
+    tls: Option<Arc<rustls::ServerConfig>>,
     respond: Box<Respond>,
     state: Mutex<State>,
     changed: Condvar,
@@ -54,7 +59,7 @@ struct Shared {
 struct State {
     stopping: bool,
     accepted: usize,
-    open: HashMap<usize, Arc<TcpStream>>,
+    open: HashMap<usize, Arc<Peer>>,
     messages: Vec<Vec<u8>>,
     count: usize,
     kept: usize,
@@ -91,12 +96,18 @@ impl Receiver {
 
     /// Settings, to begin with 127.0.0.1 and MLLP.
     pub fn builder() -> ReceiverBuilder {
-        ReceiverBuilder { address: (Ipv4Addr::LOCALHOST, 0).into(), framing: Framing::default() }
+        ReceiverBuilder {
+            address: (Ipv4Addr::LOCALHOST, 0).into(),
+            framing: Framing::default(),
+            #[cfg(feature = "testing-tls")]
+            tls: None,
+        }
     }
 
-    /// Where it listens, as a client wants it: `mllp://127.0.0.1:40123`.
+    /// Where it listens, as a client wants it: `mllp://127.0.0.1:40123`, or `mllps://` if it speaks TLS.
     pub fn endpoint(&self) -> String {
-        format!("mllp://{}", self.shared.address)
+        let scheme = if self.shared.speaks_tls() { "mllps" } else { "mllp" };
+        format!("{scheme}://{}", self.shared.address)
     }
 
     /// The messages that came, whole and in order, without their frames.
@@ -116,21 +127,18 @@ impl Receiver {
         self.shared.lock().accepted
     }
 
-    /// Writes bytes to every open connection, asked or not.
+    /// Writes bytes to every open connection, asked or not, and waits for peers that do not read.
     ///
     /// # Errors
     ///
     /// If one of them cannot be written to.
     pub fn push(&self, bytes: &[u8]) -> io::Result<()> {
-        self.shared.open_connections().iter().try_for_each(|connection| (&**connection).write_all(bytes))
+        self.shared.open_connections().iter().try_for_each(|peer| peer.write_all(bytes))
     }
 
     /// Closes every open connection, and goes on listening.
     pub fn hang_up(&self) {
-        for connection in self.shared.open_connections() {
-            // It fails where the peer was quicker.
-            let _ = connection.shutdown(Shutdown::Both);
-        }
+        self.shared.open_connections().iter().for_each(|peer| peer.close());
     }
 }
 
@@ -151,16 +159,25 @@ impl ReceiverBuilder {
         ReceiverBuilder { framing, ..self }
     }
 
+    /// Speaks TLS. Defaults to not.
+    #[cfg(feature = "testing-tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "testing-tls")))]
+    pub fn tls(self, tls: ServerTls) -> ReceiverBuilder {
+        ReceiverBuilder { tls: Some(tls), ..self }
+    }
+
     /// Starts a receiver as [`Receiver::answering`].
     ///
     /// # Errors
     ///
-    /// If the address cannot be listened on.
+    /// If the address cannot be listened on, or the TLS settings do not fit each other.
     pub fn answering(self, respond: impl Fn(&[u8]) -> Step + Send + Sync + 'static) -> io::Result<Receiver> {
         let listener = TcpListener::bind(self.address)?;
         let shared = Arc::new(Shared {
             address: listener.local_addr()?,
             framing: self.framing,
+            #[cfg(feature = "testing-tls")]
+            tls: self.tls.map(|tls| tls.config()).transpose()?,
             respond: Box::new(respond),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -190,7 +207,8 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         self.shared.lock().stopping = true;
         self.shared.changed.notify_all();
-        self.hang_up();
+        // At once, without a word of TLS, for which a peer that does not read would have to be waited for.
+        self.shared.open_connections().iter().for_each(|peer| peer.cut());
         // Lets `accept` return once more. Where the queue is full it returns anyway.
         let unspecified = self.shared.address.ip().is_unspecified();
         let mut awake = self.shared.address;
@@ -224,7 +242,26 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open_connections(&self) -> Vec<Arc<TcpStream>> {
+    fn speaks_tls(&self) -> bool {
+        #[cfg(feature = "testing-tls")]
+        let speaks = self.tls.is_some();
+        #[cfg(not(feature = "testing-tls"))]
+        let speaks = false;
+        speaks
+    }
+
+    /// A connection just taken, and what is to be said over it.
+    fn peer(&self, connection: TcpStream) -> io::Result<Peer> {
+        // Answers that are one write are to be one packet.
+        connection.set_nodelay(true)?;
+        #[cfg(feature = "testing-tls")]
+        if let Some(tls) = &self.tls {
+            return Ok(Peer::with_tls(connection, super::tls::Session::new(tls)?));
+        }
+        Ok(Peer::plain(connection))
+    }
+
+    fn open_connections(&self) -> Vec<Arc<Peer>> {
         self.lock().open.values().cloned().collect()
     }
 
@@ -236,31 +273,28 @@ impl Shared {
                 if self.changed.wait_while(self.lock(), free).unwrap_or_else(PoisonError::into_inner).stopping {
                     return;
                 }
-                let accepted = listener.accept().map(|(connection, _)| Arc::new(connection));
+                let accepted = listener.accept().and_then(|(connection, _)| self.peer(connection)).map(Arc::new);
                 let mut state = self.lock();
                 if state.stopping {
                     return;
                 }
                 // A connection that was gone before it was taken is nobody's loss; a lack of descriptors may pass.
-                let Ok(connection) = accepted else {
+                let Ok(peer) = accepted else {
                     drop(self.changed.wait_timeout(state, Duration::from_millis(10)));
                     continue;
                 };
                 let number = state.accepted;
                 state.accepted += 1;
-                state.open.insert(number, Arc::clone(&connection));
+                state.open.insert(number, Arc::clone(&peer));
                 drop(state);
                 scope.spawn(move || {
                     // What the closure panics with has been printed; the peer sees the connection end.
-                    let ending = catch_unwind(AssertUnwindSafe(|| self.serve(&connection)));
-                    if !matches!(ending, Ok(Ending::Reset)) {
-                        // `push` and `hang_up` may hold the socket a moment longer.
-                        let _ = connection.shutdown(Shutdown::Both);
-                    } else if let Err(error) = SockRef::from(&*connection).set_linger(Some(Duration::ZERO)) {
-                        log::warn!("cannot reset a connection: {error}");
+                    match catch_unwind(AssertUnwindSafe(|| self.serve(&peer))) {
+                        Ok(Ending::Reset) => peer.reset(),
+                        _ => peer.close(),
                     }
                     self.lock().open.remove(&number);
-                    drop(connection);
+                    drop(peer);
                     self.changed.notify_all();
                 });
             }
@@ -268,12 +302,8 @@ impl Shared {
     }
 
     /// Serves one connection to its end.
-    fn serve(&self, connection: &TcpStream) -> Ending {
+    fn serve(&self, peer: &Peer) -> Ending {
         let mut inbox = Inbox::new(self.framing.clone(), MAX_MESSAGE);
-        // Answers that are one write are to be one packet.
-        if connection.set_nodelay(true).is_err() {
-            return Ending::Close;
-        }
         loop {
             match inbox.frame() {
                 Err(_) => return Ending::Close,
@@ -281,13 +311,13 @@ impl Shared {
                     let message = inbox.content(place);
                     self.record(message);
                     let step = (self.respond)(message);
-                    match self.play(&step, message, connection) {
+                    match self.play(&step, message, peer) {
                         Ok(Ending::Keep) => {}
                         Ok(ending) => return ending,
                         Err(_) => return Ending::Close,
                     }
                 }
-                Ok(None) => match (&*connection).read(inbox.space()) {
+                Ok(None) => match peer.read(inbox.space()) {
                     Ok(0) => return Ending::Close,
                     Ok(count) => inbox.received(count),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -300,8 +330,9 @@ impl Shared {
     fn record(&self, message: &[u8]) {
         let mut state = self.lock();
         state.count += 1;
-        if state.kept + message.len() <= MAX_RECORD {
-            state.kept += message.len();
+        let size = message.len() + size_of::<Vec<u8>>();
+        if state.kept + size <= MAX_RECORD {
+            state.kept += size;
             state.messages.push(message.to_vec());
         }
         drop(state);
@@ -309,7 +340,7 @@ impl Shared {
     }
 
     /// Sends a step's answers; those that nothing separates together.
-    fn play(&self, step: &Step, message: &[u8], mut connection: &TcpStream) -> io::Result<Ending> {
+    fn play(&self, step: &Step, message: &[u8], peer: &Peer) -> io::Result<Ending> {
         let mut ready = Vec::new();
         for part in &step.parts {
             let bytes = part.render(message, &self.framing);
@@ -317,7 +348,7 @@ impl Shared {
                 ready.extend(bytes);
                 continue;
             }
-            connection.write_all(&std::mem::take(&mut ready))?;
+            peer.write_all(&std::mem::take(&mut ready))?;
             self.pause(part.delay)?;
             match part.drip {
                 None => ready.extend(bytes),
@@ -326,21 +357,21 @@ impl Shared {
                         if index > 0 {
                             self.pause(interval)?;
                         }
-                        connection.write_all(&[*byte])?;
+                        peer.write_all(&[*byte])?;
                     }
                 }
             }
         }
-        connection.write_all(&ready)?;
+        peer.write_all(&ready)?;
         Ok(step.ending)
     }
 
     /// Lets time pass, unless the receiver stops.
     fn pause(&self, time: Duration) -> io::Result<()> {
-        let until = Instant::now() + time;
+        let begun = Instant::now();
         let mut state = self.lock();
         while !state.stopping {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = time.saturating_sub(begun.elapsed());
             if left.is_zero() {
                 return Ok(());
             }

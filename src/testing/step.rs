@@ -97,7 +97,7 @@ impl Step {
 
     /// Waits before it answers.
     pub fn after(self, delay: Duration) -> Step {
-        self.each(|part| part.delay += delay)
+        self.each(|part| part.delay = part.delay.saturating_add(delay))
     }
 
     /// Sends the answer byte by byte, waiting so long between them.

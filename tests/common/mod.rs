@@ -2,12 +2,16 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+#[cfg(feature = "tls")]
+pub mod certificates;
+
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mllp_client::{Client, Connection};
+use mllp_client::testing::{Receiver, ReceiverBuilder};
+use mllp_client::{Client, ClientBuilder, Connection};
 use socket2::{Domain, Socket, Type};
 
 /// A limit that no test reaches unless something hangs.
@@ -34,6 +38,46 @@ pub fn message_of(control_id: &str, size: usize) -> Vec<u8> {
     message.extend_from_slice(b"OBX|2|TX|");
     message.resize(size.max(message.len()), b'x');
     message
+}
+
+/// What an exchange goes over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Transport {
+    Plain,
+    #[cfg(feature = "tls")]
+    Tls12,
+    #[cfg(feature = "tls")]
+    Tls13,
+}
+
+impl Transport {
+    pub const ALL: &[Transport] = &[
+        Transport::Plain,
+        #[cfg(feature = "tls")]
+        Transport::Tls12,
+        #[cfg(feature = "tls")]
+        Transport::Tls13,
+    ];
+
+    pub fn receiver(self) -> ReceiverBuilder {
+        match self {
+            Transport::Plain => Receiver::builder(),
+            #[cfg(feature = "tls")]
+            Transport::Tls12 => Receiver::builder().tls(certificates::usual().1.server().only_tls12()),
+            #[cfg(feature = "tls")]
+            Transport::Tls13 => Receiver::builder().tls(certificates::usual().1.server().only_tls13()),
+        }
+    }
+
+    /// A client that trusts such a receiver.
+    pub fn builder(self, endpoint: &str) -> ClientBuilder {
+        let builder = Client::builder(endpoint);
+        match self {
+            Transport::Plain => builder,
+            #[cfg(feature = "tls")]
+            Transport::Tls12 | Transport::Tls13 => builder.tls(certificates::usual().0.trusted()),
+        }
+    }
 }
 
 pub fn client(endpoint: &str, timeout: Duration) -> Client {
