@@ -3,9 +3,12 @@
 //! `memchr` looks for the End Block only; the scanner looks for a Start Block as well, as a truncated frame would show one.
 //! `memchr2`, which looks for both, is the limit of that.
 
+mod common;
+
 use std::hint::black_box;
 use std::time::Instant;
 
+use common::median;
 use memchr::{memchr, memchr2};
 use mllp_client::frame::{END_BLOCK, Framing, START_BLOCK, Scanner};
 
@@ -32,7 +35,7 @@ fn main() {
             ];
             rates.iter_mut().zip(taken).for_each(|(rates, rate)| rates.push(rate));
         }
-        let [one, two, scanned, pieces] = rates.map(median);
+        let [one, two, scanned, pieces] = rates.map(|rates| median(rates.into_iter()));
         println!(
             "{name:<10}{one:>14.1}{two:>14.1}{scanned:>14.1}{:>9.2}{:>9.2}{pieces:>20.1}",
             scanned / one,
@@ -56,9 +59,4 @@ fn rate(size: usize, repeats: usize, mut work: impl FnMut() -> Option<usize>) ->
         assert!(black_box(work()).is_some());
     }
     (size * repeats) as f64 / begun.elapsed().as_secs_f64() / 1e9
-}
-
-fn median(mut rates: Vec<f64>) -> f64 {
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
 }

@@ -9,16 +9,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use mllp_client::testing::Receiver;
-use mllp_client::{Ack, Client, Delivery, ErrorKind};
+use mllp_client::{Ack, Client, ClientBuilder, Delivery, ErrorKind};
 
 /// Sends one HL7 v2 message over MLLP.
 #[derive(Parser)]
 #[command(after_help = "Exit status: 0 accepted, 1 refused, 2 usage, configuration or invalid message, \
                         3 not sent, 4 unknown, 5 committed")]
 struct Arguments {
-    /// The receiver, as mllp://host:2575; without it, one that is started here
+    /// The receiver, as mllp://host:2575 or mllps://host:2575; without it, one that is started here
     #[arg(long, value_name = "URL")]
     to: Option<String>,
     /// A bundled message with invented people
@@ -29,6 +29,33 @@ struct Arguments {
     timeout: Duration,
     /// A file with the message, or - for standard input; its lines are sent as segments
     file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArguments,
+}
+
+/// For an mllps:// receiver
+#[derive(Args)]
+#[command(next_help_heading = "TLS")]
+struct TlsArguments {
+    /// Trusts the certificate authorities in this PEM file, beside the system's
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The client's certificate chain, a PEM file
+    #[arg(long, value_name = "FILE", requires = "key", conflicts_with = "pkcs12")]
+    cert: Option<PathBuf>,
+    /// Its private key, a PKCS#8 PEM file
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// The client's certificate and key in a PKCS#12 file, whose passphrase is taken from the environment variable
+    /// MLLP_PKCS12_PASSPHRASE
+    #[arg(long, value_name = "FILE")]
+    pkcs12: Option<PathBuf>,
+    /// The name that the receiver's certificate must be for, if it is not the host's
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
+    /// Accepts any certificate: whoever is on the line can read and change what is sent
+    #[arg(long)]
+    insecure: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -51,7 +78,7 @@ fn main() -> ExitCode {
         return match Receiver::accepting() {
             Ok(receiver) => {
                 eprintln!("sending to a receiver started here, {}", receiver.endpoint());
-                send(&receiver.endpoint(), arguments.timeout, &message)
+                send(Client::builder(&receiver.endpoint()).timeout(arguments.timeout), &message)
             }
             Err(error) => {
                 eprintln!("no receiver can be started here: {error}");
@@ -59,12 +86,57 @@ fn main() -> ExitCode {
             }
         };
     };
-    send(endpoint, arguments.timeout, &message)
+    let builder = Client::builder(endpoint).timeout(arguments.timeout);
+    match secured(builder, &arguments.tls) {
+        Ok(builder) => send(builder, &message),
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::from(2)
+        }
+    }
 }
 
-fn send(endpoint: &str, timeout: Duration, message: &[u8]) -> ExitCode {
-    let result = Client::builder(endpoint).timeout(timeout).build().and_then(|client| client.send(message));
-    let error = match result {
+/// The builder with what the arguments say of TLS.
+#[cfg(feature = "tls")]
+fn secured(builder: ClientBuilder, arguments: &TlsArguments) -> Result<ClientBuilder, String> {
+    use mllp_client::TlsConfig;
+
+    if !arguments.any() {
+        return Ok(builder);
+    }
+    let file = |path: &PathBuf| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+    let text = |error: mllp_client::Error| error.to_string();
+    let mut tls = TlsConfig::new().danger_accept_invalid_certs(arguments.insecure);
+    if let Some(ca) = &arguments.ca {
+        tls = tls.root_certificates_pem(&file(ca)?).map_err(text)?;
+    }
+    if let (Some(cert), Some(key)) = (&arguments.cert, &arguments.key) {
+        tls = tls.identity_pem(&file(cert)?, &file(key)?).map_err(text)?;
+    }
+    if let Some(pkcs12) = &arguments.pkcs12 {
+        let passphrase = std::env::var("MLLP_PKCS12_PASSPHRASE").unwrap_or_default();
+        tls = tls.identity_pkcs12(&file(pkcs12)?, &passphrase).map_err(text)?;
+    }
+    if let Some(name) = &arguments.server_name {
+        tls = tls.server_name(name);
+    }
+    Ok(builder.tls(tls))
+}
+
+#[cfg(not(feature = "tls"))]
+fn secured(builder: ClientBuilder, arguments: &TlsArguments) -> Result<ClientBuilder, String> {
+    if arguments.any() { Err("this was built without the feature `tls`".into()) } else { Ok(builder) }
+}
+
+impl TlsArguments {
+    fn any(&self) -> bool {
+        let TlsArguments { ca, cert, key, pkcs12, server_name, insecure } = self;
+        [ca, cert, key, pkcs12].into_iter().any(Option::is_some) || server_name.is_some() || *insecure
+    }
+}
+
+fn send(builder: ClientBuilder, message: &[u8]) -> ExitCode {
+    let error = match builder.build().and_then(|client| client.send(message)) {
         Ok(ack) => {
             report(&ack);
             return ExitCode::SUCCESS;

@@ -58,15 +58,39 @@
 //! acknowledgment ends the call in any case. A message for which both are `NE` has no answer to wait for; see
 //! [`Request::send_unacknowledged`].
 //!
+//! # TLS
+//!
+//! An `mllps://` endpoint is MLLP inside TLS 1.2 or 1.3, by the system's TLS library (feature `tls`, on by default). `TlsConfig`,
+//! given to the builder's `tls`, says whom to trust and who to be:
+//!
+//! - **Trust.** By default the system's trust store, and a certificate for the endpoint's host: a name against the DNS names in the
+//!   certificate, an address against its IP addresses. `server_name` sets another name, behind a tunnel for instance.
+//! - **A private certificate authority**, as hospitals have: `root_certificates_pem`, in addition to the system's store, or with
+//!   `system_roots(false)` in its place.
+//! - **Mutual TLS**, where the receiver wants to know who sends: `identity_pem` (a PEM chain and a PKCS#8 key) or `identity_pkcs12`.
+//!   A receiver that refuses the certificate is [`ErrorKind::Tls`]. Under TLS 1.3 this shows only when the first answer is awaited, so
+//!   that the delivery is [`Unknown`](Delivery::Unknown) then, although a receiver that keeps to the protocol has read nothing.
+//! - **What the dangerous switches give up.** `danger_accept_invalid_hostnames`: whoever holds any certificate of a trusted authority can
+//!   stand in for the receiver. `danger_accept_invalid_certs`: anybody can. Both are warned about in the log, once for each client.
+//!
+//! A new connection costs a handshake: about a millisecond of computing and two round trips (TLS 1.2) or one (1.3) on top of TCP's, each
+//! time, since the system's library is not asked to resume sessions. Loading the trust store takes tens of milliseconds more, once for
+//! each client. Keep the client.
+//!
 //! # What is logged
 //!
-//! Through the [`log`] crate: at `error` a panic of your observer; at `warn` bytes that belong to no exchange; at `debug`
+//! Through the [`log`] crate: at `error` a panic of your observer; at `warn` bytes that belong to no exchange, and the dangerous
+//! switches of TLS; at `debug`
 //! connections opened, failed and ended, and failed calls; at `trace` every frame sent and every acceptance. Endpoints, lengths,
 //! codes and control IDs appear; content never does, in no log record, no `Debug` and no `Display`.
 //!
 //! # Features
 //!
-//! - `testing` (off by default): a scripted receiver to test against, in the module of that name.
+//! - `tls` (on by default): `mllps://` endpoints, through the `native-tls` crate: OpenSSL on Linux, whose headers have to be installed,
+//!   Secure Transport or SChannel elsewhere. Without it, an `mllps://` endpoint is an [`ErrorKind::Config`].
+//! - `tls-vendored`: the same with an OpenSSL that is built from source, where its headers cannot be installed.
+//! - `testing`: a scripted receiver to test against, in the module of that name.
+//! - `testing-tls`: TLS for that receiver, by the `rustls` crate.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs, missing_debug_implementations)]

@@ -98,3 +98,43 @@ fn receive_prints_what_send_sends() {
     assert_eq!((status, &*line), (0, "AA MSG00002\n"));
     assert!(printed.starts_with("MSH|^~\\&|LAB|NORTH|"), "{printed}");
 }
+
+#[test]
+#[cfg(feature = "tls")]
+fn send_speaks_tls_as_it_is_told() {
+    use common::certificates::{Authority, NAME, Validity};
+
+    let authority = Authority::new("Authority");
+    let server = authority.issue(&[NAME], Validity::Now);
+    let client = authority.issue(&["client.test"], Validity::Now);
+    let files = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = files.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (ca, cert, key) = (file("ca", &authority.pem()), file("cert", &client.chain), file("key", &client.key));
+    let tls = server.server().require_client_certificate(authority.pem().as_bytes()).unwrap();
+    let receiver = Receiver::builder().tls(tls.only_tls12()).answering(|_| Step::accept()).unwrap();
+    let endpoint = receiver.endpoint();
+    let usual = ["--to", &endpoint, "--sample", "adt-a01"];
+    let identity = ["--cert", &cert, "--key", &key];
+    for (name, arguments, expected) in [
+        ("all", [&["--ca", &ca, "--server-name", NAME], &identity[..]].concat(), 0),
+        ("insecure", [&["--insecure"], &identity[..]].concat(), 0),
+        ("no authority", [&["--server-name", NAME], &identity[..]].concat(), 3),
+        ("no name", [&["--ca", &ca], &identity[..]].concat(), 3),
+        ("no identity", vec!["--ca", &ca, "--server-name", NAME], 3),
+        ("half an identity", vec!["--cert", &cert], 2),
+        ("no such file", vec!["--ca", "/nowhere/to/be/found"], 2),
+        ("a key as authority", vec!["--ca", &key], 2),
+        ("a key as PKCS#12", vec!["--pkcs12", &key], 2),
+    ] {
+        let (status, printed, explained) = told(&send(&[&usual, &arguments[..]].concat(), b""));
+        assert_eq!(
+            (status, &*printed),
+            (expected, if expected == 0 { "AA MSG00001\n" } else { "" }),
+            "{name}: {explained}"
+        );
+    }
+}

@@ -122,6 +122,11 @@ fn nothing_says_what_is_in_a_message() {
     errors.push(observed(&deaf.endpoint()).build().unwrap().exchange(&large).unwrap_err());
     errors.push(observed(&dead_endpoint()).build().unwrap().send(marked()).unwrap_err());
 
+    #[cfg(feature = "tls")]
+    errors.push(observed(&usual.endpoint().replace("mllp:", "mllps:")).build().unwrap().send(marked()).unwrap_err());
+    #[cfg(feature = "tls")]
+    dangerous_switches_are_warned_about_once();
+
     let kind = |expected: fn(&ErrorKind) -> bool| errors.iter().any(|error| expected(error.kind()));
     for (name, provoked) in [
         ("Config", kind(|kind| matches!(kind, ErrorKind::Config(_)))),
@@ -136,6 +141,7 @@ fn nothing_says_what_is_in_a_message() {
         ("UnmatchedAck", kind(|kind| matches!(kind, ErrorKind::UnmatchedAck(_)))),
         ("Nak", kind(|kind| matches!(kind, ErrorKind::Nak(_)))),
         ("Closed", kind(|kind| matches!(kind, ErrorKind::Closed))),
+        ("Tls", cfg!(not(feature = "tls")) || kind(|kind| matches!(kind, ErrorKind::Tls(_)))),
     ] {
         assert!(provoked, "{name} was not provoked");
     }
@@ -145,4 +151,31 @@ fn nothing_says_what_is_in_a_message() {
     for said in errors.iter().flat_map(shown).chain(records).chain(events) {
         assert!(!said.contains(MARKER), "{said}");
     }
+}
+
+/// Here, since this program records what is logged.
+#[cfg(feature = "tls")]
+fn dangerous_switches_are_warned_about_once() {
+    use mllp_client::TlsConfig;
+
+    let warnings = || RECORDER.0.lock().unwrap().iter().filter(|record| record.contains("danger_accept")).count();
+    let receiver = common::Transport::Tls13.receiver().scripted([]).unwrap();
+    for (certs, hostnames) in [(false, false), (true, false), (true, true)] {
+        let tls = common::certificates::usual().0.trusted();
+        let tls = tls.danger_accept_invalid_certs(certs).danger_accept_invalid_hostnames(hostnames);
+        let before = warnings();
+        let client = Client::builder(&receiver.endpoint()).tls(tls).build().unwrap();
+        for _ in 0..3 {
+            client.reconnect().unwrap();
+        }
+        assert_eq!(warnings() - before, usize::from(certs) + usize::from(hostnames));
+    }
+
+    // Nor does a secret of TLS reach the log: every record so far is searched below for the marker, here as a passphrase.
+    let error = TlsConfig::new().identity_pkcs12(MARKER.as_bytes(), MARKER).unwrap_err();
+    assert!(!format!("{error} {error:?}").contains(MARKER));
+    let key = format!("-----BEGIN PRIVATE KEY-----\n{MARKER}\n-----END PRIVATE KEY-----\n");
+    let chain = &common::certificates::usual().1.chain;
+    let error = TlsConfig::new().identity_pem(chain.as_bytes(), key.as_bytes()).unwrap_err();
+    assert!(!format!("{error} {error:?}").contains(MARKER));
 }

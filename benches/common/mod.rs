@@ -1,0 +1,115 @@
+//! What the benchmarks of exchanges share: messages, a receiver that does no more than it must, a clock.
+
+#![allow(dead_code, reason = "each benchmark uses its part")]
+
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use core_affinity::CoreId;
+
+const ROUNDS: usize = 41;
+
+/// The cores for the client's end and for the receiver's: one each, then the same for both.
+pub fn placements() -> Vec<(&'static str, CoreId, CoreId)> {
+    let cores = core_affinity::get_core_ids().expect("the system tells its cores");
+    let mut placements = vec![("both ends on one core", cores[0], cores[0])];
+    if let [first, second, ..] = cores[..] {
+        placements.insert(0, ("a core for each end", first, second));
+    }
+    placements
+}
+
+pub fn run_on(core: CoreId) {
+    assert!(core_affinity::set_for_current(core), "this thread may run there");
+}
+
+/// A message of this many bytes, with control ID `MSG1`.
+pub fn message(size: usize) -> Vec<u8> {
+    let mut message = b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rOBX|1|TX|".to_vec();
+    message.resize(size - 1, b'x');
+    message.push(b'\r');
+    message
+}
+
+/// A socket set up as the client's.
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("the receiver listens");
+    let limit = Some(Duration::from_secs(30));
+    stream.set_nodelay(true).expect("a TCP socket takes it");
+    stream.set_read_timeout(limit).expect("a TCP socket takes it");
+    stream.set_write_timeout(limit).expect("a TCP socket takes it");
+    stream
+}
+
+/// Serves so many connections, each on a thread, once `open` has made of the socket what is read and written.
+pub fn serve<S: Read + Write>(
+    connections: usize,
+    core: CoreId,
+    open: impl Fn(TcpStream) -> S + Clone + Send + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("it is bound");
+    thread::spawn(move || {
+        for connection in listener.incoming().take(connections) {
+            let connection = connection.expect("it connected");
+            let open = open.clone();
+            thread::spawn(move || {
+                run_on(core);
+                connection.set_nodelay(true).expect("a TCP socket takes it");
+                let mut stream = open(connection);
+                let answer = b"\x0BMSH|^~\\&|EHR|H|LAB|H|20260101||ACK^R01|1|P|2.5\rMSA|AA|MSG1\r\x1C\r";
+                let mut buffer = vec![0; 256 * 1024];
+                while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                    if buffer[..count].ends_with(b"\x1C\r") {
+                        stream.write_all(answer).expect("the client reads");
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// The limit: one write, one read.
+pub fn exchange_bare(stream: &mut (impl Read + Write), frame: &[u8]) {
+    let mut reply = [0; 4096];
+    stream.write_all(frame).expect("the receiver reads");
+    let mut received = 0;
+    while !reply[..received].ends_with(b"\x1C\r") {
+        received += stream.read(&mut reply[received..]).expect("the receiver answers");
+    }
+    black_box(&reply[..received]);
+}
+
+/// Lets the works take turns on messages of this size; the medians in microseconds, and the medians of the rounds' own ratios to
+/// the first.
+pub fn compare<const N: usize>(size: usize, mut works: [&mut dyn FnMut(); N]) -> ([f64; N], [f64; N]) {
+    let repeats = (10_000_000 / size).clamp(8, 2_000);
+    // The first round warms up.
+    let rounds: Vec<[f64; N]> =
+        (0..=ROUNDS).map(|_| works.each_mut().map(|work| time(repeats, work))).skip(1).collect();
+    let median_of = |value: &dyn Fn(&[f64; N]) -> f64| median(rounds.iter().map(value));
+    let indices: [usize; N] = std::array::from_fn(|index| index);
+    (
+        indices.map(|index| median_of(&|round| round[index])),
+        indices.map(|index| median_of(&|round| round[index] / round[0])),
+    )
+}
+
+/// Microseconds for one of `repeats`.
+fn time(repeats: usize, work: &mut dyn FnMut()) -> f64 {
+    let begun = Instant::now();
+    for _ in 0..repeats {
+        work();
+    }
+    begun.elapsed().as_secs_f64() * 1e6 / repeats as f64
+}
+
+pub fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
