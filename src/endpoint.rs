@@ -78,7 +78,7 @@ impl FromStr for Endpoint {
 
 /// A host name in the letters that resolvers take (underscores occur inside hospitals), or an IPv4 address. A name
 /// whose last label is a number is an address that was meant and mistyped (RFC 3696, section 2).
-fn is_host(host: &str) -> bool {
+pub(crate) fn is_host(host: &str) -> bool {
     let name = host.strip_suffix('.').unwrap_or(host);
     let label = |label: &str| {
         (1..=63).contains(&label.len())

@@ -60,7 +60,7 @@
 //!
 //! # TLS
 //!
-//! An `mllps://` endpoint is MLLP inside TLS 1.2 or 1.3, by the system's TLS library (feature `tls`, on by default). `TlsConfig`,
+//! An `mllps://` endpoint is MLLP inside TLS 1.2 or 1.3, by the system's TLS library (feature `tls`, on by default). [`TlsConfig`],
 //! given to the builder's `tls`, says whom to trust and who to be:
 //!
 //! - **Trust.** By default the system's trust store, and a certificate for the endpoint's host: a name against the DNS names in the

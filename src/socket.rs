@@ -434,6 +434,15 @@ mod tests {
     }
 
     #[test]
+    fn a_deadline_that_passes_while_a_name_is_resolved_ends_the_attempt_there() {
+        let endpoint = "mllp://localhost:1".parse().unwrap();
+        let resolved = resolve(&endpoint, &options(), &Deadline::after(Duration::ZERO));
+        let timeout = ErrorKind::Timeout { phase: Phase::Resolve, limit: Duration::ZERO };
+        assert_eq!(format!("{:?}", resolved.unwrap_err()), format!("{timeout:?}"));
+        assert!(!resolve(&endpoint, &options(), &Deadline::after(LIMIT)).unwrap().is_empty());
+    }
+
+    #[test]
     fn a_socket_is_set_up_as_asked() {
         let (listener, address) = listen();
         let options = Options { keepalive: Some(Duration::from_secs(7)), local_address: Some(address.ip()) };

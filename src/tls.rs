@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use native_tls::{Certificate, HandshakeError, Identity, Protocol, TlsConnector, TlsStream};
 
+use crate::endpoint::is_host;
 use crate::error::{Error, ErrorKind};
 
 /// Whom to trust and who to be on an `mllps://` endpoint. See the [crate's page on TLS](crate#tls).
@@ -144,7 +145,8 @@ impl TlsConfig {
     }
 
     /// The name that the certificate must be for, and that is asked for (SNI), where it is not the endpoint's host: behind a
-    /// tunnel, or where the endpoint is an address. Defaults to the endpoint's host.
+    /// tunnel, or where the endpoint is an address. What is neither a host name nor an address is refused when the client is built.
+    /// Defaults to the endpoint's host.
     pub fn server_name(self, name: &str) -> Self {
         TlsConfig { server_name: Some(name.to_owned()), ..self }
     }
@@ -192,6 +194,10 @@ impl TlsConfig {
             builder.identity(identity.clone());
         }
         let name = self.server_name.clone().unwrap_or_else(|| host.trim_end_matches('.').to_owned());
+        // An empty name would switch the verification of names off, silently, in OpenSSL.
+        if !is_host(&name) && name.parse::<IpAddr>().is_err() {
+            return Err(unreadable("server_name", &format!("{name:?} is neither a host name nor an IP address")));
+        }
         // No name is asked for where the host is an address (RFC 6066, section 3).
         builder.use_sni(name.parse::<IpAddr>().is_err());
         Ok(Connector { native: builder.build().map_err(refused)?, name })
