@@ -185,3 +185,33 @@ impl ClientBuilder {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults() {
+        let settings = Client::builder("mllp://127.0.0.1:2575").settings().unwrap();
+        assert_eq!(settings.timeout, Duration::from_secs(30));
+        assert_eq!(settings.stream.connect_timeout, Duration::from_secs(10));
+        assert_eq!(settings.stream.socket.keepalive, Some(Duration::from_secs(60)));
+        assert_eq!(settings.stream.socket.local_address, None);
+        assert_eq!((settings.max_ack_size, settings.max_message_size), (10_485_760, usize::MAX));
+        assert_eq!(settings.framing, Framing::default());
+        assert!(settings.verify_control_id && settings.stream.tls.is_none());
+    }
+
+    #[test]
+    fn keepalive_is_whole_seconds() {
+        for (given, expected) in [
+            (Some(Duration::from_millis(1)), Some(1)),
+            (Some(Duration::from_millis(1_500)), Some(2)),
+            (Some(Duration::from_secs(60)), Some(60)),
+            (None, None),
+        ] {
+            let set = Client::builder("mllp://127.0.0.1:2575").keepalive(given).settings().unwrap();
+            assert_eq!(set.stream.socket.keepalive, expected.map(Duration::from_secs), "{given:?}");
+        }
+    }
+}

@@ -435,6 +435,19 @@ fn any_payload_is_exchanged_as_it_is() {
 }
 
 #[test]
+fn an_answer_may_have_10_mebibytes() {
+    let receiver = Receiver::answering(|payload| {
+        let size: usize = std::str::from_utf8(payload).unwrap().parse().unwrap();
+        Step::frame(vec![b'x'; size])
+    })
+    .unwrap();
+    let client = client(&receiver.endpoint(), LONG);
+    assert_eq!(client.exchange("10485760").unwrap().len(), 10_485_760);
+    let error = client.exchange("10485761").unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::AckTooLarge { limit: 10_485_760 }), "{error:?}");
+}
+
+#[test]
 fn enhanced_mode_waits_for_what_the_header_asks() {
     let asking = |conditions: &str| format!("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|1|P|2.5|||{conditions}\r");
     let commit = || Step::acknowledge(AckCode::CommitAccept);
