@@ -140,7 +140,8 @@ impl ClientBuilder {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`], [`ErrorKind::Connect`], or [`ErrorKind::Timeout`] with the phase in which it happened.
+    /// [`ErrorKind::Config`], [`ErrorKind::Connect`], [`ErrorKind::Tls`], or [`ErrorKind::Timeout`] with the phase in which it
+    /// happened.
     pub fn connect(self) -> Result<Connection, Error> {
         let settings = self.settings()?;
         let deadline = Deadline::after(settings.timeout);

@@ -111,7 +111,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Connect`], [`ErrorKind::Timeout`] or [`ErrorKind::Closed`].
+    /// [`ErrorKind::Connect`], [`ErrorKind::Tls`], [`ErrorKind::Timeout`] or [`ErrorKind::Closed`].
     pub fn connect(&self) -> Result<(), Error> {
         self.opened(|lease| lease.sound().is_some())
     }
@@ -233,7 +233,8 @@ impl Request<'_> {
     /// Writes the payload in one frame, awaits nothing, and closes the connection, so that an answer that comes all the same
     /// cannot be taken for another's. For messages whose MSH-15 and MSH-16 are both `NE`.
     ///
-    /// `Ok` means that the frame was handed to the operating system, no more. If the receiver answers all the same, the closed
+    /// `Ok` means that the frame was handed to the operating system, no more. Over TLS the call lasts until the receiver has ended its
+    /// side too, or the limit has passed. If the receiver answers all the same, the closed
     /// connection is reset, which may cut off what it has not read yet.
     ///
     /// # Errors

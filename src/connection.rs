@@ -275,7 +275,7 @@ impl Connection {
         let mut line = self.take_line()?;
         if let Err(failure) = self.write(&mut line, message, deadline) {
             return Err(match self.early_answer(&mut line) {
-                Err(refusal) => refusal.unwrap_or(failure),
+                Err(refusal) => failure.because(refusal),
                 Ok(answer) => match outcome.take(self.inbox.content(answer.clone())) {
                     Err(refusal @ ErrorKind::Nak(_)) => Error::judged(refusal, true, outcome.into_commit()),
                     // Nothing but a refusal can be meant for a message that the peer has seen only a part of.
@@ -311,7 +311,7 @@ impl Connection {
         let mut line = self.take_line()?;
         if let Err(failure) = self.write(&mut line, payload, deadline) {
             return Err(match self.early_answer(&mut line) {
-                Err(refusal) => refusal.unwrap_or(failure),
+                Err(refusal) => failure.because(refusal),
                 // It cannot be the reply to a payload that the peer has seen only a part of.
                 Ok(reply) => failure.with_response(self.inbox.content(reply)),
             });
@@ -329,7 +329,9 @@ impl Connection {
     /// the next one's.
     pub(crate) fn send_unacknowledged(&mut self, payload: &[u8], deadline: &Deadline) -> Result<(), Error> {
         let mut line = self.take_line()?;
-        self.write(&mut line, payload, deadline)
+        self.write(&mut line, payload, deadline)?;
+        line.stream.finish(deadline);
+        Ok(())
     }
 
     /// The content of a reply found by an exchange just made.
@@ -380,11 +382,11 @@ impl Connection {
 
     /// The answer of a peer that did not wait for the whole message, if one lies in the socket already; or its refusal of the TLS
     /// session, which is then why writing failed.
-    fn early_answer(&mut self, line: &mut Line) -> Result<Range<usize>, Option<Error>> {
+    fn early_answer(&mut self, line: &mut Line) -> Result<Range<usize>, Option<ErrorKind>> {
         for _ in 0..MAX_EARLY_READS {
             match line.stream.read_waiting(self.inbox.space()) {
                 Ok(Some(count)) => self.inbox.received(count),
-                Err(Halt::Tls(error)) => return Err(Some(Error::before_sending(ErrorKind::Tls(error)))),
+                Err(Halt::Tls(error)) => return Err(Some(ErrorKind::Tls(error))),
                 Ok(None) | Err(_) => break,
             }
             if let Some(place) = self.inbox.frame().map_err(|_| None)? {

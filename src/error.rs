@@ -235,6 +235,12 @@ impl Error {
         Error(Box::new(Inner { kind, delivery, commit, response: None }))
     }
 
+    /// Puts a better reason, if there is one, in the place of what was first seen.
+    pub(crate) fn because(mut self, reason: Option<ErrorKind>) -> Error {
+        self.0.kind = reason.unwrap_or(self.0.kind);
+        self
+    }
+
     /// Adds the reply that was the problem.
     pub(crate) fn with_response(mut self, response: &[u8]) -> Error {
         self.0.response = Some(response.to_vec());

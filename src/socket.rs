@@ -18,6 +18,9 @@ use crate::error::{ErrorKind, Phase};
 /// finer, and an exchange then needs no system call for it.
 const ARMING_TOLERANCE: Duration = Duration::from_millis(1);
 
+/// So often a TLS session may look for more without any waiting and without any answer coming of it; its tickets take four or so.
+const MAX_LOOKS: u32 = 256;
+
 /// The flags that make `recv` look without taking and without waiting, where the system has both. `MSG_PEEK` is 2
 /// everywhere, `MSG_DONTWAIT` is not.
 const PEEK_AT_ONCE: Option<i32> = if cfg!(any(target_os = "linux", target_os = "android")) {
@@ -66,6 +69,8 @@ pub(crate) struct Socket {
     write_timeout: Option<Duration>,
     /// Until when [`Read`] and [`Write`] wait; not at all if there is none.
     patience: Option<Deadline>,
+    /// How often [`Read`] may still look, where it does not wait.
+    looks: u32,
     ended: bool,
 }
 
@@ -103,6 +108,7 @@ impl Socket {
     /// How long [`Read`] and [`Write`] wait from now on: until a deadline, or not at all.
     pub(crate) fn wait(&mut self, patience: Option<Deadline>) {
         self.patience = patience;
+        self.looks = MAX_LOOKS;
     }
 
     /// Reads some bytes; none at the end of the stream. A passed deadline is `TimedOut`.
@@ -146,6 +152,11 @@ impl Socket {
         self.tcp.set_nonblocking(true)
     }
 
+    /// Ends this side only.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        self.tcp.shutdown(Shutdown::Write)
+    }
+
     /// Ends both directions.
     pub(crate) fn close(&self) -> io::Result<()> {
         self.tcp.shutdown(Shutdown::Both)
@@ -186,7 +197,12 @@ impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.patience {
             Some(deadline) => self.read_by(buffer, &deadline),
-            None => self.read_waiting(buffer),
+            None => {
+                self.looks = self.looks.checked_sub(1).ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::InvalidData, "the peer says more than TLS needs while nothing is due")
+                })?;
+                self.read_waiting(buffer)
+            }
         }
     }
 }
@@ -283,6 +299,7 @@ fn open_any(
                     read_timeout: None,
                     write_timeout: None,
                     patience: None,
+                    looks: 0,
                     ended: false,
                 });
             }

@@ -111,9 +111,17 @@ impl Stream {
                 session.read(buffer)
             }
         };
-        match result {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            result => self.some(result, None).map(Some),
+        match (result, &self.channel) {
+            (Err(error), Channel::Tls(session))
+                if error.kind() == io::ErrorKind::WouldBlock && session.is_inside_a_record() =>
+            {
+                // It may be a ticket, and it may be a late answer. What cannot be told apart cannot be trusted.
+                let half =
+                    io::Error::new(io::ErrorKind::InvalidData, "half a TLS record had come while nothing was due");
+                Err(self.halt(half, None))
+            }
+            (Err(error), _) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            (result, _) => self.some(result, None).map(Some),
         }
     }
 
@@ -147,6 +155,17 @@ impl Stream {
         self.socket().close()
     }
 
+    /// Makes sure that what was written can arrive, before the connection is closed for good, on a peer of which nothing is
+    /// awaited. A session of TLS 1.3 has tickets that nobody reads, and a socket that is closed with something unread throws away
+    /// what it has not sent: so this side ends, and the peer's end is read to its own, until the deadline.
+    pub(crate) fn finish(&mut self, deadline: &Deadline) {
+        let Channel::Tls(session) = &mut self.channel else { return };
+        session.stream_mut().wait(Some(*deadline));
+        let ended = session.shutdown().and_then(|()| session.stream_mut().end());
+        let mut unread = [0; 4096];
+        while ended.is_ok() && matches!(session.stream_mut().read_by(&mut unread, deadline), Ok(1..)) {}
+    }
+
     fn socket(&self) -> &Socket {
         match &self.channel {
             Channel::Plain(socket) => socket,
@@ -174,6 +193,8 @@ impl Stream {
         } else if socket.has_ended() {
             // Without a word of farewell in TLS. A frame has an end of its own, so that nothing can be cut off unnoticed.
             Halt::Peer(None)
+        } else if error.kind() == io::ErrorKind::InvalidData {
+            Halt::Peer(Some(error))
         } else {
             TlsError::of_session(&error).map_or(Halt::Peer(Some(error)), Halt::Tls)
         }
@@ -216,14 +237,16 @@ fn stride(parts: [&[u8]; 3], mut skip: usize) -> [IoSlice<'_>; 3] {
     })
 }
 
-/// Writes the parts in whole records: what is smaller than one is put together in the buffer, so that no framing byte stands
-/// alone in a record; the rest is not copied.
+/// Writes the parts in whole records: what is smaller than one is put together in the buffer, the rest is not copied. The first
+/// is made shorter where the last would have nothing but framing bytes: the start and the end of a frame never stand alone.
 fn write_records(
     parts: [&[u8]; 3],
     record: &mut Vec<u8>,
     written: &mut usize,
     mut write: impl FnMut(&[u8]) -> io::Result<usize>,
 ) -> io::Result<()> {
+    let total: usize = parts.iter().map(|part| part.len()).sum();
+    let mut size = if total > RECORD && (1..=parts[2].len()).contains(&(total % RECORD)) { RECORD / 2 } else { RECORD };
     for mut part in parts {
         while !part.is_empty() {
             if record.is_empty() && part.len() >= RECORD {
@@ -231,13 +254,14 @@ fn write_records(
                 write_all(whole, written, &mut write)?;
                 part = rest;
             } else {
-                let (taken, rest) = part.split_at(part.len().min(RECORD - record.len()));
+                let (taken, rest) = part.split_at(part.len().min(size - record.len()));
                 record.extend_from_slice(taken);
                 part = rest;
             }
-            if record.len() == RECORD {
+            if record.len() == size {
                 write_all(record, written, &mut write)?;
                 record.clear();
+                size = RECORD;
             }
         }
     }
@@ -256,9 +280,20 @@ mod tests {
     use super::*;
 
     fn frames() -> Vec<[Vec<u8>; 3]> {
-        [0, 1, 100, RECORD - 3, RECORD - 2, RECORD - 1, RECORD, 3 * RECORD + 7, 2 * STRIDE + 5]
-            .map(|size| [b"<".to_vec(), (0..size).map(|number| number as u8).collect(), b"->".to_vec()])
-            .to_vec()
+        [
+            1,
+            100,
+            RECORD - 3,
+            RECORD - 2,
+            RECORD - 1,
+            RECORD,
+            3 * RECORD - 2,
+            3 * RECORD - 1,
+            3 * RECORD + 7,
+            2 * STRIDE + 5,
+        ]
+        .map(|size| [b"<".to_vec(), (0..size).map(|number| number as u8).collect(), b"->".to_vec()])
+        .to_vec()
     }
 
     #[test]
@@ -297,13 +332,14 @@ mod tests {
             let mut record = Vec::with_capacity(RECORD);
             let mut pieces = Vec::new();
             write_records(parts, &mut record, &mut 0, |bytes| {
-                pieces.push(bytes.len());
-                Ok(bytes.len())
+                pieces.push(bytes.len().min(RECORD));
+                Ok(bytes.len().min(RECORD))
             })
             .unwrap();
             let total = parts.concat().len();
             assert_eq!(pieces.len() == 1, total <= RECORD, "{pieces:?}");
             assert!(pieces[0] > 1 && record.capacity() == RECORD, "{pieces:?}");
+            assert!(*pieces.last().unwrap() > parts[2].len(), "the end stands alone: {pieces:?}");
         }
     }
 

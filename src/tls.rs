@@ -74,7 +74,13 @@ impl TlsConfig {
     /// [`ErrorKind::Config`] if there is no certificate, or one that cannot be read.
     pub fn root_certificates_pem(mut self, pem: &[u8]) -> Result<Self, Error> {
         let what = "root certificates";
-        if !holds(pem, "-----BEGIN CERTIFICATE-----") && !holds(pem, "-----BEGIN TRUSTED CERTIFICATE-----") {
+        if holds(pem, "-----BEGIN TRUSTED CERTIFICATE-----") {
+            return Err(unreadable(
+                what,
+                "an OpenSSL TRUSTED CERTIFICATE is among them; `openssl x509 -in ca.pem -out plain.pem` makes an ordinary one of it",
+            ));
+        }
+        if !holds(pem, "-----BEGIN CERTIFICATE-----") {
             return Err(unreadable(
                 what,
                 "expected PEM, that begins with -----BEGIN CERTIFICATE-----; of DER, \
@@ -122,6 +128,12 @@ impl TlsConfig {
             ));
         };
         let identity = Identity::from_pkcs8(chain, key).map_err(|error| unreadable(what, &error.to_string()))?;
+        // The library compares the two only when they are put to use.
+        TlsConnector::builder()
+            .disable_built_in_roots(true)
+            .identity(identity.clone())
+            .build()
+            .map_err(|error| unreadable(what, &format!("the key does not belong to the certificate ({error})")))?;
         Ok(TlsConfig { identity: Some(identity), ..self })
     }
 
@@ -131,6 +143,9 @@ impl TlsConfig {
     ///
     /// [`ErrorKind::Config`] if it cannot be read with that passphrase.
     pub fn identity_pkcs12(self, der: &[u8], passphrase: &str) -> Result<Self, Error> {
+        if passphrase.contains('\0') {
+            return Err(unreadable("client identity", "a passphrase cannot contain a NUL character"));
+        }
         let identity = Identity::from_pkcs12(der, passphrase).map_err(|error| {
             unreadable(
                 "client identity",
@@ -246,7 +261,7 @@ impl Connector {
 
     /// Makes a session of a stream that blocks, within limits of its own.
     pub(crate) fn handshake<S: Read + Write>(&self, stream: S) -> Result<Session<S>, TlsError> {
-        match self.native.connect(&self.name, stream) {
+        match self.native.connect(&self.name, Records { stream, header: [0; 5], seen: 0, left: 0 }) {
             Ok(native) => Ok(Session { native }),
             Err(HandshakeError::Failure(error)) => Err(self.failure(error.to_string())),
             Err(HandshakeError::WouldBlock(_)) => Err(self.failure("interrupted".to_owned())),
@@ -266,16 +281,21 @@ impl fmt::Debug for Connector {
 
 /// A stream inside a TLS session.
 pub(crate) struct Session<S> {
-    native: TlsStream<S>,
+    native: TlsStream<Records<S>>,
 }
 
 impl<S: Read + Write> Session<S> {
     pub(crate) fn stream(&self) -> &S {
-        self.native.get_ref()
+        &self.native.get_ref().stream
     }
 
     pub(crate) fn stream_mut(&mut self) -> &mut S {
-        self.native.get_mut()
+        &mut self.native.get_mut().stream
+    }
+
+    /// Whether a part of a record has been read, and not yet all of it: what it will say is not known.
+    pub(crate) fn is_inside_a_record(&self) -> bool {
+        self.native.get_ref().is_inside_one()
     }
 
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -289,6 +309,59 @@ impl<S: Read + Write> Session<S> {
     /// Tells the peer that nothing more will come (`close_notify`).
     pub(crate) fn shutdown(&mut self) -> io::Result<()> {
         self.native.shutdown()
+    }
+}
+
+/// A stream of TLS records (RFC 8446, section 5.1: five bytes of header, the last two a length), of which it is known where one ends.
+struct Records<S> {
+    stream: S,
+    header: [u8; 5],
+    /// How many bytes of the next header have come.
+    seen: usize,
+    /// How many bytes of the current record are still to come.
+    left: usize,
+}
+
+impl<S> Records<S> {
+    fn is_inside_one(&self) -> bool {
+        self.seen > 0 || self.left > 0
+    }
+
+    fn follow(&mut self, mut bytes: &[u8]) {
+        while let Some((&first, rest)) = bytes.split_first() {
+            if self.left > 0 {
+                let skipped = self.left.min(bytes.len());
+                self.left -= skipped;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            self.header[self.seen] = first;
+            self.seen += 1;
+            bytes = rest;
+            if self.seen == self.header.len() {
+                let [.., high, low] = self.header;
+                self.left = usize::from(u16::from_be_bytes([high, low]));
+                self.seen = 0;
+            }
+        }
+    }
+}
+
+impl<S: Read> Read for Records<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(buffer)?;
+        self.follow(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl<S: Write> Write for Records<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
     }
 }
 
@@ -318,3 +391,27 @@ impl fmt::Display for TlsError {
 }
 
 impl std::error::Error for TlsError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_records_end() {
+        let wire = b"\x17\x03\x03\0\x03abc\x16\x03\x03\0\0\x17\x03\x03\x01\0";
+        let inside = |records: &Records<()>| records.is_inside_one();
+        for piece in 1..wire.len() {
+            let mut records = Records { stream: (), header: [0; 5], seen: 0, left: 0 };
+            let mut read = 0;
+            for bytes in wire.chunks(piece) {
+                records.follow(bytes);
+                read += bytes.len();
+                assert_eq!(inside(&records), ![8, 13].contains(&read), "{read} bytes in pieces of {piece}");
+            }
+            records.follow(&[0; 255]);
+            assert!(inside(&records));
+            records.follow(&[0]);
+            assert!(!inside(&records));
+        }
+    }
+}

@@ -119,6 +119,26 @@ fn send_speaks_tls_as_it_is_told() {
     let endpoint = receiver.endpoint();
     let usual = ["--to", &endpoint, "--sample", "adt-a01"];
     let identity = ["--cert", &cert, "--key", &key];
+    #[cfg(target_os = "linux")]
+    {
+        use openssl::{pkcs12::Pkcs12, pkey::PKey, x509::X509};
+        let archive = Pkcs12::builder()
+            .pkey(&PKey::private_key_from_pem(client.key.as_bytes()).unwrap())
+            .cert(&X509::from_pem(client.chain.as_bytes()).unwrap())
+            .build2("open sesame")
+            .unwrap();
+        let path = files.path().join("p12");
+        std::fs::write(&path, archive.to_der().unwrap()).unwrap();
+        for (passphrase, expected) in [("open sesame", 0), ("open simsim", 2)] {
+            let output = example("send")
+                .args(usual)
+                .args(["--ca", &ca, "--server-name", NAME, "--pkcs12", path.to_str().unwrap()])
+                .env("MLLP_PKCS12_PASSPHRASE", passphrase)
+                .output()
+                .unwrap();
+            assert_eq!(told(&output).0, expected, "{output:?}");
+        }
+    }
     for (name, arguments, expected) in [
         ("all", [&["--ca", &ca, "--server-name", NAME], &identity[..]].concat(), 0),
         ("insecure", [&["--insecure"], &identity[..]].concat(), 0),

@@ -4,8 +4,10 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::sync::mpsc;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use common::certificates::{Authority, Certified, NAME, Validity};
@@ -266,11 +268,13 @@ fn identities_from_pkcs12() {
     let right = authority.trusted().identity_pkcs12(&archive, "open sesame").unwrap();
     assert!(!format!("{right:?}").contains("sesame"));
     assert!(send(&receiver, right).is_ok());
-    for (bytes, passphrase) in [(&archive[..], "open simsim"), (b"no archive", "open sesame"), (b"", "")] {
+    for (bytes, passphrase) in
+        [(&archive[..], "open simsim"), (&archive, "open\0sesame"), (b"no archive", "open sesame"), (b"", "")]
+    {
         let error = TlsConfig::new().identity_pkcs12(bytes, passphrase).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Config(_)), "{error:?}");
         let said = format!("{error} {error:?}");
-        assert!(said.contains("PKCS#12") && !said.contains("sesame") && !said.contains("simsim"), "{said}");
+        assert!(said.contains("client identity") && !said.contains("sesame") && !said.contains("simsim"), "{said}");
     }
 }
 
@@ -291,6 +295,7 @@ fn unreadable_material_says_what_was_expected() {
         ("broken key", identity(chain, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "identity"),
         ("broken chain", identity(broken, &certified.key), "identity"),
         ("no roots", roots(""), "openssl x509 -inform der"),
+        ("OpenSSL's own form", roots(&chain.replace("BEGIN CERT", "BEGIN TRUSTED CERT")), "openssl x509 -in"),
         ("broken roots", roots(broken), "root certificates"),
     ] {
         let error = result.expect_err(name);
@@ -314,8 +319,8 @@ fn what_cannot_be_is_said_at_build() {
         assert!(build(authority.trusted().server_name(name)).is_ok(), "{name:?}");
     }
     let (one, other) = (authority.issue(&["a.test"], Validity::Now), authority.issue(&["b.test"], Validity::Now));
-    let mismatched = TlsConfig::new().identity_pem(one.chain.as_bytes(), other.key.as_bytes()).and_then(build);
-    assert!(matches!(mismatched.unwrap_err().kind(), ErrorKind::Config(_)));
+    let mismatched = TlsConfig::new().identity_pem(one.chain.as_bytes(), other.key.as_bytes()).unwrap_err();
+    assert!(matches!(mismatched.kind(), ErrorKind::Config(said) if said.contains("belong")), "{mismatched}");
 }
 
 #[test]
@@ -402,6 +407,98 @@ fn large_messages_inside_a_session() {
             assert!(connection.exchange(&payload).unwrap() == payload, "{size}");
         }
         connection.close().unwrap();
+    }
+}
+
+/// Keeps back the last bytes of what is written while it is told to.
+#[derive(Debug)]
+struct Withholding(TcpStream, Arc<AtomicBool>);
+
+impl Read for Withholding {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Withholding {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let kept = if self.1.load(Ordering::SeqCst) { 3 } else { 0 };
+        self.0.write_all(&bytes[..bytes.len() - kept])?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn half_a_record_while_idle_is_not_trusted() {
+    let authority = Authority::new("Authority");
+    let certified = authority.issue(&[NAME], Validity::Now);
+    let identity = native_tls::Identity::from_pkcs8(certified.chain.as_bytes(), certified.key.as_bytes()).unwrap();
+    let acceptor = native_tls::TlsAcceptor::new(identity).unwrap();
+    let (said, heard) = mpsc::channel();
+    with_peer(
+        move |stream| {
+            stream.set_nodelay(true).unwrap();
+            let withhold = Arc::new(AtomicBool::new(false));
+            let mut session = acceptor.accept(Withholding(stream, Arc::clone(&withhold))).unwrap();
+            assert!(session.read(&mut [0; 1000]).unwrap() > 0);
+            session.write_all(b"\x0Bone\x1C\r").unwrap();
+            withhold.store(true, Ordering::SeqCst);
+            session.write_all(b"\x0Bstale\x1C\r").unwrap();
+            said.send(()).unwrap();
+            common::drain(&session.get_ref().0);
+        },
+        |endpoint| {
+            let endpoint = endpoint.replace("mllp:", "mllps:");
+            let builder = Client::builder(&endpoint).timeout(LONG).tls(authority.trusted());
+            let mut connection = builder.connect().unwrap();
+            assert_eq!(connection.exchange(b"1").unwrap(), b"one");
+            heard.recv().unwrap();
+            let error = connection.exchange(b"2").map(<[u8]>::len).unwrap_err();
+            assert_eq!(error.delivery(), Delivery::NotSent, "{error:?}");
+            assert!(matches!(error.kind(), ErrorKind::Disconnected { phase: Phase::Send, .. }), "{error:?}");
+            assert!(!connection.is_open());
+        },
+    );
+}
+
+#[test]
+fn an_unacknowledged_message_arrives_whole_beside_unread_tickets() {
+    for &transport in Transport::ALL {
+        let receiver = transport.receiver().answering(|_| Step::silence()).unwrap();
+        let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
+        for size in [1000, 1_000_000, 4_000_000] {
+            client.request(&message_of("1", size)).send_unacknowledged().unwrap();
+        }
+        assert!(receiver.wait_for(3, LONG), "{transport:?}");
+        assert_eq!(receiver.received()[2], message_of("1", 4_000_000));
+    }
+}
+
+#[test]
+fn a_name_is_asked_for_and_an_address_is_not() {
+    let authority = Authority::new("Authority");
+    let trusted = || TlsConfig::new().system_roots(false).root_certificates_pem(authority.pem().as_bytes()).unwrap();
+    for (config, expected) in [(trusted(), false), (trusted().server_name(NAME), true)] {
+        let (greeting, greeted) = mpsc::channel();
+        with_peer(
+            move |mut stream| {
+                let mut hello = [0; 4096];
+                let count = stream.read(&mut hello).unwrap();
+                greeting.send(hello[..count].to_vec()).unwrap();
+            },
+            |endpoint| {
+                let endpoint = endpoint.replace("mllp:", "mllps:");
+                let error = Client::builder(&endpoint).timeout(LONG).tls(config).connect().unwrap_err();
+                assert!(matches!(error.kind(), ErrorKind::Tls(_)), "{error:?}");
+            },
+        );
+        let hello = greeted.recv().unwrap();
+        assert_eq!(hello.windows(NAME.len()).any(|part| part == NAME.as_bytes()), expected);
+        assert!(!hello.windows(9).any(|part| part == b"127.0.0.1"));
     }
 }
 

@@ -93,10 +93,14 @@ fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(io::Error::other)
 }
 
-/// One session. Only one thread reads; the others may write meanwhile.
+/// One session. Only one thread reads; the others may write meanwhile, in turn.
+///
+/// The connection's lock is never held while the network is waited for.
 pub(super) struct Session {
     connection: Mutex<ServerConnection>,
     incoming: Mutex<Incoming>,
+    /// Who holds it may write records, in the order in which they were made.
+    outgoing: Mutex<Vec<u8>>,
 }
 
 /// Bytes that came and are not decrypted yet.
@@ -112,6 +116,7 @@ impl Session {
         Ok(Session {
             connection: Mutex::new(connection),
             incoming: Mutex::new(Incoming { bytes: vec![0; 16 * 1024], used: 0, filled: 0 }),
+            outgoing: Mutex::default(),
         })
     }
 
@@ -135,36 +140,44 @@ impl Session {
             connection.read_tls(&mut rest)?;
             incoming.used = incoming.filled - rest.len();
             let processed = connection.process_new_packets();
-            // What it answers, an alert included.
-            flush(&mut connection, tcp)?;
+            let answers = connection.wants_write();
+            drop(connection);
+            if answers {
+                // An alert included.
+                self.flush(&mut lock(&self.outgoing), tcp)?;
+            }
             processed.map_err(io::Error::other)?;
         }
     }
 
     pub(super) fn write_all(&self, tcp: &TcpStream, bytes: &[u8]) -> io::Result<()> {
-        let mut connection = lock(&self.connection);
+        let mut outgoing = lock(&self.outgoing);
         for record in bytes.chunks(16 * 1024) {
-            connection.writer().write_all(record)?;
-            flush(&mut connection, tcp)?;
+            lock(&self.connection).writer().write_all(record)?;
+            self.flush(&mut outgoing, tcp)?;
         }
         Ok(())
     }
 
+    /// Writes the records that are ready.
+    fn flush(&self, outgoing: &mut Vec<u8>, mut tcp: &TcpStream) -> io::Result<()> {
+        outgoing.clear();
+        let mut connection = lock(&self.connection);
+        while connection.wants_write() {
+            connection.write_tls(outgoing)?;
+        }
+        drop(connection);
+        tcp.write_all(outgoing)
+    }
+
     /// Tells the peer the end, if it can be told without waiting.
     pub(super) fn close(&self, tcp: &TcpStream) {
-        if let (Ok(mut connection), Ok(())) = (self.connection.try_lock(), tcp.set_nonblocking(true)) {
-            connection.send_close_notify();
+        if let (Ok(mut outgoing), Ok(())) = (self.outgoing.try_lock(), tcp.set_nonblocking(true)) {
+            lock(&self.connection).send_close_notify();
             // A peer that does not read misses nothing else.
-            let _ = flush(&mut connection, tcp);
+            let _ = self.flush(&mut outgoing, tcp);
         }
     }
-}
-
-fn flush(connection: &mut ServerConnection, mut tcp: &TcpStream) -> io::Result<()> {
-    while connection.wants_write() {
-        connection.write_tls(&mut tcp)?;
-    }
-    Ok(())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
