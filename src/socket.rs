@@ -471,6 +471,26 @@ mod tests {
     }
 
     #[test]
+    fn without_waiting_it_looks_a_bounded_number_of_times() {
+        let (listener, address) = listen();
+        let deadline = Deadline::after(LIMIT);
+        let mut socket = open_any(&[address], &options(), &deadline, ShutdownHandle::new()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        let mut byte = [0];
+        socket.wait(None);
+        assert_eq!(socket.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        peer.write_all(&[b'x'; 2 * MAX_LOOKS as usize]).unwrap();
+        socket.read_by(&mut byte, &deadline).unwrap();
+        socket.wait(None);
+        for _ in 0..MAX_LOOKS {
+            assert_eq!(socket.read(&mut byte).unwrap(), 1);
+        }
+        assert_eq!(socket.read(&mut byte).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        socket.wait(None);
+        assert_eq!(socket.read(&mut byte).unwrap(), 1);
+    }
+
+    #[test]
     fn a_handle_used_before_the_connection_is_there_prevents_it() {
         let (_listener, address) = listen();
         let handle = ShutdownHandle::new();

@@ -102,7 +102,8 @@ impl TlsConfig {
     }
 
     /// The client's certificate for receivers that ask for one (mutual TLS): its chain in PEM form, the client's own first, and
-    /// its private key in PKCS#8 PEM form.
+    /// its private key in PKCS#8 PEM form. The key must be of the certificate's type: OpenSSL does not notice an RSA key beside an
+    /// elliptic-curve certificate, and then sends no certificate.
     ///
     /// # Errors
     ///
