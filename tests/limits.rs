@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Deaf, LONG, SHORT, Unreachable, acknowledgment, client, connection, dead_endpoint, drain, limited, message,
-    message_of, prompt, read_frame, with_peer,
+    Deaf, LONG, SHORT, Transport, Unreachable, acknowledgment, client, connection, dead_endpoint, drain, limited,
+    message, message_of, prompt, read_frame, with_peer,
 };
 use mllp_client::testing::{Receiver, Step};
 use mllp_client::{Client, Delivery, Error, ErrorKind, MessageError, Phase};
@@ -211,8 +211,12 @@ fn closing_releases_who_waits_for_the_connection() {
 
 #[test]
 fn a_shutdown_handle_ends_a_connection() {
-    let receiver = Receiver::answering(|_| Step::silence()).unwrap();
-    let mut waiting = connection(&receiver.endpoint(), LONG);
+    Transport::ALL.iter().for_each(|&transport| a_shutdown_handle_ends_a_connection_over(transport));
+}
+
+fn a_shutdown_handle_ends_a_connection_over(transport: Transport) {
+    let receiver = transport.receiver().answering(|_| Step::silence()).unwrap();
+    let mut waiting = transport.builder(&receiver.endpoint()).timeout(LONG).connect().unwrap();
     let handle = waiting.shutdown_handle().unwrap();
     let error = prompt(|| {
         thread::scope(|scope| {
@@ -226,7 +230,7 @@ fn a_shutdown_handle_ends_a_connection() {
     assert!(matches!(error.kind(), ErrorKind::Closed) && error.delivery() == Delivery::Unknown, "{error:?}");
     handle.shutdown();
 
-    let mut idle = connection(&receiver.endpoint(), LONG);
+    let mut idle = transport.builder(&receiver.endpoint()).timeout(LONG).connect().unwrap();
     idle.shutdown_handle().unwrap().shutdown();
     assert!(!idle.is_open());
     let error = idle.send(message("2").as_bytes()).unwrap_err();
