@@ -11,6 +11,8 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Monitor};
 use crate::frame::Framing;
+use crate::pool;
+use crate::reconnect::Reconnect;
 use crate::socket::{self, ShutdownHandle};
 use crate::stream;
 use crate::tls::{Connector, TlsConfig};
@@ -43,6 +45,7 @@ pub struct ClientBuilder {
     max_message_size: usize,
     verify_control_id: bool,
     framing: Framing,
+    pool: pool::Options,
     monitor: Monitor,
 }
 
@@ -58,11 +61,17 @@ impl ClientBuilder {
             max_message_size: usize::MAX,
             verify_control_id: true,
             framing: Framing::default(),
+            pool: pool::Options {
+                max_connections: 1,
+                idle_timeout: None,
+                max_connection_age: None,
+                reconnect: Reconnect::default(),
+            },
             monitor: Monitor::default(),
         }
     }
 
-    /// The limit of a whole call: waiting for the connection, connecting, sending and waiting for the acknowledgment. A peer
+    /// The limit of a whole call: waiting for a connection, connecting, sending and waiting for the acknowledgment. A peer
     /// that sends byte by byte does not extend it. Only the system's name resolver, which knows no limit, can. Defaults to
     /// 30 seconds; zero is refused.
     pub fn timeout(self, limit: Duration) -> Self {
@@ -97,9 +106,40 @@ impl ClientBuilder {
         ClientBuilder { framing, ..self }
     }
 
+    /// The most connections that a [`Client`] has at a time, those that are being opened included. One is opened when a call finds none
+    /// free; calls beyond that wait in order of arrival ([`Phase::Checkout`](crate::Phase::Checkout)). Messages keep their order only
+    /// over one connection. Defaults to 1, since many receivers take one; zero is refused.
+    pub fn max_connections(mut self, count: usize) -> Self {
+        self.pool.max_connections = count;
+        self
+    }
+
+    /// A connection of a [`Client`] that has been idle for so long is not used again but replaced, for receivers and firewalls that
+    /// forget idle connections without a word. It is closed when a call finds it so, not before: there is no thread for it. Defaults to
+    /// none, an idle connection being kept; zero is refused.
+    pub fn idle_timeout(mut self, limit: Duration) -> Self {
+        self.pool.idle_timeout = Some(limit);
+        self
+    }
+
+    /// A connection of a [`Client`] that is so old is replaced between two messages, for receivers behind a load balancer, which
+    /// spreads connections, not messages. Defaults to none; zero is refused.
+    pub fn max_connection_age(mut self, limit: Duration) -> Self {
+        self.pool.max_connection_age = Some(limit);
+        self
+    }
+
+    /// How a [`Client`] that has reached its receiver before tries to reach it again. Defaults to 10 attempts, at once and then
+    /// after delays of 1 to 30 seconds, inside the limit of the call.
+    pub fn reconnect(mut self, policy: Reconnect) -> Self {
+        self.pool.reconnect = policy;
+        self
+    }
+
     /// Idle time after which TCP asks whether the peer is still there, so that a dead one is noticed and firewalls keep the
-    /// connection in mind; `None` switches it off. Counted in whole seconds, rounded up. Defaults to 60 seconds; zero, and more
-    /// than 32 767 seconds, which systems cannot count, are refused.
+    /// connection in mind; `None` switches it off. Where the system lets that be set, a peer that leaves four questions in about the same time
+    /// again without an answer is given up, and the connection replaced before the next message. Counted in whole seconds, rounded up.
+    /// Defaults to 60 seconds; zero, and more than 32 767 seconds, which systems cannot count, are refused.
     pub fn keepalive(mut self, idle: Option<Duration>) -> Self {
         let whole =
             |idle: Duration| Duration::from_secs(idle.as_secs().saturating_add(u64::from(idle.subsec_nanos() > 0)));
@@ -133,33 +173,42 @@ impl ClientBuilder {
     ///
     /// [`ErrorKind::Config`] for an endpoint or a setting that cannot be.
     pub fn build(self) -> Result<Client, Error> {
-        Ok(Client::with_settings(self.settings()?))
+        let (settings, options) = self.settings()?;
+        Ok(Client::with_settings(settings, options))
     }
 
-    /// Opens one connection, now, inside both limits.
+    /// Opens one connection, now, inside both limits and by one attempt.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Config`], [`ErrorKind::Connect`], [`ErrorKind::Tls`], or [`ErrorKind::Timeout`] with the phase in which it
     /// happened.
     pub fn connect(self) -> Result<Connection, Error> {
-        let settings = self.settings()?;
+        let (settings, _) = self.settings()?;
         let deadline = Deadline::after(settings.timeout);
-        let opened = Connection::open(&settings, &deadline, ShutdownHandle::new());
+        let opened = Connection::open(&settings, &deadline, ShutdownHandle::new()).inspect_err(|error| {
+            let endpoint = &settings.endpoint;
+            settings.monitor.tell(&Event::ConnectFailed { endpoint, error, attempt: 1, retry_in: None });
+        });
         settings.monitor.conclude(opened, &deadline)
     }
 
-    fn settings(self) -> Result<Arc<Settings>, Error> {
+    fn settings(self) -> Result<(Arc<Settings>, pool::Options), Error> {
         let refuse = |problem: String| Err(Error::before_sending(ErrorKind::Config(problem)));
         let endpoint: Endpoint = self.endpoint.parse()?;
         for (name, limit) in [
-            ("timeout", self.timeout),
-            ("connect_timeout", self.connect_timeout),
-            ("keepalive", self.socket.keepalive.unwrap_or(Duration::MAX)),
+            ("timeout", Some(self.timeout)),
+            ("connect_timeout", Some(self.connect_timeout)),
+            ("keepalive", self.socket.keepalive),
+            ("idle_timeout", self.pool.idle_timeout),
+            ("max_connection_age", self.pool.max_connection_age),
         ] {
-            if limit.is_zero() {
+            if limit == Some(Duration::ZERO) {
                 return refuse(format!("{name} must be longer than zero"));
             }
+        }
+        if self.pool.max_connections == 0 {
+            return refuse("max_connections must be at least one".to_owned());
         }
         if self.socket.keepalive.is_some_and(|idle| idle > MAX_KEEPALIVE) {
             return refuse(format!("keepalive must be at most {MAX_KEEPALIVE:?}"));
@@ -174,7 +223,7 @@ impl ClientBuilder {
             (false, Some(_)) => return refuse(format!("{endpoint}: TLS is set, and the scheme is not mllps")),
             (false, None) => None,
         };
-        Ok(Arc::new(Settings {
+        let settings = Settings {
             endpoint,
             stream: stream::Options { connect_timeout: self.connect_timeout, socket: self.socket, tls },
             timeout: self.timeout,
@@ -183,7 +232,8 @@ impl ClientBuilder {
             max_message_size: self.max_message_size,
             verify_control_id: self.verify_control_id,
             monitor: self.monitor,
-        }))
+        };
+        Ok((Arc::new(settings), self.pool))
     }
 }
 
@@ -193,7 +243,7 @@ mod tests {
 
     #[test]
     fn defaults() {
-        let settings = Client::builder("mllp://127.0.0.1:2575").settings().unwrap();
+        let (settings, pool) = Client::builder("mllp://127.0.0.1:2575").settings().unwrap();
         assert_eq!(settings.timeout, Duration::from_secs(30));
         assert_eq!(settings.stream.connect_timeout, Duration::from_secs(10));
         assert_eq!(settings.stream.socket.keepalive, Some(Duration::from_secs(60)));
@@ -201,6 +251,8 @@ mod tests {
         assert_eq!((settings.max_ack_size, settings.max_message_size), (10_485_760, usize::MAX));
         assert_eq!(settings.framing, Framing::default());
         assert!(settings.verify_control_id && settings.stream.tls.is_none());
+        assert_eq!((pool.max_connections, pool.idle_timeout, pool.max_connection_age), (1, None, None));
+        assert_eq!(pool.reconnect, Reconnect::default());
     }
 
     #[test]
@@ -211,7 +263,7 @@ mod tests {
             (Some(Duration::from_secs(60)), Some(60)),
             (None, None),
         ] {
-            let set = Client::builder("mllp://127.0.0.1:2575").keepalive(given).settings().unwrap();
+            let (set, _) = Client::builder("mllp://127.0.0.1:2575").keepalive(given).settings().unwrap();
             assert_eq!(set.stream.socket.keepalive, expected.map(Duration::from_secs), "{given:?}");
         }
     }

@@ -11,15 +11,16 @@ use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Delivery, Error, ErrorKind, Phase};
 use crate::event::Stats;
-use crate::pool::{Lease, Pool};
+use crate::pool::{self, Lease, Pool};
 
 /// Sends messages to one receiver and returns their acknowledgments.
 ///
-/// A client holds one connection, opened when the first message is sent. Before each use it is probed; one that the receiver
-/// has closed meanwhile, or on which bytes came that belong to no exchange, is replaced without the message suffering.
+/// A client holds one connection, or as many as [`max_connections`](ClientBuilder::max_connections) says, each opened when a message needs
+/// it. Before each use it is probed; one that the receiver has closed meanwhile, or on which bytes came that belong to no
+/// exchange, is replaced without the message suffering.
 ///
-/// It is cheap to clone, and clones share the connection. Threads may share it: they take turns, each waiting inside the
-/// limit of its own call. Dropping the last clone closes the connection.
+/// It is cheap to clone, and clones share the connections. Threads may share it: they take turns in order of arrival, each waiting inside
+/// the limit of its own call. Dropping the last clone closes the connections.
 ///
 /// # Examples
 ///
@@ -36,12 +37,7 @@ use crate::pool::{Lease, Pool};
 /// ```
 #[derive(Clone)]
 pub struct Client {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    settings: Arc<Settings>,
-    pool: Pool,
+    pool: Arc<Pool>,
 }
 
 impl Client {
@@ -59,8 +55,8 @@ impl Client {
         ClientBuilder::new(endpoint)
     }
 
-    pub(crate) fn with_settings(settings: Arc<Settings>) -> Client {
-        Client { shared: Arc::new(Shared { settings, pool: Pool::default() }) }
+    pub(crate) fn with_settings(settings: Arc<Settings>, options: pool::Options) -> Client {
+        Client { pool: Arc::new(Pool::new(settings, options)) }
     }
 
     /// Sends a message and returns the acknowledgment that ends its exchange.
@@ -103,56 +99,59 @@ impl Client {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn request<'a, M: AsRef<[u8]> + ?Sized>(&'a self, message: &'a M) -> Request<'a> {
-        Request { client: self, message: message.as_ref(), timeout: self.shared.settings.timeout }
+        Request { client: self, message: message.as_ref(), timeout: self.pool.settings().timeout }
     }
 
     /// Makes sure that a connection is open, inside both limits: at the start of a program, to learn early that the receiver
-    /// is there.
+    /// is there. If no connection is free and there are as many as may be, it waits for one.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Connect`], [`ErrorKind::Tls`], [`ErrorKind::Timeout`] or [`ErrorKind::Closed`].
     pub fn connect(&self) -> Result<(), Error> {
-        self.opened(|lease| lease.sound().is_some())
+        self.connected(|lease| lease.sound().is_some())
     }
 
-    /// Closes the connection, waiting for a message under way, and opens a fresh one.
+    /// Closes the connections that are idle and opens a fresh one. Messages under way are not disturbed; if they use as many connections as
+    /// may be, it waits for one of them.
     ///
     /// # Errors
     ///
     /// As [`connect`](Client::connect).
     pub fn reconnect(&self) -> Result<(), Error> {
-        self.opened(|_| false)
+        self.pool.drop_idle();
+        self.connected(|_| false)
     }
 
-    fn opened(&self, suffices: impl FnOnce(&mut Lease<'_>) -> bool) -> Result<(), Error> {
-        let Shared { settings, pool } = &*self.shared;
+    fn connected(&self, suffices: impl FnOnce(&mut Lease<'_>) -> bool) -> Result<(), Error> {
+        let settings = self.pool.settings();
         let deadline = Deadline::after(settings.timeout);
-        let opened = pool.take(&deadline).and_then(|mut lease| {
-            if suffices(&mut lease) { Ok(()) } else { lease.open(settings, &deadline).map(|_| ()) }
-        });
-        settings.monitor.conclude(opened, &deadline)
+        let connected = self
+            .pool
+            .take(&deadline)
+            .and_then(|mut lease| if suffices(&mut lease) { Ok(()) } else { lease.connect(&deadline).map(|_| ()) });
+        settings.monitor.conclude(connected, &deadline)
     }
 
-    /// Whether a connection is open: one in use is taken to be, an idle one is probed.
+    /// Whether a connection is open: one in use is taken to be; if there is none, those that are idle are probed.
     pub fn is_connected(&self) -> bool {
-        self.shared.pool.is_connected()
+        self.pool.is_connected()
     }
 
     /// Closes for good. Calls under way on other threads end at once with [`ErrorKind::Closed`], in whatever phase but the
     /// resolving of a name, and so does every later call on any clone.
     pub fn close(&self) {
-        self.shared.pool.close();
+        self.pool.close();
     }
 
     /// What happened since the client was made, over all clones.
     pub fn stats(&self) -> Stats {
-        self.shared.settings.monitor.stats()
+        self.pool.settings().monitor.stats()
     }
 
     /// The receiver's endpoint.
     pub fn endpoint(&self) -> &Endpoint {
-        &self.shared.settings.endpoint
+        &self.pool.settings().endpoint
     }
 
     /// Runs one exchange on a sound connection. If it turns out dead before the message's end has left, nobody has seen the
@@ -162,15 +161,14 @@ impl Client {
         deadline: &Deadline,
         mut exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let Shared { settings, pool } = &*self.shared;
-        let mut lease = pool.take(deadline)?;
+        let mut lease = self.pool.take(deadline)?;
         if let Some(connection) = lease.sound() {
             match exchange(connection) {
                 Err(error) if was_dead_already(&error) => {}
                 result => return result,
             }
         }
-        exchange(lease.open(settings, deadline)?)
+        exchange(lease.connect(deadline)?)
     }
 }
 
@@ -207,7 +205,7 @@ impl Request<'_> {
     ///
     /// As [`Client::send`].
     pub fn send(self) -> Result<Ack, Error> {
-        let settings = &self.client.shared.settings;
+        let settings = self.client.pool.settings();
         self.conclude(|deadline| {
             let header = settings.check_message(self.message)?;
             self.client.run(deadline, |connection| connection.send_within(self.message, &header, deadline))
@@ -220,7 +218,7 @@ impl Request<'_> {
     ///
     /// As [`Client::exchange`].
     pub fn exchange(self) -> Result<Vec<u8>, Error> {
-        let settings = &self.client.shared.settings;
+        let settings = self.client.pool.settings();
         self.conclude(|deadline| {
             settings.check_payload(self.message)?;
             self.client.run(deadline, |connection| {
@@ -241,7 +239,7 @@ impl Request<'_> {
     ///
     /// As [`Client::exchange`], but those of waiting for a reply.
     pub fn send_unacknowledged(self) -> Result<(), Error> {
-        let settings = &self.client.shared.settings;
+        let settings = self.client.pool.settings();
         self.conclude(|deadline| {
             settings.check_payload(self.message)?;
             self.client.run(deadline, |connection| connection.send_unacknowledged(self.message, deadline))
@@ -255,7 +253,7 @@ impl Request<'_> {
         } else {
             call(&deadline)
         };
-        self.client.shared.settings.monitor.conclude(result, &deadline)
+        self.client.pool.settings().monitor.conclude(result, &deadline)
     }
 }
 

@@ -115,12 +115,11 @@ pub(crate) enum Health {
 }
 
 impl Connection {
+    /// Opens one, and tells of it; of a failure tells who knows whether it is the last.
     pub(crate) fn open(settings: &Arc<Settings>, deadline: &Deadline, handle: ShutdownHandle) -> Result<Self, Error> {
         let endpoint = &settings.endpoint;
         let begun = Deadline::after(settings.stream.connect_timeout);
-        let stream = Stream::open(endpoint, &settings.stream, deadline, handle.clone()).inspect_err(|error| {
-            settings.monitor.tell(&Event::ConnectFailed { endpoint, error, attempt: 1, retry_in: None });
-        })?;
+        let stream = Stream::open(endpoint, &settings.stream, deadline, handle.clone())?;
         settings.monitor.tell(&Event::Connected { endpoint, elapsed: begun.elapsed() });
         Ok(Connection {
             peer: stream.peer_addr(),

@@ -30,6 +30,11 @@ impl Deadline {
         self.at.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
+    /// Whether it passes before another does.
+    pub(crate) fn precedes(&self, other: &Deadline) -> bool {
+        self.at < other.at
+    }
+
     /// Time since the call began.
     pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()
@@ -38,7 +43,7 @@ impl Deadline {
     /// This deadline, or the one of a step that begins now and may take `limit`: whichever comes first.
     pub(crate) fn or_within(&self, limit: Duration) -> Deadline {
         let step = Deadline::after(limit);
-        if step.at < self.at { step } else { *self }
+        if step.precedes(self) { step } else { *self }
     }
 
     /// A fair part of what is left, where `parts` steps have yet to share it. It still names the whole limit.

@@ -235,6 +235,23 @@ impl Error {
         Error(Box::new(Inner { kind, delivery, commit, response: None }))
     }
 
+    /// The same failure to connect, for another call that waited for what became of the attempt.
+    pub(crate) fn shared(&self) -> Error {
+        Error::before_sending(match &self.0.kind {
+            ErrorKind::Connect { address, source } => {
+                let source = match source.raw_os_error() {
+                    Some(code) => io::Error::from_raw_os_error(code),
+                    None => io::Error::new(source.kind(), source.to_string()),
+                };
+                ErrorKind::Connect { address: *address, source }
+            }
+            ErrorKind::Tls(error) => ErrorKind::Tls(error.clone()),
+            &ErrorKind::Timeout { phase, limit } => ErrorKind::Timeout { phase, limit },
+            // In no other way can connecting fail.
+            _ => ErrorKind::Closed,
+        })
+    }
+
     /// Puts a better reason, if there is one, in the place of what was first seen.
     pub(crate) fn because(mut self, reason: Option<ErrorKind>) -> Error {
         self.0.kind = reason.unwrap_or(self.0.kind);

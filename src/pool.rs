@@ -1,161 +1,194 @@
-//! Taking and returning the connection: one at most, waiting for it, closing it for good; no thread.
+//! Taking and returning connections: the cap, those that are too old, opening another, closing for good; no thread.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::connection::{Connection, Health, Settings};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Phase};
+use crate::event::Event;
+use crate::outage::{Moment, Outage};
+use crate::places::{Look, Place, Places, Refusal};
+use crate::reconnect::Reconnect;
 use crate::socket::ShutdownHandle;
 
-/// A client's one connection, or the place for it.
-#[derive(Debug, Default)]
-pub(crate) struct Pool {
-    state: Mutex<State>,
-    returned: Condvar,
+/// How connections are kept.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) max_connections: usize,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_connection_age: Option<Duration>,
+    pub(crate) reconnect: Reconnect,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    /// Boxed, since it moves between here and a lease for every message.
-    idle: Option<Box<Connection>>,
-    /// Whether a thread holds the place.
-    taken: bool,
-    /// Whether that thread has a connection in it.
-    connected: bool,
-    /// Ends the connection that is in use or being opened.
-    handle: Option<ShutdownHandle>,
-    closed: bool,
-    /// How many threads wait; waking nobody would be a system call all the same.
-    waiting: usize,
+/// A client's connections.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    settings: Arc<Settings>,
+    idle_timeout: Option<Duration>,
+    max_connection_age: Option<Duration>,
+    places: Places<Box<Kept>>,
+    outage: Outage,
+    /// What ends the connections that are open or being opened.
+    handles: Mutex<Vec<ShutdownHandle>>,
+}
+
+/// A connection, and until when it may be used. Boxed, since it moves between the pool and a lease for every message.
+#[derive(Debug)]
+struct Kept {
+    connection: Connection,
+    idle_until: Option<Deadline>,
+    young_until: Option<Deadline>,
+}
+
+impl Kept {
+    fn is_old(&self) -> bool {
+        let passed = |limit: &Option<Deadline>| limit.is_some_and(|limit| limit.remaining().is_none());
+        passed(&self.idle_until) || passed(&self.young_until)
+    }
 }
 
 impl Pool {
-    /// Waits for the place, until the deadline.
+    pub(crate) fn new(settings: Arc<Settings>, options: Options) -> Self {
+        Pool {
+            settings,
+            idle_timeout: options.idle_timeout,
+            max_connection_age: options.max_connection_age,
+            places: Places::new(options.max_connections),
+            outage: Outage::new(options.reconnect),
+            handles: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    /// Waits for a place, until the deadline.
     pub(crate) fn take(&self, deadline: &Deadline) -> Result<Lease<'_>, Error> {
-        let mut state = self.lock();
-        loop {
-            if state.closed {
-                return Err(Error::before_sending(ErrorKind::Closed));
-            }
-            if !state.taken {
-                return Ok(self.lend(state));
-            }
-            let left = deadline.remaining();
-            if let Some(left) = left {
-                state.waiting += 1;
-                state = self.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-                state.waiting -= 1;
-            }
-            if left.is_none() || (deadline.remaining().is_none() && !state.closed) {
-                // Passed on, should it be free by now: whoever is told of it last must not be the one who leaves.
-                self.pass_on(&state);
+        let began = self.outage.now();
+        if self.idle_timeout.is_some() || self.max_connection_age.is_some() {
+            drop(self.places.remove_idle(|kept| kept.is_old()));
+        }
+        match self.places.take(deadline) {
+            Ok(place) => Ok(Lease { pool: self, place, began }),
+            Err(Refusal::Closed) => Err(closed()),
+            Err(Refusal::TooLate) => {
                 let kind = ErrorKind::Timeout { phase: Phase::Checkout, limit: deadline.limit() };
-                return Err(Error::before_sending(kind));
+                Err(Error::before_sending(kind))
             }
         }
     }
 
-    /// Whether a connection is open; one that nobody uses is probed.
+    /// Ends the connections that nobody uses.
+    pub(crate) fn drop_idle(&self) {
+        drop(self.places.remove_idle(|_| true));
+    }
+
+    /// Whether a connection is open; those that nobody uses are probed, if nobody uses any.
     pub(crate) fn is_connected(&self) -> bool {
-        let state = self.lock();
-        if state.closed || state.taken {
-            return !state.closed && state.connected;
+        loop {
+            match self.places.look() {
+                Look::InUse => return true,
+                Look::Nothing => return false,
+                Look::Idle(place) => {
+                    if (Lease { pool: self, place, began: self.outage.now() }).sound().is_some() {
+                        return true;
+                    }
+                }
+            }
         }
-        self.lend(state).sound().is_some()
     }
 
     /// Closes for good: ends what is under way and lets nobody in any more.
     pub(crate) fn close(&self) {
-        let mut state = self.lock();
-        state.closed = true;
-        let handle = state.handle.take();
-        let idle = state.idle.take();
-        self.returned.notify_all();
-        // Outside the lock, since an observer is told, and may ask the client something.
-        drop(state);
-        if let Some(handle) = handle {
-            handle.shutdown();
-        }
+        let idle = self.places.close();
+        self.outage.close();
+        // Whoever adds a handle later looks afterwards whether the pool is closed.
+        let handles = std::mem::take(&mut *self.handles());
+        handles.iter().for_each(ShutdownHandle::shutdown);
         drop(idle);
     }
 
-    fn lend(&self, mut state: MutexGuard<'_, State>) -> Lease<'_> {
-        let connection = state.idle.take();
-        state.taken = true;
-        state.connected = connection.is_some();
-        Lease { pool: self, connection }
-    }
-
-    /// Wakes one of those who wait, if the place is free.
-    fn pass_on(&self, state: &State) {
-        if !state.taken && state.waiting > 0 {
-            self.returned.notify_one();
+    fn open(&self, deadline: &Deadline) -> Result<Box<Kept>, Error> {
+        let handle = ShutdownHandle::new();
+        let mut handles = self.handles();
+        // What a connection has let go of ends nothing any more.
+        handles.retain(ShutdownHandle::is_shared);
+        handles.push(handle.clone());
+        drop(handles);
+        if self.places.is_closed() {
+            return Err(closed());
         }
+        let connection = Connection::open(&self.settings, deadline, handle)?;
+        let young_until = self.max_connection_age.map(Deadline::after);
+        Ok(Box::new(Kept { connection, idle_until: None, young_until }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change of the state is a few assignments, so that a panic cannot leave it half done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn handles(&self) -> MutexGuard<'_, Vec<ShutdownHandle>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The place, and the connection in it; both go back when it is dropped.
+fn closed() -> Error {
+    Error::before_sending(ErrorKind::Closed)
+}
+
+/// A place, and the connection in it; both go back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lease<'p> {
     pool: &'p Pool,
-    connection: Option<Box<Connection>>,
+    place: Place<'p, Box<Kept>>,
+    began: Moment,
 }
 
 impl Lease<'_> {
     /// The connection, if there is one that can be used; one that cannot is ended.
     pub(crate) fn sound(&mut self) -> Option<&mut Connection> {
-        match self.connection.as_mut()?.health() {
+        match self.place.content()?.connection.health() {
             Health::Sound => {}
             Health::Surplus(stale) => {
-                self.connection.as_mut()?.end_for_surplus(stale);
-                self.discard();
+                self.place.content()?.connection.end_for_surplus(stale);
+                self.lose();
             }
-            Health::Ended(_) => self.discard(),
+            Health::Ended(_) => self.lose(),
         }
-        self.connection.as_deref_mut()
+        Some(&mut self.place.content()?.connection)
     }
 
-    /// A fresh connection, in place of what there was.
-    pub(crate) fn open(&mut self, settings: &Arc<Settings>, deadline: &Deadline) -> Result<&mut Connection, Error> {
-        self.discard();
-        let handle = ShutdownHandle::new();
-        {
-            let mut state = self.pool.lock();
-            if state.closed {
-                return Err(Error::before_sending(ErrorKind::Closed));
-            }
-            state.handle = Some(handle.clone());
-        }
-        let connection = Connection::open(settings, deadline, handle)?;
-        self.pool.lock().connected = true;
-        Ok(self.connection.insert(Box::new(connection)))
+    /// A fresh connection, in place of what there was, after as many attempts as the deadline and the policy allow.
+    pub(crate) fn connect(&mut self, deadline: &Deadline) -> Result<&mut Connection, Error> {
+        self.place.empty();
+        let Settings { endpoint, monitor, .. } = &*self.pool.settings;
+        let opened = self.pool.outage.reach(
+            self.began,
+            deadline,
+            || self.pool.open(deadline),
+            |failed| {
+                let (error, attempt, retry_in) = (failed.error, failed.number, failed.retry_in);
+                monitor.tell(&Event::ConnectFailed { endpoint, error, attempt, retry_in });
+            },
+        )?;
+        Ok(&mut self.place.fill(opened).connection)
     }
 
-    fn discard(&mut self) {
-        self.connection = None;
-        self.pool.lock().connected = false;
+    /// Ends a connection that nobody wanted to end.
+    fn lose(&mut self) {
+        self.place.empty();
+        self.pool.outage.suspect();
     }
 }
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        let mut connection = self.connection.take();
-        if !connection.as_mut().is_some_and(|connection| connection.rest()) {
-            connection = None;
+        let Some(kept) = self.place.content() else { return };
+        if !kept.connection.rest() {
+            self.lose();
+            return;
         }
-        let mut state = self.pool.lock();
-        state.taken = false;
-        state.connected = false;
-        if !state.closed {
-            state.idle = connection.take();
+        kept.idle_until = self.pool.idle_timeout.map(Deadline::after);
+        if kept.is_old() {
+            self.place.empty();
         }
-        self.pool.pass_on(&state);
-        // The lock goes before a connection that came back too late: its end is told.
-        drop(state);
     }
 }

@@ -327,7 +327,7 @@ fn open_one(
     // A frame is written whole; there is nothing that waiting for more bytes could join.
     socket.set_tcp_nodelay(true)?;
     if let Some(idle) = options.keepalive {
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+        socket.set_tcp_keepalive(&keepalive(idle))?;
     }
     if let Some(local) = options.local_address {
         socket.bind(&SocketAddr::new(local, 0).into())?;
@@ -342,6 +342,27 @@ fn open_one(
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     Ok(tcp)
+}
+
+/// Asks after so much idle time whether the peer is still there. Where the system lets that be set, it is given up when as much time
+/// again has passed, and some questions, without an answer.
+fn keepalive(idle: Duration) -> TcpKeepalive {
+    let keepalive = TcpKeepalive::new().with_time(idle);
+    #[cfg(any(
+        target_os = "android",
+        target_os = "dragonfly",
+        target_os = "freebsd",
+        target_os = "illumos",
+        target_os = "linux",
+        target_os = "netbsd",
+        target_os = "windows",
+        target_vendor = "apple",
+    ))]
+    let keepalive = {
+        let questions = 4;
+        keepalive.with_interval(Duration::from_secs(idle.as_secs().div_ceil(questions.into()))).with_retries(questions)
+    };
+    keepalive
 }
 
 /// Ends a connection from another thread: the call under way there returns [`ErrorKind::Closed`] at once, wherever it waits.
@@ -371,6 +392,11 @@ impl ShutdownHandle {
             // It fails where the connection has ended already, which is what is wanted.
             let _ = socket.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Whether anybody else has it: a connection, or who opens one.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.line) > 1
     }
 
     pub(crate) fn is_shut(&self) -> bool {

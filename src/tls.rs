@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use native_tls::{Certificate, HandshakeError, Identity, Protocol, TlsConnector, TlsStream};
 
@@ -262,15 +264,14 @@ impl Connector {
 
     /// Makes a session of a stream that blocks, within limits of its own.
     pub(crate) fn handshake<S: Read + Write>(&self, stream: S) -> Result<Session<S>, TlsError> {
-        match self.native.connect(&self.name, Records { stream, header: [0; 5], seen: 0, left: 0 }) {
-            Ok(native) => Ok(Session { native }),
-            Err(HandshakeError::Failure(error)) => Err(self.failure(error.to_string())),
-            Err(HandshakeError::WouldBlock(_)) => Err(self.failure("interrupted".to_owned())),
-        }
-    }
-
-    fn failure(&self, cause: String) -> TlsError {
-        TlsError { name: Some(self.name.clone()), cause }
+        let lost = Arc::default();
+        let records = Records { stream, header: [0; 5], seen: 0, left: 0, lost: Arc::clone(&lost) };
+        let cause = match self.native.connect(&self.name, records) {
+            Ok(native) => return Ok(Session { native }),
+            Err(HandshakeError::Failure(error)) => error.to_string(),
+            Err(HandshakeError::WouldBlock(_)) => "interrupted".to_owned(),
+        };
+        Err(TlsError { name: Some(self.name.clone()), cause, broken_off: lost.load(Ordering::Relaxed) })
     }
 }
 
@@ -321,11 +322,24 @@ struct Records<S> {
     seen: usize,
     /// How many bytes of the current record are still to come.
     left: usize,
+    /// Whether the stream has ended or failed; shared, since a handshake that fails keeps the rest to itself.
+    lost: Arc<AtomicBool>,
 }
 
 impl<S> Records<S> {
     fn is_inside_one(&self) -> bool {
         self.seen > 0 || self.left > 0
+    }
+
+    fn note(&self, result: io::Result<usize>) -> io::Result<usize> {
+        let lost = match &result {
+            Ok(count) => *count == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        };
+        if lost {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     fn follow(&mut self, mut bytes: &[u8]) {
@@ -350,7 +364,8 @@ impl<S> Records<S> {
 
 impl<S: Read> Read for Records<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.stream.read(buffer)?;
+        let result = self.stream.read(buffer);
+        let count = self.note(result)?;
         self.follow(&buffer[..count]);
         Ok(count)
     }
@@ -358,7 +373,8 @@ impl<S: Read> Read for Records<S> {
 
 impl<S: Write> Write for Records<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.write(bytes)
+        let result = self.stream.write(bytes);
+        self.note(result)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -367,10 +383,11 @@ impl<S: Write> Write for Records<S> {
 }
 
 /// Why a TLS session could not be made, or broke: what the system's TLS library says, and which name was expected.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TlsError {
     name: Option<String>,
     cause: String,
+    broken_off: bool,
 }
 
 impl TlsError {
@@ -378,7 +395,13 @@ impl TlsError {
     pub(crate) fn of_session(error: &io::Error) -> Option<TlsError> {
         // What the network reports has a number of the system's; what the library makes up has none.
         let made_up = error.raw_os_error().is_none() && error.get_ref().is_some();
-        made_up.then(|| TlsError { name: None, cause: error.to_string() })
+        made_up.then(|| TlsError { name: None, cause: error.to_string(), broken_off: false })
+    }
+
+    /// Whether the connection ended in the middle of the handshake, without a word against it: so does a proxy whose receiver is
+    /// not there.
+    pub(crate) fn is_broken_off(&self) -> bool {
+        self.broken_off
     }
 }
 
@@ -402,7 +425,7 @@ mod tests {
         let wire = b"\x17\x03\x03\0\x03abc\x16\x03\x03\0\0\x17\x03\x03\x01\0";
         let inside = |records: &Records<()>| records.is_inside_one();
         for piece in 1..wire.len() {
-            let mut records = Records { stream: (), header: [0; 5], seen: 0, left: 0 };
+            let mut records = Records { stream: (), header: [0; 5], seen: 0, left: 0, lost: Arc::default() };
             let mut read = 0;
             for bytes in wire.chunks(piece) {
                 records.follow(bytes);

@@ -59,18 +59,24 @@ impl<S> Session<S> {
 }
 
 /// A failure of TLS. Without the feature `tls` there is none.
-#[derive(Debug)]
-pub enum TlsError {}
+#[derive(Clone, Debug)]
+pub struct TlsError {
+    never: Infallible,
+}
 
 impl TlsError {
     pub(crate) fn of_session(_: &io::Error) -> Option<TlsError> {
         None
     }
+
+    pub(crate) fn is_broken_off(&self) -> bool {
+        match self.never {}
+    }
 }
 
 impl fmt::Display for TlsError {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {}
+        match self.never {}
     }
 }
 
