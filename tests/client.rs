@@ -12,7 +12,7 @@ use common::{
     LONG, Transport, acknowledgment, client, connection, dead_endpoint, eventually, message, message_of, read_frame,
 };
 use mllp_client::testing::{Receiver, Step};
-use mllp_client::{AckCode, Client, ClientBuilder, Delivery, ErrorKind, Event, Phase, Stats};
+use mllp_client::{AckCode, Client, ClientBuilder, Delivery, ErrorKind, Event, Phase, Reconnect, Stats};
 
 fn assert_send_sync<T: Send + Sync>() {}
 fn assert_send<T: Send>() {}
@@ -290,7 +290,8 @@ fn connect_and_reconnect() {
 
 fn connect_and_reconnect_over(transport: Transport) {
     let receiver = transport.receiver().scripted([]).unwrap();
-    let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
+    let builder = transport.builder(&receiver.endpoint()).timeout(LONG).reconnect(Reconnect::never());
+    let client = builder.build().unwrap();
     client.connect().unwrap();
     client.connect().unwrap();
     eventually("one connection", || receiver.connections() == 1);

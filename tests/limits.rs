@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Deaf, LONG, SHORT, Transport, Unreachable, acknowledgment, client, connection, dead_endpoint, drain, limited,
-    message, message_of, prompt, read_frame, with_peer,
+    Deaf, LONG, SHORT, Unreachable, acknowledgment, client, connection, dead_endpoint, drain, limited, message,
+    message_of, prompt, read_frame, with_peer,
 };
 use mllp_client::testing::{Receiver, Step};
 use mllp_client::{Client, Delivery, Error, ErrorKind, MessageError, Phase};
@@ -143,99 +143,6 @@ fn the_limit_covers_waiting_and_the_exchange_together() {
         let error = limited(limit, || client.request(&message("SECOND")).timeout(limit).send()).unwrap_err();
         timed_out(&error, Phase::ApplicationAck, limit, Delivery::Unknown);
     });
-}
-
-#[test]
-fn closing_ends_what_is_under_way() {
-    let unreachable = Unreachable::new();
-    let deaf = Deaf::new();
-    let receiver = Receiver::answering(|_| Step::silence()).unwrap();
-    let large = message_of("1", 64 * 1024 * 1024);
-    for (name, endpoint, message, delivery) in [
-        ("connecting", unreachable.endpoint(), message("1").into_bytes(), Delivery::NotSent),
-        ("sending", deaf.endpoint(), large, Delivery::NotSent),
-        ("waiting for an answer", receiver.endpoint(), message("1").into_bytes(), Delivery::Unknown),
-    ] {
-        let (connected, under_way) = mpsc::channel();
-        let client = Client::builder(&endpoint)
-            .timeout(LONG)
-            .on_event(move |event| {
-                if matches!(event, mllp_client::Event::Connected { .. }) {
-                    connected.send(()).unwrap();
-                }
-            })
-            .build()
-            .unwrap();
-        let clone = client.clone();
-        let error = prompt(|| {
-            thread::scope(|scope| {
-                let call = scope.spawn(|| client.send(&message));
-                if name == "connecting" {
-                    assert!(under_way.recv_timeout(SHORT).is_err());
-                } else {
-                    under_way.recv().unwrap();
-                    if name == "waiting for an answer" {
-                        assert!(receiver.wait_for(1, LONG));
-                    }
-                }
-                clone.close();
-                call.join().unwrap()
-            })
-        })
-        .unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Closed), "{name}: {error:?}");
-        assert_eq!(error.delivery(), delivery, "{name}");
-        let error = client.send(&message).unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Closed) && error.delivery() == Delivery::NotSent, "{name}");
-        assert!(!client.is_connected() && client.connect().is_err() && client.reconnect().is_err());
-    }
-}
-
-#[test]
-fn closing_releases_who_waits_for_the_connection() {
-    let receiver = Receiver::answering(|_| Step::silence()).unwrap();
-    let client = client(&receiver.endpoint(), LONG);
-    let errors: Vec<Error> = prompt(|| {
-        thread::scope(|scope| {
-            let first = scope.spawn(|| client.send(message("1")));
-            assert!(receiver.wait_for(1, LONG));
-            let others: Vec<_> = (0..4).map(|_| scope.spawn(|| client.send(message("2")))).collect();
-            client.close();
-            std::iter::once(first).chain(others).map(|call| call.join().unwrap().unwrap_err()).collect()
-        })
-    });
-    assert!(errors.iter().all(|error| matches!(error.kind(), ErrorKind::Closed)), "{errors:?}");
-    assert_eq!(errors.iter().filter(|error| error.delivery() == Delivery::Unknown).count(), 1);
-    assert_eq!(receiver.received().len(), 1);
-}
-
-#[test]
-fn a_shutdown_handle_ends_a_connection() {
-    Transport::ALL.iter().for_each(|&transport| a_shutdown_handle_ends_a_connection_over(transport));
-}
-
-fn a_shutdown_handle_ends_a_connection_over(transport: Transport) {
-    let receiver = transport.receiver().answering(|_| Step::silence()).unwrap();
-    let mut waiting = transport.builder(&receiver.endpoint()).timeout(LONG).connect().unwrap();
-    let handle = waiting.shutdown_handle().unwrap();
-    let error = prompt(|| {
-        thread::scope(|scope| {
-            let call = scope.spawn(|| waiting.send(message("1").as_bytes()));
-            assert!(receiver.wait_for(1, LONG));
-            handle.shutdown();
-            call.join().unwrap()
-        })
-    })
-    .unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::Closed) && error.delivery() == Delivery::Unknown, "{error:?}");
-    handle.shutdown();
-
-    let mut idle = transport.builder(&receiver.endpoint()).timeout(LONG).connect().unwrap();
-    idle.shutdown_handle().unwrap().shutdown();
-    assert!(!idle.is_open());
-    let error = idle.send(message("2").as_bytes()).unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::Closed) && error.delivery() == Delivery::NotSent, "{error:?}");
-    assert_eq!(receiver.received().len(), 1);
 }
 
 #[test]
@@ -416,6 +323,9 @@ fn what_cannot_be_set_is_said_at_build() {
         ("keepalive", usual().keepalive(Some(Duration::MAX))),
         ("max_ack_size", usual().max_ack_size(0)),
         ("max_message_size", usual().max_message_size(0)),
+        ("max_connections", usual().max_connections(0)),
+        ("idle_timeout", usual().idle_timeout(zero)),
+        ("max_connection_age", usual().max_connection_age(zero)),
     ] {
         let error = builder.build().unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Config(said) if said.contains(name)), "{name}: {error}");

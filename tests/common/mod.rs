@@ -5,8 +5,11 @@
 #[cfg(feature = "tls")]
 pub mod certificates;
 
+use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -116,6 +119,54 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Holds a test to leaving neither a thread nor a file descriptor behind; such tests run one at a time. Counted in `/proc`, where
+/// there is one.
+pub struct Tidy {
+    descriptors: usize,
+    _one_at_a_time: MutexGuard<'static, ()>,
+}
+
+impl Tidy {
+    pub fn up() -> Self {
+        static ONE: Mutex<()> = Mutex::new(());
+        let one_at_a_time = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        // The runner names its threads by their tests, of which the system keeps 15 bytes.
+        let _ = fs::write("/proc/thread-self/comm", "the-tidy-test");
+        Tidy { descriptors: entries("/proc/self/fd").count(), _one_at_a_time: one_at_a_time }
+    }
+
+    /// This thread, and those that it has started or that one of those has: a thread has the name of the one that started it, unless
+    /// it is given another.
+    fn threads() -> usize {
+        let name = |thread: PathBuf| fs::read_to_string(thread.join("comm")).unwrap_or_default();
+        let own = ["the-tidy-test\n", "mllp-receiver\n"];
+        entries("/proc/self/task").filter(|thread| own.contains(&&*name(thread.clone()))).count()
+    }
+}
+
+impl Drop for Tidy {
+    fn drop(&mut self) {
+        if cfg!(target_os = "linux") && !thread::panicking() {
+            // What has ended may take a moment to vanish.
+            eventually("no thread is left", || Tidy::threads() == 1);
+            eventually("no descriptor is left", || entries("/proc/self/fd").count() <= self.descriptors);
+            let _ = fs::write("/proc/thread-self/comm", "a-tidy-test");
+        }
+    }
+}
+
+fn entries(directory: &str) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
+}
+
+/// Lets time pass that is what the test is about.
+pub fn pass(time: Duration) {
+    let begun = Instant::now();
+    while let Some(left) = time.checked_sub(begun.elapsed()) {
+        thread::park_timeout(left);
+    }
+}
+
 /// Listens and takes no connection: what connects succeeds, and nothing is ever read.
 pub struct Deaf {
     listener: TcpListener,
@@ -139,8 +190,13 @@ pub struct Unreachable {
 
 impl Unreachable {
     pub fn new() -> Self {
+        Unreachable::at("127.0.0.1:0")
+    }
+
+    pub fn at(address: &str) -> Self {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.set_reuse_address(true).unwrap();
+        listener.bind(&address.parse::<SocketAddr>().unwrap().into()).unwrap();
         listener.listen(0).unwrap();
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let queue = std::iter::from_fn(|| TcpStream::connect_timeout(&address, Duration::from_millis(100)).ok());
