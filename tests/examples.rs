@@ -100,6 +100,50 @@ fn receive_prints_what_send_sends() {
 }
 
 #[test]
+fn a_directory_goes_through_a_pool() {
+    let directory = tempfile::tempdir().unwrap();
+    for number in 0..20 {
+        let message = format!("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|X{number}|P|2.5\nPID|1||42\n");
+        std::fs::write(directory.path().join(format!("{number}.hl7")), message).unwrap();
+    }
+    std::fs::write(directory.path().join("readme.txt"), "no message").unwrap();
+    let refuses_one = |message: &[u8]| match String::from_utf8_lossy(message).contains("|X7|") {
+        true => Step::refuse(AckCode::ApplicationReject, "on purpose"),
+        false => Step::accept(),
+    };
+    let receiver = Receiver::answering(refuses_one).unwrap();
+    let arguments = ["--to", &receiver.endpoint(), directory.path().to_str().unwrap()].map(str::to_owned);
+    let (status, printed, explained) = told(&example("rayon_pool").args(arguments).output().unwrap());
+    assert_eq!((status, printed.lines().count()), (1, 19), "{explained}");
+    assert!(
+        printed.lines().all(|line| line.starts_with("AA X")) && explained.contains("7.hl7: the receiver answered AR")
+    );
+    assert!(explained.contains("19 of 20") && receiver.received().len() == 20 && receiver.connections() <= 4);
+}
+
+#[test]
+fn threads_share_one_connection() {
+    let receiver = Receiver::accepting().unwrap();
+    let (status, printed, explained) = told(&example("threads").args(["--to", &receiver.endpoint()]).output().unwrap());
+    assert_eq!(status, 0, "{explained}");
+    assert!(printed.ends_with("20 messages, 1 connection(s)\n"), "{printed}");
+    for device in 1..=4 {
+        let own = printed.lines().filter_map(|line| line.strip_prefix(&format!("AA DEVICE{device}-")));
+        assert_eq!(own.collect::<Vec<_>>(), ["1", "2", "3", "4", "5"]);
+    }
+    assert_eq!((receiver.connections(), receiver.received().len()), (1, 20));
+}
+
+#[test]
+fn observing_counts_what_happens() {
+    let (status, printed, explained) = told(&example("observe").args(["--messages", "400"]).output().unwrap());
+    assert_eq!(status, 0, "{explained}");
+    assert!(printed.starts_with("accepted 392, refused 8, failed 0\n"), "{printed}");
+    let slowest: u64 = printed.split_whitespace().last().unwrap().parse().unwrap();
+    assert!(slowest >= 20_000, "the receiver lets some wait for 20 ms: {printed}");
+}
+
+#[test]
 #[cfg(feature = "tls")]
 fn send_speaks_tls_as_it_is_told() {
     use common::certificates::{Authority, NAME, Validity};
