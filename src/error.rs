@@ -74,7 +74,7 @@ impl fmt::Display for Delivery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Phase {
-    /// Waiting for the client's connection while another thread uses it.
+    /// Waiting for one of the client's connections while other threads use them.
     Checkout,
     /// Looking up the endpoint's host name.
     Resolve,

@@ -13,7 +13,8 @@ use crate::error::Error;
 /// Something that happened, for an observer set with [`on_event`](crate::ClientBuilder::on_event).
 ///
 /// Events carry metadata, never content. In one exchange the order is `Connected` (where a connection had to be opened),
-/// `Sent`, `Acknowledged`; a call that fails ends in one `Failed`.
+/// `Sent`, `Acknowledged`; a call that fails ends in one `Failed`. They are told on the thread of the call, so that those of calls on
+/// different threads come at the same time.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -30,9 +31,10 @@ pub enum Event<'a> {
         endpoint: &'a Endpoint,
         /// Why.
         error: &'a Error,
-        /// Which attempt of the call this was, from 1.
+        /// Which attempt this was, from 1. Calls that wait for the receiver at the same time share the attempts and their count; it
+        /// is told by the one that made it.
         attempt: u32,
-        /// When the next one will be made; `None` after the last.
+        /// In what time this call makes the next one, if no other has reached the receiver by then; `None` after its last.
         retry_in: Option<Duration>,
     },
     /// A whole frame has been handed to the operating system.
@@ -154,7 +156,11 @@ impl Counters {
 fn write_log(event: &Event<'_>) {
     match event {
         Event::Connected { endpoint, elapsed } => log::debug!("{endpoint}: connected in {elapsed:?}"),
-        Event::ConnectFailed { endpoint, error, attempt, .. } => {
+        // The caller knows nothing of this one.
+        Event::ConnectFailed { endpoint, error, attempt, retry_in: Some(retry_in) } => {
+            log::warn!("{endpoint}: attempt {attempt} to connect failed, the next is in {retry_in:?}: {error}");
+        }
+        Event::ConnectFailed { endpoint, error, attempt, retry_in: None } => {
             log::debug!("{endpoint}: attempt {attempt} to connect failed: {error}");
         }
         Event::Sent { bytes } => log::trace!("sent a frame of {bytes} bytes"),

@@ -38,7 +38,7 @@
 //! # Limits of time
 //!
 //! A call has one deadline, [`timeout`](ClientBuilder::timeout), 30 seconds by default, counted from its beginning and asked
-//! before every system call: waiting for the connection, connecting, sending, and waiting for the acknowledgment share it, and a
+//! before every system call: waiting for a connection, connecting, sending, and waiting for the acknowledgment share it, and a
 //! peer that sends byte by byte does not extend it. One attempt to connect has a limit of its own inside it,
 //! [`connect_timeout`](ClientBuilder::connect_timeout), 10 seconds, shared between the addresses of the host. The one thing that
 //! a deadline cannot cut short is the system's name resolver; it is asked right after. An error names the limit that passed and
@@ -46,9 +46,36 @@
 //!
 //! # Threads
 //!
-//! A [`Client`] is `Send`, `Sync` and cheap to clone; clones share its one connection. Threads that send at the same time take
-//! turns, each waiting inside its own deadline ([`Phase::Checkout`]); in which order is not promised. [`Client::close`] ends
-//! what is under way on other threads at once. A [`Connection`] is for one thread; its [`ShutdownHandle`] for another.
+//! A [`Client`] is `Send`, `Sync` and cheap to clone; clones share its connections, one by default, up to
+//! [`max_connections`](ClientBuilder::max_connections). It has no thread of its own: everything happens on the threads that call it. A
+//! connection is opened by the call that finds none free. Beyond that calls wait their turn, inside their own deadlines
+//! ([`Phase::Checkout`]), and are served in order of arrival.
+//!
+//! *What is ordered.* Over one connection a message is sent when the answer to the one before it has come, so that the receiver sees
+//! messages in the order in which the calls got their turn: those of one thread in its order, those of different threads in between
+//! each other. With more connections messages of different threads overtake each other; those of one thread still do not. What must
+//! arrive in order, such as the messages for one patient, goes through one thread or one connection.
+//!
+//! A thread of a pool (rayon's, for instance) that sends is blocked until its answer has come, like any other; as many threads as
+//! connections are enough. [`Client::close`] is final, and ends what is under way on other threads at once. Dropping the last clone closes
+//! the connections. An observer is called in the middle of a call, on its thread: one that is slow holds up that call alone, and one that
+//! panics is caught. A [`Connection`] is for one thread; its [`ShutdownHandle`] for another.
+//!
+//! # Reconnecting
+//!
+//! Before each use a connection is looked at. One that the receiver has closed, that TCP's keepalive has given up
+//! ([`keepalive`](ClientBuilder::keepalive)), that holds bytes belonging to no exchange or has grown too old
+//! ([`idle_timeout`](ClientBuilder::idle_timeout), [`max_connection_age`](ClientBuilder::max_connection_age)) is replaced, and the message goes out
+//! on the new one.
+//!
+//! *What is tried again* is connecting, by a client that has reached its receiver before: at once, then after delays of about 1, 2, 4
+//! and up to 30 seconds, at most 10 times and inside the call's deadline ([`Reconnect`]). The name is resolved anew each time. Calls that
+//! find the receiver away at the same time share the attempts: one tries, and the others go on, or fail, with what becomes of it. So a
+//! receiver that restarts within the limit of a call is no failure at all. A client that has never reached its receiver reports a failure at
+//! once.
+//!
+//! *What is never tried again*: a message whose End Block may have left; a certificate that is not trusted, or another failure that trying
+//! again does not mend; anything on a [`Connection`], which is one socket.
 //!
 //! # Acknowledgments
 //!
@@ -79,10 +106,15 @@
 //!
 //! # What is logged
 //!
-//! Through the [`log`] crate: at `error` a panic of your observer; at `warn` bytes that belong to no exchange, and the dangerous
-//! switches of TLS; at `debug`
-//! connections opened, failed and ended, and failed calls; at `trace` every frame sent and every acceptance. Endpoints, lengths,
-//! codes and control IDs appear; content never does, in no log record, no `Debug` and no `Display`.
+//! Through the [`log`] crate. Endpoints, addresses, lengths, codes and control IDs appear; content never does, in no log record, no
+//! `Debug` and no `Display`.
+//!
+//! | level | what |
+//! |---|---|
+//! | `error` | a panic of your observer |
+//! | `warn` | bytes that belong to no exchange; an attempt to connect that failed and will be repeated; the dangerous switches of TLS |
+//! | `debug` | connections opened and ended; addresses that did not answer; attempts to connect that failed for good; failed calls |
+//! | `trace` | every frame sent, every acceptance |
 //!
 //! # Features
 //!

@@ -43,20 +43,11 @@ impl Delimiters {
         // Done for every message and every acknowledgment: one walk, and byte by byte, since fields are a few bytes each and
         // a vectorised search would take longer to begin than to end.
         let mut found: [&[u8]; N] = [&[]; N];
-        let mut slots = numbers.into_iter().zip(&mut found).peekable();
-        let (mut number, mut from) = (0, 0);
-        for at in 0..=segment.len() {
-            if segment.get(at).is_some_and(|&byte| byte != self.field) {
-                continue;
-            }
-            if let Some((_, slot)) = slots.next_if(|(wanted, _)| *wanted == number) {
-                *slot = &segment[from..at];
-            }
-            if slots.peek().is_none() {
-                break;
-            }
-            number += 1;
-            from = at + 1;
+        let mut fields = segment.split(|&byte| byte == self.field);
+        let mut passed = 0;
+        for (slot, number) in found.iter_mut().zip(numbers) {
+            *slot = fields.nth(number - passed).unwrap_or_default();
+            passed = number + 1;
         }
         found
     }

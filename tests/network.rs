@@ -1,7 +1,7 @@
 //! What takes a network of its own: a firewall that forgets a connection without a word, a name that moves to another address.
 //!
 //! Each scene is played in a network namespace (and one for mounts) that this program makes by starting itself again under
-//! `unshare`. Where that is not permitted, or `ip` or `nft` is missing, the scenes say that they were skipped, unless
+//! `unshare`, with a user namespace besides where it takes that. Where that is not permitted, or `ip` or `nft` is missing, the scenes say that they were skipped, unless
 //! `MLLP_NETWORK_REQUIRED` is set.
 
 mod common;
@@ -36,15 +36,18 @@ fn main() {
 }
 
 fn play_all() {
-    let rehearsal = "ip link set lo up && nft list ruleset";
-    if let Err(problem) = run("unshare", &["--net", "--mount", "sh", "-c", rehearsal]) {
-        assert!(env::var_os("MLLP_NETWORK_REQUIRED").is_none(), "no network of its own: {problem}");
-        println!("skipped: no network of its own can be made here: {problem}");
+    let rehearsal = ["sh", "-c", "ip link set lo up && nft list ruleset"];
+    let spaces = [&["--net", "--mount"][..], &["--map-root-user", "--net", "--mount"]];
+    let Some(spaces) = spaces.iter().find(|spaces| run("unshare", &[spaces, &rehearsal[..]].concat()).is_ok()) else {
+        assert!(env::var_os("MLLP_NETWORK_REQUIRED").is_none(), "no network of its own can be made here");
+        println!(
+            "skipped: no network of its own can be made here (it takes `unshare`, `ip`, `nft` and the right to use them)"
+        );
         return;
-    }
+    };
     let program = env::current_exe().unwrap();
     for (name, _) in SCENES {
-        let played = run("unshare", &["--net", "--mount", program.to_str().unwrap(), "play", name]);
+        let played = run("unshare", &[spaces, &[program.to_str().unwrap(), "play", name][..]].concat());
         played.unwrap_or_else(|problem| panic!("{name}: {problem}"));
         println!("{name} ... ok");
     }

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::net::TcpListener;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -240,7 +239,7 @@ fn a_connection_grows_old_while_it_is_used() {
 
 #[cfg(feature = "tls")]
 mod tls {
-    use std::net::SocketAddr;
+    use std::net::{SocketAddr, TcpListener};
 
     use super::*;
     use common::Transport;

@@ -44,10 +44,23 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Serves so many connections, each on a thread, once `open` has made of the socket what is read and written.
+/// Serves so many connections, each on a thread that runs where the system puts it.
+pub fn serve_anywhere(connections: usize) -> SocketAddr {
+    serve_by(connections, || (), |stream| stream)
+}
+
+/// Serves so many connections, each on a thread on this core, once `open` has made of the socket what is read and written.
 pub fn serve<S: Read + Write>(
     connections: usize,
     core: CoreId,
+    open: impl Fn(TcpStream) -> S + Clone + Send + 'static,
+) -> SocketAddr {
+    serve_by(connections, move || run_on(core), open)
+}
+
+fn serve_by<S: Read + Write>(
+    connections: usize,
+    begin: impl Fn() + Clone + Send + 'static,
     open: impl Fn(TcpStream) -> S + Clone + Send + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
@@ -55,9 +68,9 @@ pub fn serve<S: Read + Write>(
     thread::spawn(move || {
         for connection in listener.incoming().take(connections) {
             let connection = connection.expect("it connected");
-            let open = open.clone();
+            let (begin, open) = (begin.clone(), open.clone());
             thread::spawn(move || {
-                run_on(core);
+                begin();
                 connection.set_nodelay(true).expect("a TCP socket takes it");
                 let mut stream = open(connection);
                 let answer = b"\x0BMSH|^~\\&|EHR|H|LAB|H|20260101||ACK^R01|1|P|2.5\rMSA|AA|MSG1\r\x1C\r";
@@ -88,9 +101,15 @@ pub fn exchange_bare(stream: &mut (impl Read + Write), frame: &[u8]) {
 /// the first.
 pub fn compare<const N: usize>(size: usize, mut works: [&mut dyn FnMut(); N]) -> ([f64; N], [f64; N]) {
     let repeats = (10_000_000 / size).clamp(8, 2_000);
+    let mut runs = works.each_mut().map(|work| move || (0..repeats).for_each(|_| work()));
+    let (seconds, ratios) = compare_runs(runs.each_mut().map(|run| run as &mut dyn FnMut()));
+    (seconds.map(|seconds| seconds * 1e6 / repeats as f64), ratios)
+}
+
+/// Lets the works take turns; the medians in seconds, and the medians of the rounds' own ratios to the first.
+pub fn compare_runs<const N: usize>(mut works: [&mut dyn FnMut(); N]) -> ([f64; N], [f64; N]) {
     // The first round warms up.
-    let rounds: Vec<[f64; N]> =
-        (0..=ROUNDS).map(|_| works.each_mut().map(|work| time(repeats, work))).skip(1).collect();
+    let rounds: Vec<[f64; N]> = (0..=ROUNDS).map(|_| works.each_mut().map(|work| time(work))).skip(1).collect();
     let median_of = |value: &dyn Fn(&[f64; N]) -> f64| median(rounds.iter().map(value));
     let indices: [usize; N] = std::array::from_fn(|index| index);
     (
@@ -99,13 +118,10 @@ pub fn compare<const N: usize>(size: usize, mut works: [&mut dyn FnMut(); N]) ->
     )
 }
 
-/// Microseconds for one of `repeats`.
-fn time(repeats: usize, work: &mut dyn FnMut()) -> f64 {
+fn time(work: &mut dyn FnMut()) -> f64 {
     let begun = Instant::now();
-    for _ in 0..repeats {
-        work();
-    }
-    begun.elapsed().as_secs_f64() * 1e6 / repeats as f64
+    work();
+    begun.elapsed().as_secs_f64()
 }
 
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -1,0 +1,79 @@
+//! What sharing a client costs: threads with a connection each, beside as many bare loops of `write` and `read` in the same run, where
+//! the system puts them; and what a `Client` costs over a `Connection`, on one thread, placed as the other benchmarks are.
+//!
+//! All take turns, and a ratio is the median of the rounds' own: of the throughput, so that more is better.
+
+mod common;
+
+use std::hint::black_box;
+use std::net::TcpStream;
+use std::thread;
+
+use common::{compare, compare_runs, connect, exchange_bare, message, placements, run_on, serve, serve_anywhere};
+use mllp_client::{Client, frame::Framing};
+
+const SIZE: usize = 1_000;
+const EACH: usize = 2_000;
+
+fn main() {
+    let message = message(SIZE);
+    threads(&message);
+    one_thread(&message);
+}
+
+fn threads(message: &[u8]) {
+    let frame = Framing::default().encode(message).expect("the message has no framing byte");
+    println!("{:<24}{:>14}{:>14}{:>8}", "threads, connections", "bare", "send", "");
+    for threads in [4, 16] {
+        let address = serve_anywhere(2 * threads);
+        let mut bare: Vec<TcpStream> = (0..threads).map(|_| connect(address)).collect();
+        let builder = Client::builder(&format!("mllp://{address}")).max_connections(threads);
+        let client = builder.build().expect("the settings are sound");
+        let ([bare, send], [_, ratio]) = compare_runs([
+            &mut || {
+                thread::scope(|scope| {
+                    for stream in &mut bare {
+                        scope.spawn(|| (0..EACH).for_each(|_| exchange_bare(stream, &frame)));
+                    }
+                });
+            },
+            &mut || {
+                thread::scope(|scope| {
+                    for _ in 0..threads {
+                        scope.spawn(|| {
+                            for _ in 0..EACH {
+                                black_box(client.send(message).expect("it is accepted"));
+                            }
+                        });
+                    }
+                });
+            },
+        ]);
+        let rate = |run: f64| (threads * EACH) as f64 / run;
+        let name = format!("{threads}, {threads}");
+        println!("{name:<24}{:>12.0}/s{:>12.0}/s{:>8.3}", rate(bare), rate(send), 1.0 / ratio);
+    }
+}
+
+fn one_thread(message: &[u8]) {
+    for (title, here, there) in placements() {
+        run_on(here);
+        let address = serve(2, there, |stream| stream);
+        let endpoint = format!("mllp://{address}");
+        let mut connection = Client::builder(&endpoint).connect().expect("the receiver listens");
+        let client = Client::new(&endpoint).expect("the endpoint is one");
+        let ([connection, client], [_, ratio]) = compare(
+            SIZE,
+            [
+                &mut || {
+                    black_box(connection.send(message).expect("it is accepted"));
+                },
+                &mut || {
+                    black_box(client.send(message).expect("it is accepted"));
+                },
+            ],
+        );
+        println!("\n{title:<24}{:>14}{:>14}{:>8}", "Connection", "Client", "");
+        println!("{:<24}{connection:>11.2} us{client:>11.2} us{:>8.3}", "one thread", 1.0 / ratio);
+    }
+}
