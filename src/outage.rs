@@ -8,6 +8,9 @@ use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Phase};
 use crate::reconnect::Reconnect;
 
+/// For so long a failure that is not to be followed by another attempt speaks for the receiver as it is now.
+const NEWS: Duration = Duration::from_secs(1);
+
 /// What is known of whether the receiver can be reached.
 #[derive(Debug)]
 pub(crate) struct Outage {
@@ -40,6 +43,7 @@ struct Failure {
     error: Error,
     /// When to try again, if at all.
     next: Option<Deadline>,
+    news_until: Deadline,
 }
 
 /// A moment in the history of failures. Those after it are failures of a call that began then, whoever tried.
@@ -68,6 +72,13 @@ impl Outage {
     /// A connection was lost: the receiver may be away.
     pub(crate) fn suspect(&self) {
         self.lock().doubtful = true;
+    }
+
+    /// The last failure of a call that began at this moment, if the receiver has not been reached since.
+    pub(crate) fn failure_since(&self, began: Moment) -> Option<Error> {
+        let state = self.lock();
+        let last = state.last.as_ref().filter(|_| self.has_failed_since(began));
+        last.map(|failure| failure.error.shared())
     }
 
     /// Ends the waiting, for good.
@@ -111,8 +122,7 @@ impl Outage {
             if !state.doubtful {
                 return Ok(Trial { outage: self, alone: false });
             }
-            let failed_since = self.failures.load(Ordering::Relaxed) > began.0;
-            let Some(pause) = state.pause(failed_since, deadline)? else {
+            let Some(pause) = state.pause(self.has_failed_since(began), deadline)? else {
                 state.trying = true;
                 return Ok(Trial { outage: self, alone: true });
             };
@@ -120,6 +130,10 @@ impl Outage {
             state = self.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
             state.waiting -= 1;
         }
+    }
+
+    fn has_failed_since(&self, began: Moment) -> bool {
+        self.failures.load(Ordering::Relaxed) > began.0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -143,9 +157,9 @@ impl State {
             Some(Failure { next: Some(next), .. }) if next.precedes(deadline) && (failed_since || self.waiting > 0) => {
                 Ok(next.remaining())
             }
-            Some(failure) if failed_since => Err(failure.error.shared()),
+            Some(failure) if failed_since && failure.news_until.remaining().is_some() => Err(failure.error.shared()),
             _ => {
-                // Nobody has tried since this call began, and nobody is about to.
+                // Nobody has tried of late, and nobody is about to.
                 self.attempts = 0;
                 Ok(None)
             }
@@ -171,18 +185,21 @@ impl Trial<'_> {
     /// Which attempt it was, and in what time the same call makes the next one.
     fn failed(self, error: &Error, deadline: &Deadline) -> (u32, Option<Duration>) {
         let mut state = self.outage.lock();
-        let number = state.attempts.saturating_add(1);
         if deadline.remaining().is_none() || matches!(error.kind(), ErrorKind::Closed) {
             // Cut short, which says nothing about the receiver.
-            return (number, None);
+            return (state.attempts.saturating_add(1), None);
         }
-        let delay = self.outage.policy.delay_after(number, error.kind()).filter(|_| state.reached);
-        let next = delay.map(Deadline::after);
-        state.doubtful = true;
-        state.attempts = number;
-        state.last = Some(Failure { error: error.shared(), next });
-        self.outage.failures.fetch_add(1, Ordering::Relaxed);
-        (number, delay.filter(|_| next.is_some_and(|next| next.precedes(deadline))))
+        // Of several that tried together, thinking that the receiver is there, the first to fail has told the others' news.
+        if self.alone || state.last.is_none() {
+            state.attempts = state.attempts.saturating_add(1);
+            let delay = self.outage.policy.delay_after(state.attempts, error.kind()).filter(|_| state.reached);
+            let (next, news_until) = (delay.map(Deadline::after), Deadline::after(NEWS));
+            state.last = Some(Failure { error: error.shared(), next, news_until });
+            state.doubtful = true;
+            self.outage.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        let next = state.last.as_ref().and_then(|failure| failure.next).filter(|next| next.precedes(deadline));
+        (state.attempts, next.map(|next| next.remaining().unwrap_or_default()))
     }
 }
 
@@ -332,6 +349,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn of_several_that_try_together_one_counts() {
+        let outage = lost(hasty(3));
+        outage.reach(outage.now(), &Deadline::after(LONG), || Ok(()), |_| ()).unwrap();
+        let (began, deadline) = (outage.now(), Deadline::after(LONG));
+        let trials: Vec<_> = (0..5).map(|_| outage.turn(began, &deadline).unwrap()).collect();
+        for trial in trials {
+            assert!(matches!(trial.failed(&refused(), &deadline), (1, Some(_))));
+        }
+        let told = RefCell::new(Vec::new());
+        let attempt = || Err::<(), _>(refused());
+        outage.reach(began, &deadline, attempt, |failed| told.borrow_mut().push(failed.number)).unwrap_err();
+        assert_eq!(told.into_inner(), [2, 3]);
+        assert!(outage.failure_since(began).is_some() && outage.failure_since(outage.now()).is_none());
+    }
+
+    #[test]
+    fn a_failure_is_news_only_for_a_while() {
+        let outage = lost(hasty(1));
+        let began = outage.now();
+        assert_eq!(call(&outage, LONG, || Err(refused())), (vec![false], false));
+        let again = || outage.reach(began, &Deadline::after(LONG), || Ok(()), |_| ());
+        assert!(again().is_err(), "another has just tried");
+        outage.lock().last.as_mut().unwrap().news_until = Deadline::after(Duration::ZERO);
+        assert!(again().is_ok(), "that was long ago");
+        assert!(outage.failure_since(began).is_none(), "it was reached since");
     }
 
     #[test]

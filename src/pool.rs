@@ -73,10 +73,11 @@ impl Pool {
         match self.places.take(deadline) {
             Ok(place) => Ok(Lease { pool: self, place, began }),
             Err(Refusal::Closed) => Err(closed()),
-            Err(Refusal::TooLate) => {
+            // Where those who have the places cannot reach the receiver, that is what was waited for.
+            Err(Refusal::TooLate) => Err(self.outage.failure_since(began).unwrap_or_else(|| {
                 let kind = ErrorKind::Timeout { phase: Phase::Checkout, limit: deadline.limit() };
-                Err(Error::before_sending(kind))
-            }
+                Error::before_sending(kind)
+            })),
         }
     }
 
@@ -158,7 +159,9 @@ impl Lease<'_> {
 
     /// A fresh connection, in place of what there was, after as many attempts as the deadline and the policy allow.
     pub(crate) fn connect(&mut self, deadline: &Deadline) -> Result<&mut Connection, Error> {
-        self.place.empty();
+        if self.place.content().is_some() {
+            self.lose();
+        }
         let Settings { endpoint, monitor, .. } = &*self.pool.settings;
         let opened = self.pool.outage.reach(
             self.began,

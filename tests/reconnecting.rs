@@ -203,6 +203,22 @@ fn who_waits_for_anothers_attempt_keeps_its_own_limit() {
 }
 
 #[test]
+fn who_waits_for_a_connection_learns_why_there_is_none() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    let policy = Reconnect::attempts(1000).max_delay(Duration::from_millis(20));
+    let (client, attempts) = watched(Client::builder(&receiver.endpoint()).reconnect(policy));
+    client.send(message("1")).unwrap();
+    drop(receiver);
+    thread::scope(|scope| {
+        let patient = scope.spawn(|| client.request(&message("2")).timeout(SHORT * 4).send().unwrap_err());
+        eventually("the only connection is taken", || !attempts.lock().unwrap().is_empty());
+        refused(&client.request(&message("3")).timeout(SHORT).send().unwrap_err());
+        refused(&patient.join().unwrap());
+    });
+}
+
+#[test]
 fn an_old_connection_is_replaced_before_it_is_used() {
     let _tidy = Tidy::up();
     let receiver = Receiver::accepting().unwrap();
