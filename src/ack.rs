@@ -59,6 +59,22 @@ impl fmt::Display for AckCode {
     }
 }
 
+/// Which acknowledgment ends an exchange. See [`ClientBuilder::ack_mode`](crate::ClientBuilder::ack_mode).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AckMode {
+    /// What MSH-15 and MSH-16 of the message ask for (HL7 v2.5, chapter 2.9; Table 0155). Both empty is the original mode: the
+    /// application acknowledgment. Otherwise the enhanced mode: the commit acknowledgment, the application acknowledgment or both. An
+    /// application acknowledgment ends it in any case.
+    #[default]
+    FromHeader,
+    /// The application acknowledgment, whatever the header asks for. A commit accept before it is remembered.
+    Application,
+    /// The first acknowledgment, whatever the header asks for. An application acknowledgment that comes after a commit accept is told
+    /// to the observer ([`Event::LateAck`](crate::Event::LateAck)).
+    Commit,
+}
+
 /// An acknowledgment: the receiver's answer to a message, as it came.
 ///
 /// The text views decode UTF-8, with U+FFFD for what is none, and replace HL7's escape sequences; [`raw`](Ack::raw) has

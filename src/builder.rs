@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ack::AckMode;
 use crate::client::Client;
-use crate::connection::{Connection, Settings};
+use crate::connection::{Connection, Settings, Terms};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
@@ -45,6 +46,7 @@ pub struct ClientBuilder {
     max_message_size: usize,
     verify_control_id: bool,
     framing: Framing,
+    terms: Terms,
     pool: pool::Options,
     monitor: Monitor,
 }
@@ -61,6 +63,7 @@ impl ClientBuilder {
             max_message_size: usize::MAX,
             verify_control_id: true,
             framing: Framing::default(),
+            terms: Terms::default(),
             pool: pool::Options {
                 max_connections: 1,
                 idle_timeout: None,
@@ -99,6 +102,20 @@ impl ClientBuilder {
     /// receiver that does not copy the ID, since nothing else ties an acknowledgment to its message. Defaults to `true`.
     pub fn verify_control_id(self, verify: bool) -> Self {
         ClientBuilder { verify_control_id: verify, ..self }
+    }
+
+    /// Which acknowledgment ends an exchange. Defaults to [`AckMode::FromHeader`]: what MSH-15 and MSH-16 of each message ask for.
+    pub fn ack_mode(mut self, mode: AckMode) -> Self {
+        self.terms.ack_mode = mode;
+        self
+    }
+
+    /// The limit of waiting for the application acknowledgment, counted from the commit accept (CA) before it, in place of what is left of
+    /// [`timeout`](ClientBuilder::timeout): the time that an application takes to process a message is often another than the one a
+    /// system takes to store it. Defaults to none, `timeout` covering both; zero is refused.
+    pub fn application_timeout(mut self, limit: Duration) -> Self {
+        self.terms.application_timeout = Some(limit);
+        self
     }
 
     /// How frames look, for sites with habits of their own. Defaults to MLLP, strictly.
@@ -199,6 +216,7 @@ impl ClientBuilder {
         for (name, limit) in [
             ("timeout", Some(self.timeout)),
             ("connect_timeout", Some(self.connect_timeout)),
+            ("application_timeout", self.terms.application_timeout),
             ("keepalive", self.socket.keepalive),
             ("idle_timeout", self.pool.idle_timeout),
             ("max_connection_age", self.pool.max_connection_age),
@@ -231,6 +249,7 @@ impl ClientBuilder {
             max_ack_size: self.max_ack_size,
             max_message_size: self.max_message_size,
             verify_control_id: self.verify_control_id,
+            terms: self.terms,
             monitor: self.monitor,
         };
         Ok((Arc::new(settings), self.pool))
@@ -253,6 +272,7 @@ mod tests {
         assert!(settings.verify_control_id && settings.stream.tls.is_none());
         assert_eq!((pool.max_connections, pool.idle_timeout, pool.max_connection_age), (1, None, None));
         assert_eq!(pool.reconnect, Reconnect::default());
+        assert_eq!((settings.terms.ack_mode, settings.terms.application_timeout), (AckMode::FromHeader, None));
     }
 
     #[test]

@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ack::Ack;
+use crate::ack::{Ack, AckMode};
 use crate::builder::ClientBuilder;
-use crate::connection::{Connection, Settings};
+use crate::connection::{Connection, Exchange, Settings, Terms};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Delivery, Error, ErrorKind, Phase};
 use crate::event::Stats;
+use crate::outcome::Verdict;
 use crate::pool::{self, Lease, Pool};
 
 /// Sends messages to one receiver and returns their acknowledgments.
@@ -99,7 +100,8 @@ impl Client {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn request<'a, M: AsRef<[u8]> + ?Sized>(&'a self, message: &'a M) -> Request<'a> {
-        Request { client: self, message: message.as_ref(), timeout: self.pool.settings().timeout }
+        let Settings { timeout, terms, .. } = &**self.pool.settings();
+        Request { client: self, message: message.as_ref(), timeout: *timeout, terms: *terms }
     }
 
     /// Makes sure that a connection is open, inside both limits: at the start of a program, to learn early that the receiver
@@ -159,16 +161,26 @@ impl Client {
     fn run<T>(
         &self,
         deadline: &Deadline,
-        mut exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
+        exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.begin(deadline, exchange).map(|(_, result)| result)
+    }
+
+    /// The same, of an exchange that is only begun: with the connection that it goes on.
+    fn begin<T>(
+        &self,
+        deadline: &Deadline,
+        mut exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
+    ) -> Result<(Lease<'_>, T), Error> {
         let mut lease = self.pool.take(deadline)?;
         if let Some(connection) = lease.sound() {
             match exchange(connection) {
                 Err(error) if was_dead_already(&error) => {}
-                result => return result,
+                result => return result.map(|begun| (lease, begun)),
             }
         }
-        exchange(lease.connect(deadline)?)
+        let begun = exchange(lease.connect(deadline)?)?;
+        Ok((lease, begun))
     }
 }
 
@@ -191,12 +203,27 @@ pub struct Request<'a> {
     client: &'a Client,
     message: &'a [u8],
     timeout: Duration,
+    terms: Terms,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
     /// The limit of this call, in place of the client's. Zero is refused when it is sent.
     pub fn timeout(self, limit: Duration) -> Self {
         Request { timeout: limit, ..self }
+    }
+
+    /// Which acknowledgment ends the exchange, in place of the client's choice
+    /// ([`ack_mode`](ClientBuilder::ack_mode)).
+    pub fn ack_mode(mut self, mode: AckMode) -> Self {
+        self.terms.ack_mode = mode;
+        self
+    }
+
+    /// The limit of waiting for the application acknowledgment after a commit accept, in place of the client's
+    /// ([`application_timeout`](ClientBuilder::application_timeout)). Zero is refused when it is sent.
+    pub fn application_timeout(mut self, limit: Duration) -> Self {
+        self.terms.application_timeout = Some(limit);
+        self
     }
 
     /// As [`Client::send`].
@@ -207,8 +234,28 @@ impl Request<'_> {
     pub fn send(self) -> Result<Ack, Error> {
         let settings = self.client.pool.settings();
         self.conclude(|deadline| {
-            let header = settings.check_message(self.message)?;
-            self.client.run(deadline, |connection| connection.send_within(self.message, &header, deadline))
+            let header = settings.check_message(self.message, self.terms.ack_mode)?;
+            self.client.run(deadline, |connection| connection.send_within(self.message, &header, &self.terms, deadline))
+        })
+    }
+
+    /// Sends the message and returns its acknowledgments one by one as they come: in the enhanced mode the commit accept,
+    /// then the application acknowledgment. The last is the one that ends the exchange.
+    ///
+    /// The connection is taken for as long as the iterator lives. Dropped before its end, it closes the connection, for an answer is
+    /// still owed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::send`], as far as sending goes. The iterator's items are the rest; after an error there are no more.
+    pub fn acks(self) -> Result<Acks<'a>, Error> {
+        let settings = self.client.pool.settings();
+        let Request { client, message, terms, .. } = self;
+        self.conclude(|deadline| {
+            let header = settings.check_message(message, terms.ack_mode)?;
+            let (lease, exchange) =
+                client.begin(deadline, |connection| connection.begin(message, &header, &terms, deadline))?;
+            Ok(Acks { client, lease, exchange: Some(exchange), deadline: *deadline })
         })
     }
 
@@ -248,10 +295,12 @@ impl Request<'_> {
 
     fn conclude<T>(&self, call: impl FnOnce(&Deadline) -> Result<T, Error>) -> Result<T, Error> {
         let deadline = Deadline::after(self.timeout);
-        let result = if self.timeout.is_zero() {
-            Err(Error::before_sending(ErrorKind::Config("timeout must be longer than zero".into())))
-        } else {
-            call(&deadline)
+        let limits = [("timeout", Some(self.timeout)), ("application_timeout", self.terms.application_timeout)];
+        let result = match limits.iter().find(|(_, limit)| *limit == Some(Duration::ZERO)) {
+            Some((name, _)) => {
+                Err(Error::before_sending(ErrorKind::Config(format!("{name} must be longer than zero"))))
+            }
+            None => call(&deadline),
         };
         self.client.pool.settings().monitor.conclude(result, &deadline)
     }
@@ -264,5 +313,43 @@ impl fmt::Debug for Request<'_> {
             .field("len", &self.message.len())
             .field("timeout", &self.timeout)
             .finish()
+    }
+}
+
+/// The acknowledgments of one message as they come, from [`Request::acks`].
+#[must_use = "the connection is closed if nobody waits for the acknowledgments"]
+pub struct Acks<'a> {
+    client: &'a Client,
+    /// Absent once it has ended. Dropped before the lease: its socket has its place for as long as it exists.
+    exchange: Option<Exchange<'a>>,
+    lease: Lease<'a>,
+    deadline: Deadline,
+}
+
+impl Iterator for Acks<'_> {
+    type Item = Result<Ack, Error>;
+
+    fn next(&mut self) -> Option<Result<Ack, Error>> {
+        let mut exchange = self.exchange.take()?;
+        let heard = match self.lease.connection() {
+            Some(connection) => connection.hear(&mut exchange),
+            None => return None,
+        };
+        let ack = match heard {
+            Ok(Verdict::GoesOn) => {
+                let commit = exchange.commit().cloned();
+                self.exchange = Some(exchange);
+                return commit.map(Ok);
+            }
+            Ok(Verdict::Ends(ack)) => Ok(ack),
+            Err(error) => Err(error),
+        };
+        Some(self.client.pool.settings().monitor.conclude(ack, &self.deadline))
+    }
+}
+
+impl fmt::Debug for Acks<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acks").field("client", &self.client).field("ended", &self.exchange.is_none()).finish()
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ack::Ack;
+use crate::ack::{Ack, AckCode, AckMode};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, MessageError, Phase};
@@ -14,7 +14,8 @@ use crate::event::{Event, Monitor};
 use crate::frame::{FrameError, Framing};
 use crate::header::Header;
 use crate::inbox::Inbox;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Verdict};
+use crate::owed::Owed;
 use crate::socket::ShutdownHandle;
 use crate::stream::{self, Halt, Stream};
 
@@ -34,7 +35,16 @@ pub(crate) struct Settings {
     pub(crate) max_ack_size: usize,
     pub(crate) max_message_size: usize,
     pub(crate) verify_control_id: bool,
+    pub(crate) terms: Terms,
     pub(crate) monitor: Monitor,
+}
+
+/// What a call waits for, and for how long at last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Terms {
+    pub(crate) ack_mode: AckMode,
+    /// The limit of waiting for the application acknowledgment after a commit accept; that of the call if there is none.
+    pub(crate) application_timeout: Option<Duration>,
 }
 
 impl Settings {
@@ -47,10 +57,10 @@ impl Settings {
     }
 
     /// Whether a message can be sent and its acknowledgment awaited.
-    pub(crate) fn check_message<'m>(&self, message: &'m [u8]) -> Result<Header<'m>, Error> {
+    pub(crate) fn check_message<'m>(&self, message: &'m [u8], mode: AckMode) -> Result<Header<'m>, Error> {
         self.check_payload(message)?;
         match Header::read(message) {
-            Ok(header) if header.asked.nothing() => Err(MessageError::NoAckRequested),
+            Ok(header) if mode == AckMode::FromHeader && header.asked.nothing() => Err(MessageError::NoAckRequested),
             read => read,
         }
         .map_err(|error| Error::before_sending(ErrorKind::InvalidMessage(error)))
@@ -87,6 +97,24 @@ pub struct Connection {
     inbox: Inbox,
     /// Bytes that came after the last answer and belong to no exchange.
     surplus: usize,
+    /// The application acknowledgments that may still come, of messages whose exchange a commit accept has ended.
+    owed: Owed,
+}
+
+/// An exchange under way. What does not end well ends its line.
+pub(crate) struct Exchange<'m> {
+    line: Option<Line>,
+    outcome: Outcome<'m>,
+    began: Deadline,
+    deadline: Deadline,
+    application_timeout: Option<Duration>,
+}
+
+impl Exchange<'_> {
+    /// The commit accept that has come so far.
+    pub(crate) fn commit(&self) -> Option<&Ack> {
+        self.outcome.commit()
+    }
 }
 
 /// A stream whose end is told.
@@ -127,6 +155,7 @@ impl Connection {
             handle,
             inbox: Inbox::new(settings.framing.clone(), settings.max_ack_size),
             surplus: 0,
+            owed: Owed::default(),
             settings: Arc::clone(settings),
         })
     }
@@ -140,10 +169,11 @@ impl Connection {
     pub fn send(&mut self, message: &[u8]) -> Result<Ack, Error> {
         let deadline = Deadline::after(self.settings.timeout);
         let settings = Arc::clone(&self.settings);
-        let result = self
-            .still_open()
-            .and_then(|()| settings.check_message(message))
-            .and_then(|header| self.ready(&deadline).and_then(|()| self.send_within(message, &header, &deadline)));
+        let terms = &settings.terms;
+        let result =
+            self.still_open().and_then(|()| settings.check_message(message, terms.ack_mode)).and_then(|header| {
+                self.ready(&deadline).and_then(|()| self.send_within(message, &header, terms, &deadline))
+            });
         settings.monitor.conclude(result, &deadline)
     }
 
@@ -214,16 +244,21 @@ impl Connection {
         if self.surplus > 0 {
             return Health::Surplus(self.surplus);
         }
-        let mut filler = 0;
-        for _ in 0..MAX_FILLER_READS {
-            self.inbox.clear();
+        let (mut filler, mut reads) = (0, 0);
+        while reads < MAX_FILLER_READS {
+            self.inbox.tidy();
             match line.stream.read_waiting(self.inbox.space()) {
                 Ok(None) => return Health::Sound,
                 Ok(Some(count)) => {
-                    filler += count;
                     self.inbox.received(count);
-                    if !Framing::is_filler(self.inbox.rest()) {
-                        break;
+                    let owed = self.owed.len();
+                    let stale = self.owed.settle(&mut self.inbox, &self.settings.monitor);
+                    if stale > 0 {
+                        return Health::Surplus(stale);
+                    }
+                    // What is owed ends by itself.
+                    if self.owed.len() == owed && Framing::is_filler(self.inbox.rest()) {
+                        (filler, reads) = (filler + count, reads + 1);
                     }
                 }
                 Err(halt) => return Health::Ended(halt),
@@ -240,7 +275,7 @@ impl Connection {
 
     /// After an exchange: whether the connection may serve another.
     pub(crate) fn rest(&mut self) -> bool {
-        self.inbox.clear();
+        self.inbox.tidy();
         if self.surplus > 0 {
             self.end_for_surplus(self.surplus);
         }
@@ -268,54 +303,87 @@ impl Connection {
         &mut self,
         message: &[u8],
         header: &Header<'_>,
+        terms: &Terms,
         deadline: &Deadline,
     ) -> Result<Ack, Error> {
-        let mut outcome = Outcome::of(header, self.settings.verify_control_id);
+        let mut exchange = self.begin(message, header, terms, deadline)?;
+        loop {
+            if let Verdict::Ends(ack) = self.hear(&mut exchange)? {
+                return Ok(ack);
+            }
+        }
+    }
+
+    /// Writes a checked message.
+    pub(crate) fn begin<'m>(
+        &mut self,
+        message: &[u8],
+        header: &Header<'m>,
+        terms: &Terms,
+        deadline: &Deadline,
+    ) -> Result<Exchange<'m>, Error> {
+        let mut outcome = Outcome::of(header, terms.ack_mode, self.settings.verify_control_id);
         let mut line = self.take_line()?;
         if let Err(failure) = self.write(&mut line, message, deadline) {
-            return Err(match self.early_answer(&mut line) {
+            return Err(match self.early_answer(&mut line, Some(outcome.control_id())) {
                 Err(refusal) => failure.because(refusal),
                 Ok(answer) => match outcome.take(self.inbox.content(answer.clone())) {
-                    Err(refusal @ ErrorKind::Nak(_)) => Error::judged(refusal, true, outcome.into_commit()),
+                    Err(refusal @ ErrorKind::Nak(_)) => Error::judged(refusal, true, outcome.commit().cloned()),
                     // Nothing but a refusal can be meant for a message that the peer has seen only a part of.
                     _ => failure.with_response(self.inbox.content(answer)),
                 },
             });
         }
-        loop {
-            let answer = match self.read(&mut line, outcome.phase(), deadline) {
-                Ok(answer) => answer,
-                Err(kind) => return Err(self.doubt(kind, outcome.into_commit())),
-            };
-            let answer = self.inbox.content(answer);
-            match outcome.take(answer) {
-                Ok(None) => {}
-                Ok(Some(ack)) => {
+        let application_timeout = terms.application_timeout;
+        Ok(Exchange { line: Some(line), outcome, began: *deadline, deadline: *deadline, application_timeout })
+    }
+
+    /// Waits for the next acknowledgment of an exchange, and decides on it.
+    pub(crate) fn hear(&mut self, exchange: &mut Exchange<'_>) -> Result<Verdict, Error> {
+        let Exchange { line, outcome, began, deadline, application_timeout } = exchange;
+        let mut line = line.take().ok_or_else(|| Error::before_sending(ErrorKind::Closed))?;
+        let answer = match self.read(&mut line, outcome.phase(), deadline, Some(outcome.control_id())) {
+            Ok(answer) => answer,
+            Err(kind) => return Err(self.doubt(kind, outcome.commit().cloned())),
+        };
+        let answer = self.inbox.content(answer);
+        let verdict = match outcome.take(answer) {
+            Ok(verdict) => verdict,
+            Err(refusal @ ErrorKind::Nak(_)) => {
+                self.keep(line);
+                return Err(Error::judged(refusal, true, outcome.commit().cloned()));
+            }
+            Err(kind) => return Err(Error::judged(kind, true, outcome.commit().cloned()).with_response(answer)),
+        };
+        match &verdict {
+            Verdict::GoesOn => {
+                *deadline = application_timeout.map_or(*deadline, Deadline::after);
+                exchange.line = Some(line);
+            }
+            Verdict::Ends(ack) => {
+                if outcome.leaves_no_doubt(ack) {
+                    if ack.code() == AckCode::CommitAccept {
+                        self.owed.add(outcome.control_id());
+                    }
                     self.keep(line);
-                    let (code, elapsed) = (ack.code(), deadline.elapsed());
-                    self.settings.monitor.tell(&Event::Acknowledged { code, elapsed });
-                    return Ok(ack);
                 }
-                Err(refusal @ ErrorKind::Nak(_)) => {
-                    self.keep(line);
-                    return Err(Error::judged(refusal, true, outcome.into_commit()));
-                }
-                Err(kind) => return Err(Error::judged(kind, true, outcome.into_commit()).with_response(answer)),
+                self.settings.monitor.tell(&Event::Acknowledged { code: ack.code(), elapsed: began.elapsed() });
             }
         }
+        Ok(verdict)
     }
 
     /// One exchange of a checked payload, on a connection found sound; where the reply stands in the buffer.
     pub(crate) fn exchange_within(&mut self, payload: &[u8], deadline: &Deadline) -> Result<Range<usize>, Error> {
         let mut line = self.take_line()?;
         if let Err(failure) = self.write(&mut line, payload, deadline) {
-            return Err(match self.early_answer(&mut line) {
+            return Err(match self.early_answer(&mut line, None) {
                 Err(refusal) => failure.because(refusal),
                 // It cannot be the reply to a payload that the peer has seen only a part of.
                 Ok(reply) => failure.with_response(self.inbox.content(reply)),
             });
         }
-        match self.read(&mut line, Phase::ApplicationAck, deadline) {
+        match self.read(&mut line, Phase::ApplicationAck, deadline, None) {
             Ok(reply) => {
                 self.keep(line);
                 Ok(reply)
@@ -344,8 +412,7 @@ impl Connection {
 
     /// Ends an exchange that was complete.
     fn keep(&mut self, line: Line) {
-        let rest = self.inbox.rest();
-        self.surplus = if Framing::is_filler(rest) { 0 } else { rest.len() };
+        self.surplus = self.owed.settle(&mut self.inbox, &self.settings.monitor);
         self.line = Some(line);
     }
 
@@ -366,10 +433,16 @@ impl Connection {
         }
     }
 
-    /// Reads until a frame is whole; where its content stands.
-    fn read(&mut self, line: &mut Line, phase: Phase, deadline: &Deadline) -> Result<Range<usize>, ErrorKind> {
+    /// Reads until a frame is whole that answers the message with this control ID, or any; where its content stands.
+    fn read(
+        &mut self,
+        line: &mut Line,
+        phase: Phase,
+        deadline: &Deadline,
+        asked: Option<&[u8]>,
+    ) -> Result<Range<usize>, ErrorKind> {
         loop {
-            if let Some(place) = self.inbox.frame().map_err(malformed)? {
+            if let Some(place) = self.frame(asked).map_err(malformed)? {
                 return Ok(place);
             }
             match line.stream.read(self.inbox.space(), deadline) {
@@ -379,16 +452,26 @@ impl Connection {
         }
     }
 
+    /// The next frame that has come whole, those passed over that were owed to an earlier exchange.
+    fn frame(&mut self, asked: Option<&[u8]>) -> Result<Option<Range<usize>>, FrameError> {
+        while let Some(place) = self.inbox.frame()? {
+            if !self.owed.take(self.inbox.content(place.clone()), asked, &self.settings.monitor) {
+                return Ok(Some(place));
+            }
+        }
+        Ok(None)
+    }
+
     /// The answer of a peer that did not wait for the whole message, if one lies in the socket already; or its refusal of the TLS
     /// session, which is then why writing failed.
-    fn early_answer(&mut self, line: &mut Line) -> Result<Range<usize>, Option<ErrorKind>> {
+    fn early_answer(&mut self, line: &mut Line, asked: Option<&[u8]>) -> Result<Range<usize>, Option<ErrorKind>> {
         for _ in 0..MAX_EARLY_READS {
             match line.stream.read_waiting(self.inbox.space()) {
                 Ok(Some(count)) => self.inbox.received(count),
                 Err(Halt::Tls(error)) => return Err(Some(ErrorKind::Tls(error))),
                 Ok(None) | Err(_) => break,
             }
-            if let Some(place) = self.inbox.frame().map_err(|_| None)? {
+            if let Some(place) = self.frame(asked).map_err(|_| None)? {
                 return Ok(place);
             }
         }

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::ack::AckCode;
+use crate::ack::{Ack, AckCode};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
@@ -49,6 +49,17 @@ pub enum Event<'a> {
         code: AckCode,
         /// Time since the call began.
         elapsed: Duration,
+    },
+    /// An application acknowledgment came for a message whose exchange a commit accept had ended
+    /// ([`AckMode::Commit`](crate::AckMode::Commit), or MSH-16 `NE`). It is told when the connection is used next. On a connection
+    /// that is closed before, or where 64 later messages have gone the same way, it is lost.
+    LateAck {
+        /// The control ID of the message that it acknowledges (MSA-2).
+        control_id: &'a str,
+        /// Its code: AA, AE or AR.
+        code: AckCode,
+        /// The acknowledgment.
+        ack: &'a Ack,
     },
     /// A call failed; told once for each, refusals included.
     Failed {
@@ -147,7 +158,10 @@ impl Counters {
             Event::Acknowledged { .. } => &self.acknowledged,
             Event::Failed { error, .. } if error.nak().is_some() => &self.refused,
             Event::Failed { .. } => &self.failed,
-            Event::ConnectFailed { .. } | Event::Surplus { .. } | Event::Disconnected { .. } => return,
+            Event::ConnectFailed { .. }
+            | Event::LateAck { .. }
+            | Event::Surplus { .. }
+            | Event::Disconnected { .. } => return,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
@@ -166,6 +180,9 @@ fn write_log(event: &Event<'_>) {
         Event::Sent { bytes } => log::trace!("sent a frame of {bytes} bytes"),
         Event::Acknowledged { code, elapsed } => log::trace!("acknowledged with {code} after {elapsed:?}"),
         Event::Failed { error, elapsed } => log::debug!("failed after {elapsed:?}: {error}"),
+        Event::LateAck { code, ack, .. } => {
+            log::debug!("late acknowledgment {code} for {:?}", ack.control_id_in_short());
+        }
         Event::Surplus { endpoint, stale } => {
             log::warn!("{endpoint}: {stale} bytes had come that belong to no exchange; closing the connection");
         }

@@ -35,8 +35,11 @@ impl Inbox {
         }
     }
 
-    /// Drops what there is and goes back to the modest size.
-    pub(crate) fn clear(&mut self) {
+    /// Goes back to the modest size, once all is used up but filler.
+    pub(crate) fn tidy(&mut self) {
+        if !Framing::is_filler(self.rest()) {
+            return;
+        }
         self.used = 0;
         self.filled = 0;
         self.scanner.reset();
@@ -137,7 +140,14 @@ mod tests {
         let mut inbox = inbox(limit);
         assert_eq!(receive(&mut inbox, &endless, 1000), Err(FrameError::TooLarge { limit }));
         assert!(inbox.bytes.len() <= limit + AROUND);
-        inbox.clear();
+
+        let mut inbox = self::inbox(1 << 20);
+        let wire = Framing::default().encode(&vec![b'x'; 5 * MODEST]).unwrap();
+        receive(&mut inbox, &[&wire[..], b"\x0Bhalf"].concat(), 1000).unwrap();
+        inbox.tidy();
+        assert_eq!(inbox.rest(), b"\x0Bhalf", "what is not used up stays");
+        receive(&mut inbox, b"\x1C\r\n", 1000).unwrap();
+        inbox.tidy();
         assert_eq!((inbox.bytes.len(), inbox.rest().len()), (MODEST, 0));
         assert!(inbox.bytes.capacity() < 2 * MODEST);
     }

@@ -80,10 +80,18 @@
 //! # Acknowledgments
 //!
 //! MSH-15 and MSH-16 of the message decide which acknowledgment is awaited (HL7 v2.5, chapter 2.9). Both empty is the *original
-//! mode*: the application acknowledgment (AA, AE, AR) ends the call, and a commit accept before it is remembered. Otherwise it is
+//! mode*: the application acknowledgment (AA, AE, AR) ends the call, and a commit accept (CA) before it is remembered. Otherwise it is
 //! the *enhanced mode*: the commit acknowledgment, the application acknowledgment, or both, as they ask; an application
 //! acknowledgment ends the call in any case. A message for which both are `NE` has no answer to wait for; see
-//! [`Request::send_unacknowledged`].
+//! [`Request::send_unacknowledged`]. [`AckMode`], in the builder or a [`Request`], overrides the header.
+//!
+//! Where both are awaited, [`application_timeout`](ClientBuilder::application_timeout) gives the application a limit of its own, counted
+//! from the commit accept. A failure after that accept is [`Committed`](Delivery::Committed), and carries it
+//! ([`Error::commit`]). [`Request::acks`] hands out each acknowledgment as it comes.
+//!
+//! Where a call ended at the commit accept ([`AckMode::Commit`]) and the application acknowledgment comes later on the same connection,
+//! it is told to the observer as [`Event::LateAck`]; it is recognised by its control ID and never taken for the next message's. The
+//! connection stays in use.
 //!
 //! # TLS
 //!
@@ -140,8 +148,10 @@ mod event;
 pub mod frame;
 mod header;
 mod inbox;
+pub mod messages;
 mod outage;
 mod outcome;
+mod owed;
 mod places;
 mod pool;
 mod reconnect;
@@ -154,9 +164,9 @@ pub mod testing;
 #[cfg_attr(not(feature = "tls"), path = "tls_off.rs")]
 mod tls;
 
-pub use ack::{Ack, AckCode, AckParseError, ErrorDetail};
+pub use ack::{Ack, AckCode, AckMode, AckParseError, ErrorDetail};
 pub use builder::ClientBuilder;
-pub use client::{Client, Request};
+pub use client::{Acks, Client, Request};
 pub use connection::Connection;
 pub use endpoint::Endpoint;
 pub use error::{Delivery, Error, ErrorKind, MessageError, Phase};

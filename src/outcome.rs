@@ -1,42 +1,69 @@
 //! Which acknowledgment ends an exchange, and how: acknowledgments in, verdict out.
 
-use crate::ack::{Ack, AckCode, AckParseError, Layout};
+use crate::ack::{Ack, AckCode, AckMode, AckParseError, Layout};
 use crate::error::{ErrorKind, Phase};
 use crate::header::{Asked, Header};
 
 /// The state of one exchange.
 #[derive(Debug)]
 pub(crate) struct Outcome<'m> {
-    /// The control ID that an acknowledgment must carry; `None` if any will do.
-    control_id: Option<&'m [u8]>,
+    control_id: &'m [u8],
+    /// Whether an acknowledgment must carry the control ID.
+    verify: bool,
+    /// What is awaited.
     asked: Asked,
+    /// Whether the message asks for an application acknowledgment, awaited or not.
+    application_may_follow: bool,
     commit: Option<Ack>,
 }
 
+/// What an acknowledgment means that does not end an exchange badly.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// A commit accept, remembered; another acknowledgment is due.
+    GoesOn,
+    /// This one ends the exchange well.
+    Ends(Ack),
+}
+
 impl<'m> Outcome<'m> {
-    pub(crate) fn of(header: &Header<'m>, verify_control_id: bool) -> Self {
-        Outcome { control_id: verify_control_id.then_some(header.control_id), asked: header.asked, commit: None }
+    pub(crate) fn of(header: &Header<'m>, mode: AckMode, verify: bool) -> Self {
+        let asked = match mode {
+            AckMode::FromHeader => header.asked,
+            AckMode::Application => Asked { application: true, ..header.asked },
+            AckMode::Commit => Asked { commit: true, application: false },
+        };
+        let application_may_follow = header.asked.application;
+        Outcome { control_id: header.control_id, verify, asked, application_may_follow, commit: None }
     }
 
-    /// Takes the next answer; the acknowledgment that ends the exchange well, or `None` if another is due.
-    pub(crate) fn take(&mut self, answer: &[u8]) -> Result<Option<Ack>, ErrorKind> {
+    /// Takes the next answer.
+    pub(crate) fn take(&mut self, answer: &[u8]) -> Result<Verdict, ErrorKind> {
         let layout = Layout::read(answer).map_err(ErrorKind::MalformedAck)?;
-        if let Some(expected) = self.control_id {
+        if self.verify {
             match layout.control_id(answer) {
                 b"" => return Err(ErrorKind::MalformedAck(AckParseError::NoControlId)),
-                other if other != expected => return Err(ErrorKind::UnmatchedAck(layout.to_ack(answer))),
+                other if other != self.control_id => return Err(ErrorKind::UnmatchedAck(layout.to_ack(answer))),
                 _ => {}
             }
         }
-        let ack = layout.to_ack(answer);
-        match layout.code() {
+        self.decide(layout.to_ack(answer))
+    }
+
+    /// Decides on an acknowledgment that is meant for this exchange.
+    fn decide(&mut self, ack: Ack) -> Result<Verdict, ErrorKind> {
+        match ack.code() {
             AckCode::CommitAccept if self.asked.application => {
                 self.commit = Some(ack);
-                Ok(None)
+                Ok(Verdict::GoesOn)
             }
-            code if code.is_accept() => Ok(Some(ack)),
+            code if code.is_accept() => Ok(Verdict::Ends(ack)),
             _ => Err(ErrorKind::Nak(ack)),
         }
+    }
+
+    pub(crate) fn control_id(&self) -> &'m [u8] {
+        self.control_id
     }
 
     /// What is being waited for.
@@ -45,30 +72,38 @@ impl<'m> Outcome<'m> {
     }
 
     /// The commit accept that has come so far.
-    pub(crate) fn into_commit(self) -> Option<Ack> {
-        self.commit
+    pub(crate) fn commit(&self) -> Option<&Ack> {
+        self.commit.as_ref()
+    }
+
+    /// Whether a connection can be used again after this acknowledgment has ended the exchange: not if an application
+    /// acknowledgment may follow which nothing would tell from the next message's.
+    pub(crate) fn leaves_no_doubt(&self, ack: &Ack) -> bool {
+        self.verify || ack.code() != AckCode::CommitAccept || !self.application_may_follow
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use AckMode::{Application, Commit, FromHeader};
 
     const ORIGINAL: Asked = Asked { commit: false, application: true };
     const COMMIT: Asked = Asked { commit: true, application: false };
     const APPLICATION: Asked = Asked { commit: false, application: true };
     const BOTH: Asked = Asked { commit: true, application: true };
+    const NEITHER: Asked = Asked { commit: false, application: false };
 
     /// Plays acknowledgments, written `code` or `code:control ID`, and tells the verdict.
-    fn play(asked: Asked, verify: bool, answers: &str) -> String {
+    fn play(asked: Asked, mode: AckMode, verify: bool, answers: &str) -> String {
         let header = Header { control_id: b"1", asked };
-        let mut outcome = Outcome::of(&header, verify);
+        let mut outcome = Outcome::of(&header, mode, verify);
         let mut verdict = String::from("waits");
         for answer in answers.split_whitespace() {
             let (code, id) = answer.split_once(':').unwrap_or((answer, "1"));
             verdict = match outcome.take(format!("MSH|^~\\&|\rMSA|{code}|{id}\r").as_bytes()) {
-                Ok(None) => continue,
-                Ok(Some(ack)) => format!("done {}", ack.code()),
+                Ok(Verdict::GoesOn) => continue,
+                Ok(Verdict::Ends(ack)) => format!("done {}", ack.code()),
                 Err(ErrorKind::Nak(ack)) => format!("refused {}", ack.code()),
                 Err(ErrorKind::UnmatchedAck(ack)) => format!("unmatched {}", ack.control_id()),
                 Err(ErrorKind::MalformedAck(error)) => format!("malformed {error:?}"),
@@ -84,60 +119,96 @@ mod tests {
 
     #[test]
     fn transitions() {
-        for (asked, answers, expected) in [
-            (ORIGINAL, "AA", "done AA"),
-            (ORIGINAL, "AE", "refused AE"),
-            (ORIGINAL, "AR", "refused AR"),
-            (ORIGINAL, "CE", "refused CE"),
-            (ORIGINAL, "CR", "refused CR"),
-            (ORIGINAL, "CA", "waits, committed"),
-            (ORIGINAL, "CA AA", "done AA, committed"),
-            (ORIGINAL, "CA AE", "refused AE, committed"),
-            (ORIGINAL, "CA CA AA", "done AA, committed"),
-            (ORIGINAL, "AA:2", "unmatched 2"),
-            (ORIGINAL, "AE:2", "unmatched 2"),
-            (ORIGINAL, "AA:11", "unmatched 11"),
-            (ORIGINAL, "CA AA:2", "unmatched 2, committed"),
-            (ORIGINAL, "CA:2", "unmatched 2"),
-            (ORIGINAL, "AA:", "malformed NoControlId"),
-            (ORIGINAL, "CA XX", "malformed UnknownCode, committed"),
-            (COMMIT, "CA", "done CA"),
-            (COMMIT, "CE", "refused CE"),
-            (COMMIT, "CR", "refused CR"),
-            (COMMIT, "AA", "done AA"),
-            (COMMIT, "AE", "refused AE"),
-            (APPLICATION, "AA", "done AA"),
-            (APPLICATION, "CA AR", "refused AR, committed"),
-            (BOTH, "CA", "waits, committed"),
-            (BOTH, "CA AA", "done AA, committed"),
-            (BOTH, "AA", "done AA"),
-            (BOTH, "CE", "refused CE"),
-            (BOTH, "CA CE", "refused CE, committed"),
+        for (asked, mode, answers, expected) in [
+            (ORIGINAL, FromHeader, "AA", "done AA"),
+            (ORIGINAL, FromHeader, "AE", "refused AE"),
+            (ORIGINAL, FromHeader, "AR", "refused AR"),
+            (ORIGINAL, FromHeader, "CE", "refused CE"),
+            (ORIGINAL, FromHeader, "CR", "refused CR"),
+            (ORIGINAL, FromHeader, "CA", "waits, committed"),
+            (ORIGINAL, FromHeader, "CA AA", "done AA, committed"),
+            (ORIGINAL, FromHeader, "CA AE", "refused AE, committed"),
+            (ORIGINAL, FromHeader, "CA CA AA", "done AA, committed"),
+            (ORIGINAL, FromHeader, "AA:2", "unmatched 2"),
+            (ORIGINAL, FromHeader, "AE:2", "unmatched 2"),
+            (ORIGINAL, FromHeader, "AA:11", "unmatched 11"),
+            (ORIGINAL, FromHeader, "CA AA:2", "unmatched 2, committed"),
+            (ORIGINAL, FromHeader, "CA:2", "unmatched 2"),
+            (ORIGINAL, FromHeader, "AA:", "malformed NoControlId"),
+            (ORIGINAL, FromHeader, "CA XX", "malformed UnknownCode, committed"),
+            (COMMIT, FromHeader, "CA", "done CA"),
+            (COMMIT, FromHeader, "CE", "refused CE"),
+            (COMMIT, FromHeader, "CR", "refused CR"),
+            (COMMIT, FromHeader, "AA", "done AA"),
+            (COMMIT, FromHeader, "AE", "refused AE"),
+            (APPLICATION, FromHeader, "AA", "done AA"),
+            (APPLICATION, FromHeader, "CA AR", "refused AR, committed"),
+            (BOTH, FromHeader, "CA", "waits, committed"),
+            (BOTH, FromHeader, "CA AA", "done AA, committed"),
+            (BOTH, FromHeader, "AA", "done AA"),
+            (BOTH, FromHeader, "CE", "refused CE"),
+            (BOTH, FromHeader, "CA CE", "refused CE, committed"),
+            (ORIGINAL, Commit, "AA", "done AA"),
+            (ORIGINAL, Commit, "AE", "refused AE"),
+            (ORIGINAL, Commit, "CA", "done CA"),
+            (ORIGINAL, Commit, "CE", "refused CE"),
+            (BOTH, Commit, "CA", "done CA"),
+            (BOTH, Commit, "CR", "refused CR"),
+            (BOTH, Commit, "CA:2", "unmatched 2"),
+            (NEITHER, Commit, "CA", "done CA"),
+            (COMMIT, Application, "CA", "waits, committed"),
+            (COMMIT, Application, "CA AA", "done AA, committed"),
+            (COMMIT, Application, "CA AR", "refused AR, committed"),
+            (COMMIT, Application, "CE", "refused CE"),
+            (ORIGINAL, Application, "AA", "done AA"),
+            (NEITHER, Application, "AE", "refused AE"),
         ] {
-            assert_eq!(play(asked, true, answers), expected, "{asked:?} {answers}");
+            assert_eq!(play(asked, mode, true, answers), expected, "{asked:?} {mode:?} {answers}");
         }
     }
 
     #[test]
     fn without_verification_any_control_id_will_do() {
-        assert_eq!(play(ORIGINAL, false, "AA:2"), "done AA");
-        assert_eq!(play(ORIGINAL, false, "AA:"), "done AA");
-        assert_eq!(play(ORIGINAL, false, "AE:2"), "refused AE");
-        assert_eq!(play(ORIGINAL, false, "XX:1"), "malformed UnknownCode");
+        assert_eq!(play(ORIGINAL, FromHeader, false, "AA:2"), "done AA");
+        assert_eq!(play(ORIGINAL, FromHeader, false, "AA:"), "done AA");
+        assert_eq!(play(ORIGINAL, FromHeader, false, "AE:2"), "refused AE");
+        assert_eq!(play(ORIGINAL, FromHeader, false, "XX:1"), "malformed UnknownCode");
     }
 
     #[test]
     fn the_phase_names_what_is_awaited() {
-        for (asked, before, after) in [
-            (ORIGINAL, Phase::ApplicationAck, Phase::ApplicationAck),
-            (APPLICATION, Phase::ApplicationAck, Phase::ApplicationAck),
-            (BOTH, Phase::CommitAck, Phase::ApplicationAck),
+        for (asked, mode, before, after) in [
+            (ORIGINAL, FromHeader, Phase::ApplicationAck, Phase::ApplicationAck),
+            (APPLICATION, FromHeader, Phase::ApplicationAck, Phase::ApplicationAck),
+            (BOTH, FromHeader, Phase::CommitAck, Phase::ApplicationAck),
+            (BOTH, Application, Phase::CommitAck, Phase::ApplicationAck),
         ] {
-            let mut outcome = Outcome::of(&Header { control_id: b"1", asked }, true);
+            let mut outcome = Outcome::of(&Header { control_id: b"1", asked }, mode, true);
             assert_eq!(outcome.phase(), before);
-            assert!(matches!(outcome.take(b"MSH|^~\\&|\rMSA|CA|1\r"), Ok(None)));
+            assert!(matches!(outcome.take(b"MSH|^~\\&|\rMSA|CA|1\r"), Ok(Verdict::GoesOn)));
             assert_eq!(outcome.phase(), after);
         }
-        assert_eq!(Outcome::of(&Header { control_id: b"1", asked: COMMIT }, true).phase(), Phase::CommitAck);
+        for (asked, mode) in [(COMMIT, FromHeader), (ORIGINAL, Commit)] {
+            let header = Header { control_id: b"1", asked };
+            assert_eq!(Outcome::of(&header, mode, true).phase(), Phase::CommitAck);
+        }
+    }
+
+    #[test]
+    fn what_may_follow_unrecognised_leaves_doubt() {
+        for (asked, verify, code, expected) in [
+            (ORIGINAL, true, "CA", true),
+            (BOTH, true, "CA", true),
+            (BOTH, false, "CA", false),
+            (ORIGINAL, false, "CA", false),
+            (COMMIT, false, "CA", true),
+            (BOTH, false, "AA", true),
+        ] {
+            let mut outcome = Outcome::of(&Header { control_id: b"1", asked }, Commit, verify);
+            let Ok(Verdict::Ends(ack)) = outcome.take(format!("MSH|^~\\&|\rMSA|{code}|1\r").as_bytes()) else {
+                panic!()
+            };
+            assert_eq!(outcome.leaves_no_doubt(&ack), expected, "{asked:?} {verify} {code}");
+        }
     }
 }

@@ -157,6 +157,11 @@ impl Lease<'_> {
         Some(&mut self.place.content()?.connection)
     }
 
+    /// The connection, if there is one, as it is.
+    pub(crate) fn connection(&mut self) -> Option<&mut Connection> {
+        self.place.content().map(|kept| &mut kept.connection)
+    }
+
     /// A fresh connection, in place of what there was, after as many attempts as the deadline and the policy allow.
     pub(crate) fn connect(&mut self, deadline: &Deadline) -> Result<&mut Connection, Error> {
         if self.place.content().is_some() {

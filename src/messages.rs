@@ -1,0 +1,272 @@
+//! Messages as people have them: in files, one or many, framed or not, with whatever ends their lines.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use crate::frame::{CARRIAGE_RETURN, END_BLOCK, START_BLOCK};
+
+/// What some editors put before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+const FORM_FEED: u8 = 0x0C;
+/// What some systems put at a file's end.
+const SUBSTITUTE: u8 = 0x1A;
+
+/// Cuts a file's bytes into the messages in it, ready to be sent: each from its MSH segment on, every segment ended by one
+/// Carriage Return.
+///
+/// It takes what is found in practice: one message or many; bare or in MLLP frames; lines ended by CR, LF or CRLF; byte-order marks
+/// (UTF-8), form feeds and blank lines; batches, whose FHS, BHS, BTS and FTS segments are passed over. A message in which nothing has to
+/// be changed is borrowed. Nothing is lost: text that belongs to no message is an item of its own, which `send` refuses
+/// ([`MessageError::NotHl7`](crate::MessageError::NotHl7)).
+///
+/// # Examples
+///
+/// ```
+/// let file = b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|1|P|2.5\nPID|1||42\n\nMSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|2|P|2.5\n";
+/// let messages: Vec<_> = mllp_client::messages::split(file).collect();
+/// assert_eq!(messages.len(), 2);
+/// assert!(messages[0].ends_with(b"|2.5\rPID|1||42\r"));
+/// ```
+pub fn split(text: &[u8]) -> Split<'_> {
+    Split { lines: Lines { text, at: 0 } }
+}
+
+/// The messages in a text, in order. See [`split`].
+#[derive(Clone)]
+pub struct Split<'t> {
+    lines: Lines<'t>,
+}
+
+impl<'t> Iterator for Split<'t> {
+    type Item = Cow<'t, [u8]>;
+
+    fn next(&mut self) -> Option<Cow<'t, [u8]>> {
+        let text = self.lines.text;
+        let mut message: Option<Range<usize>> = None;
+        // Whether the lines follow each other as they are to be sent.
+        let mut as_it_is = true;
+        while let Some(line) = self.lines.next() {
+            let segment = &text[line.segment.clone()];
+            match (is_blank(segment), &mut message) {
+                (false, Some(_)) if is_named(segment, &[b"MSH"]) => {
+                    self.lines.at = line.segment.start;
+                    break;
+                }
+                (false, Some(_)) if is_named(segment, &WRAPPERS) => break,
+                (false, None) if is_named(segment, &WRAPPERS) => continue,
+                (false, None) => {
+                    as_it_is = line.end == End::Return;
+                    message = Some(line.segment.start..line.after);
+                }
+                (false, Some(message)) => {
+                    as_it_is &= message.end == line.segment.start && line.end == End::Return;
+                    message.end = line.after;
+                }
+                (true, _) => {}
+            }
+            if line.end == End::Frame && message.is_some() {
+                break;
+            }
+        }
+        let message = message?;
+        if as_it_is {
+            return Some(Cow::Borrowed(&text[message]));
+        }
+        let text = &text[message];
+        let mut mended = Vec::with_capacity(text.len() + 1);
+        for line in (Lines { text, at: 0 }) {
+            let segment = &text[line.segment];
+            if !is_blank(segment) {
+                mended.extend_from_slice(segment);
+                mended.push(CARRIAGE_RETURN);
+            }
+        }
+        Some(Cow::Owned(mended))
+    }
+}
+
+/// Shows how much is left, not what.
+impl std::fmt::Debug for Split<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Split").field("left", &(self.lines.text.len() - self.lines.at)).finish()
+    }
+}
+
+const WRAPPERS: [&[u8; 3]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
+
+fn is_named(segment: &[u8], names: &[&[u8; 3]]) -> bool {
+    // A segment's name is followed by the field separator, which is no letter and no digit; a trailer may have no field.
+    names.iter().any(|name| segment.starts_with(*name))
+        && segment.get(3).is_none_or(|separator| !separator.is_ascii_alphanumeric())
+}
+
+fn is_blank(segment: &[u8]) -> bool {
+    segment.iter().all(|byte| matches!(byte, b' ' | b'\t' | 0 | &SUBSTITUTE))
+}
+
+/// What stands after a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// One Carriage Return, as it is to be sent.
+    Return,
+    /// A byte that belongs to a frame.
+    Frame,
+    /// Something else, or nothing.
+    Other,
+}
+
+struct Line {
+    segment: Range<usize>,
+    end: End,
+    /// Where the next line begins.
+    after: usize,
+}
+
+#[derive(Clone)]
+struct Lines<'t> {
+    text: &'t [u8],
+    at: usize,
+}
+
+impl Iterator for Lines<'_> {
+    type Item = Line;
+
+    fn next(&mut self) -> Option<Line> {
+        let mut from = self.at;
+        if self.text[from..].starts_with(BYTE_ORDER_MARK) {
+            from += BYTE_ORDER_MARK.len();
+        }
+        if from == self.text.len() {
+            return None;
+        }
+        let ends = |byte: &u8| matches!(*byte, CARRIAGE_RETURN | b'\n' | FORM_FEED | START_BLOCK | END_BLOCK);
+        let to = self.text[from..].iter().position(ends).map_or(self.text.len(), |length| from + length);
+        let (end, length) = match self.text[to..] {
+            [CARRIAGE_RETURN, b'\n', ..] => (End::Other, 2),
+            [CARRIAGE_RETURN, ..] => (End::Return, 1),
+            [START_BLOCK | END_BLOCK, ..] => (End::Frame, 1),
+            [_, ..] => (End::Other, 1),
+            [] => (End::Other, 0),
+        };
+        self.at = to + length;
+        Some(Line { segment: from..to, end, after: self.at })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ONE: &str = "MSH|^~\\&|LAB|||||||1\rPID|1||42\r";
+    const TWO: &str = "MSH|^~\\&|LAB|||||||2\rOBX|1\r";
+
+    fn found(text: &[u8]) -> Vec<String> {
+        split(text).map(|message| String::from_utf8_lossy(&message).into_owned()).collect()
+    }
+
+    #[test]
+    fn shapes() {
+        let [one, two] = [ONE, TWO];
+        let with = |end: &str| ONE.replace('\r', end);
+        let both = |end: &str| (ONE.to_owned() + TWO).replace('\r', end);
+        let framed = |message: &str| format!("\x0B{message}\x1C\r");
+        for (name, text, expected) in [
+            ("nothing", String::new(), vec![]),
+            ("blank", " \r\n\t\n\0\x1A".into(), vec![]),
+            ("a byte-order mark alone", "\u{FEFF}".into(), vec![]),
+            ("as it is sent", one.into(), vec![one]),
+            ("two as they are sent", both("\r"), vec![one, two]),
+            ("LF", with("\n"), vec![one]),
+            ("two with LF", both("\n"), vec![one, two]),
+            ("CRLF", with("\r\n"), vec![one]),
+            ("two with CRLF", both("\r\n"), vec![one, two]),
+            ("LF CR", with("\n\r"), vec![one]),
+            ("mixed ends", format!("{}{two}", with("\n")), vec![one, two]),
+            ("no end of line at the end", one.trim_end().into(), vec![one]),
+            ("two without one at the end", both("\n").trim_end().into(), vec![one, two]),
+            ("blank lines between segments", with("\n\n"), vec![one]),
+            ("blank lines between messages", format!("{}\n \n{}", with("\n"), two), vec![one, two]),
+            ("blank lines around", format!("\n\n{one}\n\n"), vec![one]),
+            ("a byte-order mark", format!("\u{FEFF}{one}"), vec![one]),
+            ("two files with one each, put together", format!("\u{FEFF}{one}\u{FEFF}{two}"), vec![one, two]),
+            ("a form feed between", format!("{one}\x0C{two}"), vec![one, two]),
+            ("form feeds on lines of their own", format!("\x0C\n{one}\x0C\r\n{two}\x0C"), vec![one, two]),
+            ("a DOS end of file", format!("{}\x1A", with("\r\n")), vec![one]),
+            ("a frame", framed(one), vec![one]),
+            ("two frames", framed(one) + &framed(two), vec![one, two]),
+            ("frames on lines of their own", framed(one) + "\n" + &framed(two) + "\n", vec![one, two]),
+            ("a frame of LF", framed(&with("\n")), vec![one]),
+            ("a frame with a byte-order mark", framed(&format!("\u{FEFF}{one}")), vec![one]),
+            ("a frame without the last Carriage Return", framed(one.trim_end()), vec![one]),
+            ("a frame with two", framed(&both("\r")), vec![one, two]),
+            ("an End Block alone", format!("\x0B{one}\x1C\x0B{two}\x1C"), vec![one, two]),
+            ("a frame cut off", format!("\x0B{one}"), vec![one]),
+            ("a bare one and a frame", format!("{one}{}", framed(two)), vec![one, two]),
+            ("a batch", format!("BHS|^~\\&|LAB\r{one}{two}BTS|2\r"), vec![one, two]),
+            ("a file", format!("FHS|^~\\&\nBHS|^~\\&\n{one}BTS|1\nBHS|^~\\&\n{two}BTS\nFTS|2\n"), vec![one, two]),
+            ("a framed batch", framed(&format!("BHS|^~\\&|LAB\r{one}{two}BTS|2\r")), vec![one, two]),
+            ("an empty batch", "FHS|^~\\&\rBHS|^~\\&\rBTS|0\rFTS|1\r".into(), vec![]),
+            ("other delimiters", "MSH$%*!@$LAB\nPID$1\n".into(), vec!["MSH$%*!@$LAB\rPID$1\r"]),
+            ("text before", format!("Dear all,\n{one}"), vec!["Dear all,\r", one]),
+            ("text after a frame", format!("{}yours\n", framed(one)), vec![one, "yours\r"]),
+            ("text alone", "hello".into(), vec!["hello\r"]),
+            ("no header, but the like", "MSHARP|1\r".into(), vec!["MSHARP|1\r"]),
+            ("a header inside of a line", "NTE|1||MSH|x\r".into(), vec!["NTE|1||MSH|x\r"]),
+        ] {
+            assert_eq!(found(text.as_bytes()), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_sent_as_it_is_is_borrowed() {
+        for (name, text, borrowed) in [
+            ("as it is sent", ONE.to_owned() + TWO, [true, true]),
+            ("framed", format!("\x0B{ONE}\x1C\r\x0B{TWO}\x1C\r"), [true, true]),
+            ("a batch", format!("BHS|^~\\&\r{ONE}{TWO}BTS\r"), [true, true]),
+            ("one of two with LF", format!("{ONE}{}", TWO.replace('\r', "\n")), [true, false]),
+            ("blank lines in one of two", format!("{}{TWO}", ONE.replace('\r', "\r\r")), [false, true]),
+        ] {
+            let found: Vec<_> = split(text.as_bytes()).map(|message| matches!(message, Cow::Borrowed(_))).collect();
+            assert_eq!(found, borrowed, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_joined_comes_back(
+            messages in prop::collection::vec(prop::collection::vec("[A-Z]{2}[0-9]\\|[ -~\u{e4}\u{4e00}]{0,20}", 0..5), 1..6),
+            ends in prop::collection::vec(prop::sample::select(vec!["\r", "\n", "\r\n", "\n\n", "\r \n", "\r\x0C"]), 1..8),
+            wraps in prop::collection::vec(prop::sample::select(vec![["", ""], ["\x0B", "\x1C\r"], ["\u{FEFF}", ""],
+                ["BHS|^~\\&\n", "BTS|1\n"], ["\n\n", "\x0C\n"]]), 1..4),
+        ) {
+            let (mut ends, mut wraps) = (ends.iter().cycle(), wraps.iter().cycle());
+            let mut joined = String::new();
+            let mut expected = Vec::new();
+            for (number, segments) in messages.iter().enumerate() {
+                let header = format!("MSH|^~\\&|LAB|||||||{number}");
+                let [before, after] = wraps.next().unwrap();
+                joined.push_str(before);
+                for segment in [&header].into_iter().chain(segments) {
+                    joined.push_str(segment);
+                    joined.push_str(ends.next().unwrap());
+                }
+                joined.push_str(after);
+                expected.push([&header].into_iter().chain(segments).map(|segment| format!("{segment}\r")).collect::<String>());
+            }
+            prop_assert_eq!(found(joined.as_bytes()), expected);
+        }
+
+        #[test]
+        fn any_bytes_are_cut_somehow(text in prop::collection::vec(prop::sample::select(
+            b"MSHBTF|^\r\n\x0B\x1C\x0C\0 \xEF\xBB\xBF\x1Ax".to_vec()), 0..80))
+        {
+            let whole: Vec<u8> = split(&text).flat_map(|message| message.into_owned()).collect();
+            prop_assert!(split(&text).all(|message| message.ends_with(b"\r") && !is_blank(&message[..message.len() - 1])));
+            // Cutting again what was cut changes nothing.
+            let again: Vec<u8> = split(&whole).flat_map(|message| message.into_owned()).collect();
+            prop_assert_eq!(again, whole);
+        }
+    }
+}
