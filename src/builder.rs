@@ -179,7 +179,7 @@ impl ClientBuilder {
     }
 
     /// Calls this for every [`Event`], on the thread on which it happens, in the middle of the call: keep it short, and do not
-    /// send through the same client from it, which would wait for itself. A panic in it is caught and logged. Defaults to none.
+    /// send, connect or reconnect through the same client from it, which may wait for itself. A panic in it is caught and logged. Defaults to none.
     pub fn on_event(self, observer: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
         ClientBuilder { monitor: Monitor::observed_by(observer), ..self }
     }
@@ -203,10 +203,14 @@ impl ClientBuilder {
     pub fn connect(self) -> Result<Connection, Error> {
         let (settings, _) = self.settings()?;
         let deadline = Deadline::after(settings.timeout);
-        let opened = Connection::open(&settings, &deadline, ShutdownHandle::new()).inspect_err(|error| {
-            let endpoint = &settings.endpoint;
-            settings.monitor.tell(&Event::ConnectFailed { endpoint, error, attempt: 1, retry_in: None });
-        });
+        let opened = Connection::open(&settings, &deadline, ShutdownHandle::new());
+        match &opened {
+            Ok(connection) => connection.tell_connected(),
+            Err(error) => {
+                let endpoint = &settings.endpoint;
+                settings.monitor.tell(&Event::ConnectFailed { endpoint, error, attempt: 1, retry_in: None });
+            }
+        }
         settings.monitor.conclude(opened, &deadline)
     }
 

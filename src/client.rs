@@ -173,7 +173,7 @@ impl Client {
         mut exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
     ) -> Result<(Lease<'_>, T), Error> {
         let mut lease = self.pool.take(deadline)?;
-        if let Some(connection) = lease.sound() {
+        if let Some(connection) = lease.sound_to_use() {
             match exchange(connection) {
                 Err(error) if was_dead_already(&error) => {}
                 result => return result.map(|begun| (lease, begun)),

@@ -99,6 +99,7 @@ pub struct Connection {
     surplus: usize,
     /// The application acknowledgments that may still come, of messages whose exchange a commit accept has ended.
     owed: Owed,
+    opened_in: Duration,
 }
 
 /// An exchange under way. What does not end well ends its line.
@@ -143,12 +144,10 @@ pub(crate) enum Health {
 }
 
 impl Connection {
-    /// Opens one, and tells of it; of a failure tells who knows whether it is the last.
+    /// Opens one. Who has it opened tells of it.
     pub(crate) fn open(settings: &Arc<Settings>, deadline: &Deadline, handle: ShutdownHandle) -> Result<Self, Error> {
-        let endpoint = &settings.endpoint;
         let begun = Deadline::after(settings.stream.connect_timeout);
-        let stream = Stream::open(endpoint, &settings.stream, deadline, handle.clone())?;
-        settings.monitor.tell(&Event::Connected { endpoint, elapsed: begun.elapsed() });
+        let stream = Stream::open(&settings.endpoint, &settings.stream, deadline, handle.clone())?;
         Ok(Connection {
             peer: stream.peer_addr(),
             line: Some(Line { stream, settings: Arc::clone(settings) }),
@@ -156,8 +155,14 @@ impl Connection {
             inbox: Inbox::new(settings.framing.clone(), settings.max_ack_size),
             surplus: 0,
             owed: Owed::default(),
+            opened_in: begun.elapsed(),
             settings: Arc::clone(settings),
         })
+    }
+
+    pub(crate) fn tell_connected(&self) {
+        let Settings { endpoint, monitor, .. } = &*self.settings;
+        monitor.tell(&Event::Connected { endpoint, elapsed: self.opened_in });
     }
 
     /// Sends a message and waits for the acknowledgment that ends its exchange, at most the builder's

@@ -125,7 +125,8 @@ pub enum ErrorKind {
     },
     /// The TLS session could not be made, or broke: an untrusted or expired certificate, another name, a peer that does not speak
     /// TLS. A client certificate that the receiver refuses shows in the handshake (not sent) or, under TLS 1.3, on the first
-    /// read (unknown). Trying again does not help.
+    /// read (unknown). Trying again does not help, unless the peer has just ended the connection in the handshake, as a proxy does whose
+    /// receiver is away.
     #[error("TLS failed")]
     Tls(#[source] TlsError),
     /// The deadline passed. The phase says where the time went: a receiver that is slow to answer

@@ -58,8 +58,8 @@
 //!
 //! A thread of a pool (rayon's, for instance) that sends is blocked until its answer has come, like any other; as many threads as
 //! connections are enough. [`Client::close`] is final, and ends what is under way on other threads at once. Dropping the last clone closes
-//! the connections. An observer is called in the middle of a call, on its thread: one that is slow holds up that call alone, and one that
-//! panics is caught. A [`Connection`] is for one thread; its [`ShutdownHandle`] for another.
+//! the connections. An observer is called in the middle of a call, on its thread: one that is slow holds up that call and those that wait
+//! for its connection, and one that panics is caught. A [`Connection`] is for one thread; its [`ShutdownHandle`] for another.
 //!
 //! # Reconnecting
 //!
@@ -71,7 +71,8 @@
 //! *What is tried again* is connecting, by a client that has reached its receiver before: at once, then after delays of about 1, 2, 4
 //! and up to 30 seconds, at most 10 times and inside the call's deadline ([`Reconnect`]). The name is resolved anew each time. Calls that
 //! find the receiver away at the same time share the attempts: one tries, and the others go on, or fail, with what becomes of it. So a
-//! receiver that restarts within the limit of a call is no failure at all. A client that has never reached its receiver reports a failure at
+//! receiver that restarts within the limit of a call is no failure to messages that have not been sent yet; one that was under way ends as
+//! [`Unknown`](Delivery::Unknown). A client that has never reached its receiver reports a failure at
 //! once.
 //!
 //! *What is never tried again*: a message whose End Block may have left; a certificate that is not trusted, or another failure that trying

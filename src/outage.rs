@@ -95,8 +95,10 @@ impl Outage {
         mut attempt: impl FnMut() -> Result<T, Error>,
         tell: impl Fn(FailedAttempt<'_>),
     ) -> Result<T, Error> {
+        let mut waits = None;
         loop {
             let trial = self.turn(began, deadline)?;
+            drop(waits);
             let error = match attempt() {
                 Ok(reached) => {
                     trial.succeeded();
@@ -104,10 +106,12 @@ impl Outage {
                 }
                 Err(error) => error,
             };
-            let (number, retry_in) = trial.failed(&error, deadline);
+            let (number, retry) = trial.failed(&error, deadline);
+            let retry_in = retry.as_ref().map(|(retry_in, _)| *retry_in);
             tell(FailedAttempt { error: &error, number, retry_in });
-            if retry_in.is_none() {
-                return Err(error);
+            match retry {
+                Some((_, waiter)) => waits = Some(waiter),
+                None => return Err(error),
             }
         }
     }
@@ -145,15 +149,17 @@ impl Outage {
 impl State {
     /// How long a call has to wait before it looks again; not at all if it is to try now.
     fn pause(&mut self, failed_since: bool, deadline: &Deadline) -> Result<Option<Duration>, Error> {
-        match &self.last {
-            last if self.trying => match (deadline.remaining(), last) {
-                (None, Some(failure)) if failed_since => Err(failure.error.shared()),
-                (None, _) => {
+        let Some(left) = deadline.remaining() else {
+            return Err(match &self.last {
+                Some(failure) if failed_since => failure.error.shared(),
+                _ => {
                     let kind = ErrorKind::Timeout { phase: Phase::Connect, limit: deadline.limit() };
-                    Err(Error::before_sending(kind))
+                    Error::before_sending(kind)
                 }
-                (left, _) => Ok(left),
-            },
+            });
+        };
+        match &self.last {
+            _ if self.trying => Ok(Some(left)),
             Some(Failure { next: Some(next), .. }) if next.precedes(deadline) && (failed_since || self.waiting > 0) => {
                 Ok(next.remaining())
             }
@@ -173,7 +179,7 @@ struct Trial<'o> {
     alone: bool,
 }
 
-impl Trial<'_> {
+impl<'o> Trial<'o> {
     fn succeeded(self) {
         let mut state = self.outage.lock();
         state.reached = true;
@@ -182,8 +188,8 @@ impl Trial<'_> {
         state.last = None;
     }
 
-    /// Which attempt it was, and in what time the same call makes the next one.
-    fn failed(self, error: &Error, deadline: &Deadline) -> (u32, Option<Duration>) {
+    /// Which attempt it was, and in what time the same call makes the next one, for which it waits from now on.
+    fn failed(self, error: &Error, deadline: &Deadline) -> (u32, Option<(Duration, Waiter<'o>)>) {
         let mut state = self.outage.lock();
         if deadline.remaining().is_none() || matches!(error.kind(), ErrorKind::Closed) {
             // Cut short, which says nothing about the receiver.
@@ -199,7 +205,22 @@ impl Trial<'_> {
             self.outage.failures.fetch_add(1, Ordering::Relaxed);
         }
         let next = state.last.as_ref().and_then(|failure| failure.next).filter(|next| next.precedes(deadline));
-        (state.attempts, next.map(|next| next.remaining().unwrap_or_default()))
+        let retry = next.map(|next| {
+            state.waiting += 1;
+            (next.remaining().unwrap_or_default(), Waiter { outage: self.outage })
+        });
+        (state.attempts, retry)
+    }
+}
+
+/// A call between two of its attempts, counted among those who wait.
+struct Waiter<'o> {
+    outage: &'o Outage,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.outage.lock().waiting -= 1;
     }
 }
 
@@ -288,7 +309,7 @@ mod tests {
 
     #[test]
     fn what_does_not_pass_is_not_tried_again() {
-        let source = || io::ErrorKind::AddrNotAvailable.into();
+        let source = || io::ErrorKind::PermissionDenied.into();
         let unusable = || Error::before_sending(ErrorKind::Connect { address: None, source: source() });
         assert_eq!(call(&lost(hasty(10)), LONG, || Err(unusable())), (vec![false], false));
     }
@@ -368,6 +389,22 @@ mod tests {
     }
 
     #[test]
+    fn who_is_about_to_wait_counts_as_waiting() {
+        let outage = lost(hasty(2));
+        let deadline = Deadline::after(LONG);
+        let tries_too = |_: FailedAttempt<'_>| {
+            // Another call, while the first tells of its failure.
+            let mut state = outage.lock();
+            assert!(matches!(state.pause(false, &deadline), Ok(Some(_))), "it waits for the next attempt, too");
+            assert_eq!(state.attempts, 1);
+        };
+        let attempts = AtomicUsize::new(0);
+        let attempt = || if attempts.fetch_add(1, Ordering::Relaxed) == 0 { Err(refused()) } else { Ok(()) };
+        outage.reach(outage.now(), &deadline, attempt, tries_too).unwrap();
+        assert_eq!(outage.lock().waiting, 0);
+    }
+
+    #[test]
     fn a_failure_is_news_only_for_a_while() {
         let outage = lost(hasty(1));
         let began = outage.now();
@@ -384,8 +421,8 @@ mod tests {
         let outage = lost(hasty(1));
         let began = outage.now();
         let passed = Deadline::after(Duration::ZERO);
-        let result = outage.reach(began, &passed, || Err::<(), _>(refused()), |failed| assert_eq!(failed.number, 1));
-        assert!(result.is_err());
+        let trial = outage.turn(began, &Deadline::after(LONG)).unwrap();
+        assert!(matches!(trial.failed(&refused(), &passed), (1, None)));
         assert!(outage.reach(began, &Deadline::after(LONG), || Ok(()), |_| ()).is_ok());
     }
 }

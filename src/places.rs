@@ -67,15 +67,14 @@ impl<T> Places<T> {
         self.wait(state, deadline)
     }
 
-    /// Takes out what nobody holds and is of no more use.
-    pub(crate) fn remove_idle(&self, useless: impl Fn(&T) -> bool) -> Vec<T> {
+    /// Takes every filled place that nobody holds.
+    pub(crate) fn take_idle(&self) -> Vec<Place<'_, T>> {
         let mut state = self.lock();
-        if !state.idle.iter().any(&useless) {
-            return Vec::new();
-        }
-        let (gone, kept) = mem::take(&mut state.idle).into_iter().partition(useless);
-        state.idle = kept;
-        gone
+        let idle = mem::take(&mut state.idle);
+        state.taken += idle.len();
+        state.filled += idle.len();
+        drop(state);
+        idle.into_iter().map(|content| Place { places: self, content: Some(content) }).collect()
     }
 
     pub(crate) fn look(&self) -> Look<'_, T> {
@@ -190,9 +189,9 @@ impl<T> Place<'_, T> {
     /// Drops what there is.
     pub(crate) fn empty(&mut self) {
         if let Some(content) = self.content.take() {
-            // Dropped first, and outside the lock: for as long as it exists it has its place.
-            drop(content);
             self.places.lock().filled -= 1;
+            // Outside the lock. The place stays taken for as long as what was in it exists.
+            drop(content);
         }
     }
 }
@@ -242,12 +241,17 @@ mod tests {
         let Look::Idle(mut idle) = places.look() else { panic!("one is idle") };
         assert_eq!(idle.content(), Some(&mut 2));
         drop(idle);
-        assert_eq!(places.remove_idle(|&number| number == 1), [1]);
         let mut last = places.take(&soon()).unwrap();
         assert_eq!(last.content(), Some(&mut 2));
         last.empty();
         drop(last);
-        assert_eq!(places.take(&soon()).unwrap().content(), Some(&mut 0));
+        assert_eq!(places.take(&soon()).unwrap().content(), Some(&mut 1));
+        let mut idle = places.take_idle();
+        assert_eq!(idle.len(), 2);
+        let held = places.take(&soon()).unwrap();
+        assert_eq!(places.take(&soon()).unwrap_err(), Refusal::TooLate, "what is taken out has its place still");
+        idle.pop().unwrap().empty();
+        drop((idle, held));
         assert_eq!(places.close(), [0]);
         assert!(matches!(places.look(), Look::Nothing));
     }
@@ -391,6 +395,11 @@ mod model {
             drop(self.places.close());
         }
 
+        /// Ends what is idle.
+        fn clear(&self) {
+            self.places.take_idle().iter_mut().for_each(Place::empty);
+        }
+
         fn look(&self) {
             drop(self.places.look());
         }
@@ -404,6 +413,12 @@ mod model {
     #[test]
     fn two_places_for_three() {
         Model::check(2, &[Model::exchange, Model::fail, Model::exchange]);
+    }
+
+    #[test]
+    fn what_is_idle_has_its_place_until_it_has_ended() {
+        Model::check(1, &[Model::exchange, Model::clear, Model::exchange]);
+        Model::check(2, &[Model::exchange, Model::clear, Model::exchange]);
     }
 
     #[test]

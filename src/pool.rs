@@ -67,11 +67,8 @@ impl Pool {
     /// Waits for a place, until the deadline.
     pub(crate) fn take(&self, deadline: &Deadline) -> Result<Lease<'_>, Error> {
         let began = self.outage.now();
-        if self.idle_timeout.is_some() || self.max_connection_age.is_some() {
-            drop(self.places.remove_idle(|kept| kept.is_old()));
-        }
         match self.places.take(deadline) {
-            Ok(place) => Ok(Lease { pool: self, place, began }),
+            Ok(place) => Ok(self.lease(place, began)),
             Err(Refusal::Closed) => Err(closed()),
             // Where those who have the places cannot reach the receiver, that is what was waited for.
             Err(Refusal::TooLate) => Err(self.outage.failure_since(began).unwrap_or_else(|| {
@@ -83,7 +80,8 @@ impl Pool {
 
     /// Ends the connections that nobody uses.
     pub(crate) fn drop_idle(&self) {
-        drop(self.places.remove_idle(|_| true));
+        self.outage.suspect();
+        self.places.take_idle().iter_mut().for_each(Place::empty);
     }
 
     /// Whether a connection is open; those that nobody uses are probed, if nobody uses any.
@@ -93,7 +91,7 @@ impl Pool {
                 Look::InUse => return true,
                 Look::Nothing => return false,
                 Look::Idle(place) => {
-                    if (Lease { pool: self, place, began: self.outage.now() }).sound().is_some() {
+                    if self.lease(place, self.outage.now()).sound().is_some() {
                         return true;
                     }
                 }
@@ -109,6 +107,10 @@ impl Pool {
         let handles = std::mem::take(&mut *self.handles());
         handles.iter().for_each(ShutdownHandle::shutdown);
         drop(idle);
+    }
+
+    fn lease<'p>(&'p self, place: Place<'p, Box<Kept>>, began: Moment) -> Lease<'p> {
+        Lease { pool: self, place, began, used: false }
     }
 
     fn open(&self, deadline: &Deadline) -> Result<Box<Kept>, Error> {
@@ -141,11 +143,16 @@ pub(crate) struct Lease<'p> {
     pool: &'p Pool,
     place: Place<'p, Box<Kept>>,
     began: Moment,
+    /// Whether the connection is idle anew afterwards. Looking at it is no use of it, since nothing passes the network.
+    used: bool,
 }
 
 impl Lease<'_> {
     /// The connection, if there is one that can be used; one that cannot is ended.
     pub(crate) fn sound(&mut self) -> Option<&mut Connection> {
+        if self.place.content()?.is_old() {
+            self.lose();
+        }
         match self.place.content()?.connection.health() {
             Health::Sound => {}
             Health::Surplus(stale) => {
@@ -155,6 +162,12 @@ impl Lease<'_> {
             Health::Ended(_) => self.lose(),
         }
         Some(&mut self.place.content()?.connection)
+    }
+
+    /// The connection for an exchange, if there is a sound one.
+    pub(crate) fn sound_to_use(&mut self) -> Option<&mut Connection> {
+        self.used = true;
+        self.sound()
     }
 
     /// The connection, if there is one, as it is.
@@ -177,10 +190,13 @@ impl Lease<'_> {
                 monitor.tell(&Event::ConnectFailed { endpoint, error, attempt, retry_in });
             },
         )?;
-        Ok(&mut self.place.fill(opened).connection)
+        self.used = true;
+        let connection = &mut self.place.fill(opened).connection;
+        connection.tell_connected();
+        Ok(connection)
     }
 
-    /// Ends a connection that nobody wanted to end.
+    /// Ends a connection. Whether the receiver is there, the next one will show.
     fn lose(&mut self) {
         self.place.empty();
         self.pool.outage.suspect();
@@ -194,9 +210,11 @@ impl Drop for Lease<'_> {
             self.lose();
             return;
         }
-        kept.idle_until = self.pool.idle_timeout.map(Deadline::after);
+        if self.used {
+            kept.idle_until = self.pool.idle_timeout.map(Deadline::after);
+        }
         if kept.is_old() {
-            self.place.empty();
+            self.lose();
         }
     }
 }

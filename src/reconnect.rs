@@ -12,7 +12,7 @@ use crate::error::ErrorKind;
 ///
 /// The delays are shortened at random by up to a quarter, so that senders which lost the same receiver do not come back in step. A
 /// call whose limit would pass before the next attempt ends with the last attempt's failure. Failures that trying again does not mend (a
-/// certificate that is not trusted, a local address that this machine does not have) are reported at once, and so is any failure of a client that
+/// certificate that is not trusted, a connection that this machine's rules forbid) are reported at once, and so is any failure of a client that
 /// has never reached its receiver: its address is probably wrong.
 ///
 /// Calls that need a connection at the same time share the attempts: one tries, the others wait for what becomes of it.
@@ -85,10 +85,7 @@ fn may_pass(failure: &ErrorKind) -> bool {
         // A name that led to the receiver before is not wrong: that it cannot be resolved now is the resolver's trouble.
         ErrorKind::Connect { source, .. } => !matches!(
             source.kind(),
-            io::ErrorKind::AddrNotAvailable
-                | io::ErrorKind::InvalidInput
-                | io::ErrorKind::PermissionDenied
-                | io::ErrorKind::Unsupported
+            io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
         ),
         ErrorKind::Timeout { .. } => true,
         ErrorKind::Tls(error) => error.is_broken_off(),
@@ -144,7 +141,7 @@ mod tests {
             (connect(io::ErrorKind::HostUnreachable), true),
             (connect(io::ErrorKind::Other), true),
             (timeout, true),
-            (connect(io::ErrorKind::AddrNotAvailable), false),
+            (connect(io::ErrorKind::AddrNotAvailable), true),
             (connect(io::ErrorKind::PermissionDenied), false),
             (ErrorKind::Config(String::new()), false),
             (ErrorKind::Closed, false),

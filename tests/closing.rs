@@ -128,6 +128,24 @@ fn while_sending_to_a_peer_that_does_not_read() {
 }
 
 #[test]
+#[cfg(feature = "tls")]
+fn while_sending_over_tls() {
+    let _tidy = Tidy::up();
+    let large = message_of("1", 64 * 1024 * 1024);
+    at_once("sending", || {
+        // Accepts, and reads no more.
+        let step = Step::accept().then(Step::bytes(*b"\n").after(LONG));
+        let receiver = Transport::Tls13.receiver().scripted([step]).unwrap();
+        let (client, told) = told(Transport::Tls13.builder(&receiver.endpoint()));
+        client.send(message("0")).unwrap();
+        assert_eq!([told.recv(), told.recv()], [Ok("connected"), Ok("sent")]);
+        let (taken, errors) = close(&client, &large, 1, || pass(SHORT / 4));
+        assert_eq!(errors[0].delivery(), Delivery::NotSent);
+        taken
+    });
+}
+
+#[test]
 fn while_waiting_for_an_answer() {
     let _tidy = Tidy::up();
     for &transport in Transport::ALL {

@@ -73,7 +73,7 @@ fn messages_sent_while_the_receiver_is_away_arrive_when_it_is_back() {
         let usual = Client::builder(&endpoint).max_connections(connections);
         let (client, attempts) = watched(match connections {
             1 => usual,
-            _ => usual.reconnect(Reconnect::default().initial_delay(Duration::from_millis(100))),
+            _ => usual.reconnect(Reconnect::default().initial_delay(Duration::from_millis(150))),
         });
         fill(&client, connections);
         drop(receiver);
@@ -96,7 +96,7 @@ fn messages_sent_while_the_receiver_is_away_arrive_when_it_is_back() {
         let attempts = attempts.lock().unwrap();
         assert!((1..=3).contains(&attempts.len()), "{attempts:?}");
         for (index, &(number, retry_in)) in attempts.iter().enumerate() {
-            let longest = if connections == 1 { 1000 } else { 100 } << index;
+            let longest = if connections == 1 { 1000 } else { 150 } << index;
             let retry_in = retry_in.unwrap().as_secs_f64() * 1000.0;
             assert_eq!(number as usize, index + 1);
             assert!(retry_in <= f64::from(longest) && retry_in >= 0.749 * f64::from(longest), "{attempts:?}");
@@ -134,6 +134,42 @@ fn ten_threads_make_the_attempts_of_one() {
         refused(&client.send(message("LATER")).unwrap_err());
         assert_eq!(attempts.lock().unwrap().len(), 6);
     }
+}
+
+#[test]
+fn who_comes_while_an_attempt_is_told_of_shares_it() {
+    let _tidy = Tidy::up();
+    let receiver = rendezvous(10);
+    let numbers: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let policy = Reconnect::attempts(3).initial_delay(Duration::from_millis(300));
+    let client = Client::builder(&receiver.endpoint())
+        .timeout(LONG)
+        .max_connections(10)
+        .reconnect(policy)
+        .on_event({
+            let numbers = Arc::clone(&numbers);
+            move |event| {
+                if let Event::ConnectFailed { attempt, .. } = event {
+                    numbers.lock().unwrap().push(*attempt);
+                    pass(Duration::from_millis(100));
+                }
+            }
+        })
+        .build()
+        .unwrap();
+    fill(&client, 10);
+    drop(receiver);
+    thread::scope(|scope| {
+        for number in 0..10 {
+            let client = &client;
+            scope.spawn(move || {
+                // One after the other, all before the second attempt.
+                pass(Duration::from_millis(15) * number);
+                refused(&client.send(message(&format!("M{number}"))).unwrap_err());
+            });
+        }
+    });
+    assert_eq!(*numbers.lock().unwrap(), [1, 2, 3]);
 }
 
 #[test]
@@ -238,6 +274,23 @@ fn an_old_connection_is_replaced_before_it_is_used() {
         opened += expected;
         assert_eq!(receiver.connections(), opened, "{name}");
         assert_eq!(client.stats().failed, 0);
+    }
+}
+
+#[test]
+fn looking_at_a_connection_is_no_use_of_it() {
+    let _tidy = Tidy::up();
+    let looks: [fn(&Client); 2] = [|client| drop(client.is_connected()), |client| client.connect().unwrap()];
+    for look in looks {
+        let receiver = Receiver::accepting().unwrap();
+        let client = Client::builder(&receiver.endpoint()).timeout(LONG).idle_timeout(SHORT).build().unwrap();
+        client.send(message("1")).unwrap();
+        for _ in 0..8 {
+            pass(SHORT / 5);
+            look(&client);
+        }
+        client.send(message("2")).unwrap();
+        assert_eq!((receiver.connections(), client.stats().failed), (2, 0));
     }
 }
 

@@ -203,6 +203,54 @@ fn connections_are_opened_when_they_are_needed() {
 }
 
 #[test]
+fn replacing_connections_keeps_to_the_cap() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    for (most, builder) in [
+        (1, Client::builder(&receiver.endpoint()).idle_timeout(Duration::from_micros(200))),
+        (2, Client::builder(&receiver.endpoint()).max_connection_age(Duration::from_micros(500))),
+        (4, Client::builder(&receiver.endpoint())),
+    ] {
+        let (open, highest) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+        let client = builder
+            .timeout(LONG)
+            .max_connections(most)
+            .on_event({
+                let highest = Arc::clone(&highest);
+                move |event| match event {
+                    Event::Connected { .. } => {
+                        highest.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    }
+                    Event::Disconnected { .. } => {
+                        open.fetch_sub(1, Ordering::SeqCst);
+                        // While this one ends, the others that are to end are open.
+                        common::pass(Duration::from_millis(1));
+                    }
+                    _ => {}
+                }
+            })
+            .build()
+            .unwrap();
+        thread::scope(|scope| {
+            for thread in 0..2 * most {
+                let client = &client;
+                scope.spawn(move || {
+                    for number in 0..50 {
+                        common::pass(Duration::from_millis(1));
+                        if most == 4 && number % 10 == thread {
+                            client.reconnect().unwrap();
+                        }
+                        client.send(message(&format!("T{thread}N{number}"))).unwrap();
+                    }
+                });
+            }
+        });
+        assert!(client.stats().connections_opened > most as u64, "none was replaced");
+        assert!(highest.load(Ordering::SeqCst) <= most, "{} of {most}", highest.load(Ordering::SeqCst));
+    }
+}
+
+#[test]
 fn a_full_pool_is_waited_for_as_long_as_the_limit_says() {
     let _tidy = Tidy::up();
     let receiver = Receiver::answering(|message| match &*control_id(message) {
@@ -229,34 +277,40 @@ fn a_full_pool_is_waited_for_as_long_as_the_limit_says() {
 #[test]
 fn a_slow_or_panicking_observer_holds_nobody_else_up() {
     let _tidy = Tidy::up();
-    let receiver = Receiver::accepting().unwrap();
-    let (stuck, waiting) = (Arc::new(Barrier::new(2)), Arc::new(AtomicUsize::new(0)));
-    let client = Client::builder(&receiver.endpoint())
-        .timeout(LONG)
-        .max_connections(2)
-        .on_event({
-            let (stuck, waiting) = (Arc::clone(&stuck), Arc::clone(&waiting));
-            move |event| {
-                // The first acknowledgment's thread stays here until the test has done with the others.
-                if matches!(event, Event::Acknowledged { .. }) && waiting.fetch_add(1, Ordering::SeqCst) == 0 {
-                    stuck.wait();
+    for slow_in in ["connected", "acknowledged"] {
+        let receiver = Receiver::accepting().unwrap();
+        let (stuck, waiting) = (Arc::new(Barrier::new(2)), Arc::new(AtomicUsize::new(0)));
+        let client = Client::builder(&receiver.endpoint())
+            .timeout(LONG)
+            .max_connections(2)
+            .on_event({
+                let (stuck, waiting) = (Arc::clone(&stuck), Arc::clone(&waiting));
+                move |event| {
+                    let now = match event {
+                        Event::Connected { .. } => "connected",
+                        Event::Acknowledged { .. } => "acknowledged",
+                        _ => "",
+                    };
+                    // The first one's thread stays here until the test has done with the others.
+                    if now == slow_in && waiting.fetch_add(1, Ordering::SeqCst) == 0 {
+                        stuck.wait();
+                    }
+                    panic!("on purpose");
                 }
-                panic!("on purpose");
+            })
+            .build()
+            .unwrap();
+        thread::scope(|scope| {
+            let first = scope.spawn(|| client.send(message("SLOW")).unwrap());
+            eventually("the observer is slow", || waiting.load(Ordering::SeqCst) == 1);
+            assert!(client.is_connected());
+            for number in 0..20 {
+                let id = format!("M{number}");
+                assert_eq!(client.send(message(&id)).unwrap().control_id(), id);
             }
-        })
-        .build()
-        .unwrap();
-    thread::scope(|scope| {
-        let first = scope.spawn(|| client.send(message("SLOW")).unwrap());
-        eventually("the observer is slow", || waiting.load(Ordering::SeqCst) == 1);
-        for number in 0..20 {
-            let id = format!("M{number}");
-            assert_eq!(client.send(message(&id)).unwrap().control_id(), id);
-        }
-        assert!(client.is_connected());
-        assert_eq!(client.stats().acknowledged, 21);
-        stuck.wait();
-        assert_eq!(first.join().unwrap().control_id(), "SLOW");
-    });
-    assert_eq!(receiver.connections(), 2);
+            stuck.wait();
+            assert_eq!(first.join().unwrap().control_id(), "SLOW");
+        });
+        assert_eq!((receiver.connections(), client.stats().acknowledged), (2, 21), "{slow_in}");
+    }
 }
