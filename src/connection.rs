@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::ack::{Ack, AckCode, AckMode};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind, MessageError, Phase};
+use crate::error::{Error, ErrorKind, Heard, MessageError, Phase};
 use crate::event::{Event, Monitor};
 use crate::frame::{FrameError, Framing};
 use crate::header::Header;
@@ -483,11 +483,19 @@ impl Connection {
         Err(None)
     }
 
-    /// The failure of an exchange whose frame had left, with the bytes that could not be read as an answer.
+    /// The failure of an exchange whose frame had left, with what had come of an answer.
     fn doubt(&self, kind: ErrorKind, commit: Option<Ack>) -> Error {
+        let rest = self.inbox.rest();
         let unreadable = matches!(kind, ErrorKind::MalformedFrame(_));
+        let late = matches!(kind, ErrorKind::Timeout { .. }) && !Framing::is_filler(rest);
         let error = Error::judged(kind, true, commit);
-        if unreadable { error.with_response(self.inbox.rest()) } else { error }
+        if unreadable {
+            error.with_response(rest)
+        } else if late {
+            error.with_heard(Heard { bytes: rest.len(), start_block: self.inbox.is_inside_a_frame() })
+        } else {
+            error
+        }
     }
 }
 

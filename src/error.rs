@@ -42,6 +42,24 @@ struct Inner {
     delivery: Delivery,
     commit: Option<Ack>,
     response: Option<Vec<u8>>,
+    heard: Option<Heard>,
+}
+
+/// What had come of an answer when the time was over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    pub(crate) bytes: usize,
+    pub(crate) start_block: bool,
+}
+
+impl fmt::Display for Heard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.bytes;
+        match self.start_block {
+            true => write!(f, "{bytes} bytes of an answer had come, without its end"),
+            false => write!(f, "{bytes} bytes had come, no Start Block: the receiver answers without MLLP framing"),
+        }
+    }
 }
 
 /// What became of a message whose call failed.
@@ -130,7 +148,8 @@ pub enum ErrorKind {
     #[error("TLS failed")]
     Tls(#[source] TlsError),
     /// The deadline passed. The phase says where the time went: a receiver that is slow to answer
-    /// ([`ApplicationAck`](Phase::ApplicationAck)), a network that is slow to take the message ([`Send`](Phase::Send)).
+    /// ([`ApplicationAck`](Phase::ApplicationAck)), a network that is slow to take the message ([`Send`](Phase::Send)). Where a part
+    /// of an answer had come, the error's `Display` says how much, and whether it had a Start Block.
     #[error("timed out after {limit:?} while {phase}")]
     Timeout {
         /// What the call was doing.
@@ -233,7 +252,7 @@ impl Error {
             _ if left => Delivery::Unknown,
             _ => Delivery::NotSent,
         };
-        Error(Box::new(Inner { kind, delivery, commit, response: None }))
+        Error(Box::new(Inner { kind, delivery, commit, response: None, heard: None }))
     }
 
     /// The same failure to connect, for another call that waited for what became of the attempt.
@@ -262,6 +281,12 @@ impl Error {
     /// Adds the reply that was the problem.
     pub(crate) fn with_response(mut self, response: &[u8]) -> Error {
         self.0.response = Some(response.to_vec());
+        self
+    }
+
+    /// Adds what had come of an answer.
+    pub(crate) fn with_heard(mut self, heard: Heard) -> Error {
+        self.0.heard = Some(heard);
         self
     }
 
@@ -314,6 +339,9 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0.kind)?;
+        if let Some(heard) = &self.0.heard {
+            write!(f, "; {heard}")?;
+        }
         match (&self.0.kind, self.0.delivery) {
             // These say it themselves.
             (ErrorKind::Config(_) | ErrorKind::InvalidMessage(_) | ErrorKind::Nak(_), _) => Ok(()),
@@ -329,6 +357,7 @@ impl fmt::Debug for Error {
             .field("delivery", &self.0.delivery)
             .field("commit", &self.0.commit)
             .field("response_len", &self.0.response.as_ref().map(Vec::len))
+            .field("heard", &self.0.heard)
             .finish()
     }
 }

@@ -277,6 +277,11 @@ impl Scanner {
         result
     }
 
+    /// Whether a Start Block has been found, and not yet the end.
+    pub(crate) fn is_inside_a_frame(&self) -> bool {
+        self.content.is_some()
+    }
+
     /// Forgets a frame that will not be finished.
     pub(crate) fn reset(&mut self) {
         self.content = None;

@@ -84,6 +84,11 @@ impl Inbox {
         &self.bytes[place]
     }
 
+    /// Whether the beginning of a frame has come, and not yet its end.
+    pub(crate) fn is_inside_a_frame(&self) -> bool {
+        self.scanner.is_inside_a_frame()
+    }
+
     /// What has come and belongs to no frame yet.
     pub(crate) fn rest(&self) -> &[u8] {
         &self.bytes[self.used..self.filled]

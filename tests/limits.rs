@@ -12,6 +12,7 @@ use common::{
     Deaf, LONG, SHORT, Unreachable, acknowledgment, client, connection, dead_endpoint, drain, limited, message,
     message_of, prompt, read_frame, with_peer,
 };
+use mllp_client::frame::Framing;
 use mllp_client::testing::{Receiver, Step};
 use mllp_client::{Client, Delivery, Error, ErrorKind, MessageError, Phase};
 
@@ -43,6 +44,33 @@ fn waiting_for_an_answer() {
         let mut connection = connection(&receiver.endpoint(), SHORT);
         let error = limited(SHORT, || connection.send(message.as_bytes())).unwrap_err();
         timed_out(&error, Phase::ApplicationAck, SHORT, Delivery::Unknown);
+    }
+}
+
+#[test]
+fn what_had_come_is_told() {
+    let lenient = || Framing::default().allow_leading_bytes(true);
+    for (name, framing, answer, expected) in [
+        ("nothing", Framing::default(), &b""[..], None),
+        ("filler", Framing::default(), b"\r\n", None),
+        ("half a frame", Framing::default(), b"\x0BMSH|PROBE", Some("10 bytes of an answer had come, without its end")),
+        (
+            "no framing",
+            lenient(),
+            b"MSH|^~\\&|PROBE\rMSA|AA|1\r",
+            Some("24 bytes had come, no Start Block: the receiver answers"),
+        ),
+    ] {
+        let receiver = Receiver::scripted([Step::bytes(answer)]).unwrap();
+        let client = Client::builder(&receiver.endpoint()).timeout(SHORT).framing(framing).build().unwrap();
+        let error = limited(SHORT, || client.send(message("1"))).unwrap_err();
+        timed_out(&error, Phase::ApplicationAck, SHORT, Delivery::Unknown);
+        let said = error.to_string();
+        match expected {
+            Some(expected) => assert!(said.contains(expected), "{name}: {said}"),
+            None => assert!(!said.contains("had come"), "{name}: {said}"),
+        }
+        assert!(!format!("{said}{error:?}").contains("PROBE"), "{name}");
     }
 }
 
