@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::frame;
 use crate::segment::{Delimiters, nth, segments};
 
 /// The Acknowledgment Code of MSA-1 (HL7 Table 0008).
@@ -172,6 +173,9 @@ pub(crate) struct Layout {
 
 impl Layout {
     pub(crate) fn read(raw: &[u8]) -> Result<Layout, AckParseError> {
+        if raw == frame::STORED || raw == frame::NOT_STORED {
+            return Err(AckParseError::CommitBlock);
+        }
         let mut segments = segments(raw);
         let header = segments.next().filter(|first| first.starts_with(b"MSH")).ok_or(AckParseError::NotHl7)?;
         let delimiters = Delimiters::of_header(header).ok_or(AckParseError::NotHl7)?;
@@ -329,6 +333,10 @@ pub enum AckParseError {
     /// It does not begin with an MSH segment.
     #[error("the answer does not begin with an MSH segment")]
     NotHl7,
+    /// It is a commit block of MLLP release 2, which this client was not told to expect: see
+    /// [`release2`](crate::ClientBuilder::release2).
+    #[error("the answer is a commit block of MLLP release 2")]
+    CommitBlock,
     /// It has no MSA segment.
     #[error("the answer has no MSA segment")]
     NoMsa,

@@ -46,6 +46,7 @@ pub struct ClientBuilder {
     max_message_size: usize,
     verify_control_id: bool,
     framing: Framing,
+    release2: bool,
     terms: Terms,
     pool: pool::Options,
     monitor: Monitor,
@@ -63,6 +64,7 @@ impl ClientBuilder {
             max_message_size: usize::MAX,
             verify_control_id: true,
             framing: Framing::default(),
+            release2: false,
             terms: Terms::default(),
             pool: pool::Options {
                 max_connections: 1,
@@ -121,6 +123,15 @@ impl ClientBuilder {
     /// How frames look, for sites with habits of their own. Defaults to MLLP, strictly.
     pub fn framing(self, framing: Framing) -> Self {
         ClientBuilder { framing, ..self }
+    }
+
+    /// Whether to speak MLLP release 2 (HL7 version 3 transport specification, MLLP release 2): after each message the receiver's commit
+    /// block is awaited (`0x0B 0x06 0x1C 0x0D`), then the HL7 acknowledgment, which is answered with a commit block in turn. A message that
+    /// the receiver says it could not store (`0x0B 0x15 0x1C 0x0D`) is sent again after half a second, at most three times in all
+    /// ([`ErrorKind::NotStored`]). Nothing is sent again where no commit block comes, since one does not say what it is for. Both ends
+    /// have to speak it. Defaults to `false`.
+    pub fn release2(self, on: bool) -> Self {
+        ClientBuilder { release2: on, ..self }
     }
 
     /// The most connections that a [`Client`] has at a time, those that are being opened included. One is opened when a call finds none
@@ -253,6 +264,7 @@ impl ClientBuilder {
             max_ack_size: self.max_ack_size,
             max_message_size: self.max_message_size,
             verify_control_id: self.verify_control_id,
+            release2: self.release2,
             terms: self.terms,
             monitor: self.monitor,
         };
@@ -273,7 +285,7 @@ mod tests {
         assert_eq!(settings.stream.socket.local_address, None);
         assert_eq!((settings.max_ack_size, settings.max_message_size), (10_485_760, usize::MAX));
         assert_eq!(settings.framing, Framing::default());
-        assert!(settings.verify_control_id && settings.stream.tls.is_none());
+        assert!(settings.verify_control_id && !settings.release2 && settings.stream.tls.is_none());
         assert_eq!((pool.max_connections, pool.idle_timeout, pool.max_connection_age), (1, None, None));
         assert_eq!(pool.reconnect, Reconnect::default());
         assert_eq!((settings.terms.ack_mode, settings.terms.application_timeout), (AckMode::FromHeader, None));

@@ -11,7 +11,7 @@ use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Heard, MessageError, Phase};
 use crate::event::{Event, Monitor};
-use crate::frame::{FrameError, Framing};
+use crate::frame::{self, FrameError, Framing};
 use crate::header::Header;
 use crate::inbox::Inbox;
 use crate::outcome::{Outcome, Verdict};
@@ -25,6 +25,13 @@ const MAX_FILLER_READS: usize = 8;
 /// So many times what a peer said early is read, when the call should have ended already.
 const MAX_EARLY_READS: usize = 64;
 
+/// MLLP release 2: so often a message is sent that the receiver says it has not stored, and after so long a time.
+const MAX_SENDINGS: u32 = 3;
+const RESEND_DELAY: Duration = Duration::from_millis(500);
+
+/// The limit of writing a commit block for what came between two exchanges. Its five bytes wait for nobody who reads at all.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What a connection is told once.
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -35,6 +42,7 @@ pub(crate) struct Settings {
     pub(crate) max_ack_size: usize,
     pub(crate) max_message_size: usize,
     pub(crate) verify_control_id: bool,
+    pub(crate) release2: bool,
     pub(crate) terms: Terms,
     pub(crate) monitor: Monitor,
 }
@@ -64,6 +72,13 @@ impl Settings {
             read => read,
         }
         .map_err(|error| Error::before_sending(ErrorKind::InvalidMessage(error)))
+    }
+
+    /// In MLLP release 2: tells the receiver that so many of its messages have come; whether that went well.
+    fn confirm(&self, line: &mut Line, messages: usize, deadline: &Deadline) -> bool {
+        let parts = [self.framing.head(), frame::STORED, self.framing.tail()];
+        let messages = if self.release2 { messages } else { 0 };
+        (0..messages).all(|_| line.stream.write_frame(parts, deadline).is_ok())
     }
 }
 
@@ -106,6 +121,8 @@ pub struct Connection {
 pub(crate) struct Exchange<'m> {
     line: Option<Line>,
     outcome: Outcome<'m>,
+    /// Whether a commit block of MLLP release 2 has said that the receiver has the message.
+    stored: bool,
     began: Deadline,
     deadline: Deadline,
     application_timeout: Option<Duration>,
@@ -258,6 +275,7 @@ impl Connection {
                     self.inbox.received(count);
                     let owed = self.owed.len();
                     let stale = self.owed.settle(&mut self.inbox, &self.settings.monitor);
+                    self.settings.confirm(line, owed - self.owed.len(), &Deadline::after(CONFIRM_TIMEOUT));
                     if stale > 0 {
                         return Health::Surplus(stale);
                     }
@@ -339,26 +357,31 @@ impl Connection {
                 },
             });
         }
-        let application_timeout = terms.application_timeout;
-        Ok(Exchange { line: Some(line), outcome, began: *deadline, deadline: *deadline, application_timeout })
+        let line = self.stored(line, message, Some(outcome.control_id()), deadline)?;
+        let (stored, application_timeout) = (self.settings.release2, terms.application_timeout);
+        Ok(Exchange { line: Some(line), outcome, stored, began: *deadline, deadline: *deadline, application_timeout })
     }
 
     /// Waits for the next acknowledgment of an exchange, and decides on it.
     pub(crate) fn hear(&mut self, exchange: &mut Exchange<'_>) -> Result<Verdict, Error> {
-        let Exchange { line, outcome, began, deadline, application_timeout } = exchange;
+        let Exchange { line, outcome, stored, began, deadline, application_timeout } = exchange;
         let mut line = line.take().ok_or_else(|| Error::before_sending(ErrorKind::Closed))?;
         let answer = match self.read(&mut line, outcome.phase(), deadline, Some(outcome.control_id())) {
             Ok(answer) => answer,
-            Err(kind) => return Err(self.doubt(kind, outcome.commit().cloned())),
+            Err(kind) => return Err(self.doubt(kind, outcome.commit().cloned()).once_stored(*stored)),
         };
+        let confirmed = self.settings.confirm(&mut line, 1, deadline);
         let answer = self.inbox.content(answer);
         let verdict = match outcome.take(answer) {
             Ok(verdict) => verdict,
             Err(refusal @ ErrorKind::Nak(_)) => {
-                self.keep(line);
+                self.keep_if(confirmed, line);
                 return Err(Error::judged(refusal, true, outcome.commit().cloned()));
             }
-            Err(kind) => return Err(Error::judged(kind, true, outcome.commit().cloned()).with_response(answer)),
+            Err(kind) => {
+                let failure = Error::judged(kind, true, outcome.commit().cloned());
+                return Err(failure.once_stored(*stored).with_response(answer));
+            }
         };
         match &verdict {
             Verdict::GoesOn => {
@@ -366,12 +389,10 @@ impl Connection {
                 exchange.line = Some(line);
             }
             Verdict::Ends(ack) => {
-                if outcome.leaves_no_doubt(ack) {
-                    if ack.code() == AckCode::CommitAccept {
-                        self.owed.add(outcome.control_id());
-                    }
-                    self.keep(line);
+                if ack.code() == AckCode::CommitAccept {
+                    self.owed.add(outcome.control_id());
                 }
+                self.keep_if(confirmed && outcome.leaves_no_doubt(ack), line);
                 self.settings.monitor.tell(&Event::Acknowledged { code: ack.code(), elapsed: began.elapsed() });
             }
         }
@@ -388,12 +409,14 @@ impl Connection {
                 Ok(reply) => failure.with_response(self.inbox.content(reply)),
             });
         }
+        line = self.stored(line, payload, None, deadline)?;
         match self.read(&mut line, Phase::ApplicationAck, deadline, None) {
             Ok(reply) => {
-                self.keep(line);
+                let confirmed = self.settings.confirm(&mut line, 1, deadline);
+                self.keep_if(confirmed, line);
                 Ok(reply)
             }
-            Err(kind) => Err(self.doubt(kind, None)),
+            Err(kind) => Err(self.doubt(kind, None).once_stored(self.settings.release2)),
         }
     }
 
@@ -402,6 +425,7 @@ impl Connection {
     pub(crate) fn send_unacknowledged(&mut self, payload: &[u8], deadline: &Deadline) -> Result<(), Error> {
         let mut line = self.take_line()?;
         self.write(&mut line, payload, deadline)?;
+        line = self.stored(line, payload, None, deadline)?;
         line.stream.finish(deadline);
         Ok(())
     }
@@ -415,10 +439,59 @@ impl Connection {
         self.line.take().ok_or_else(|| Error::before_sending(ErrorKind::Closed))
     }
 
-    /// Ends an exchange that was complete.
-    fn keep(&mut self, line: Line) {
-        self.surplus = self.owed.settle(&mut self.inbox, &self.settings.monitor);
-        self.line = Some(line);
+    /// Ends an exchange that was complete; the connection stays if nothing else casts doubt on it.
+    fn keep_if(&mut self, undoubted: bool, mut line: Line) {
+        if undoubted {
+            let owed = self.owed.len();
+            self.surplus = self.owed.settle(&mut self.inbox, &self.settings.monitor);
+            if self.settings.confirm(&mut line, owed - self.owed.len(), &Deadline::after(CONFIRM_TIMEOUT)) {
+                self.line = Some(line);
+            }
+        }
+    }
+
+    /// In MLLP release 2: waits until the receiver says that it has stored a message just written, and sends it again where it
+    /// says that it has not.
+    fn stored(
+        &mut self,
+        mut line: Line,
+        message: &[u8],
+        asked: Option<&[u8]>,
+        deadline: &Deadline,
+    ) -> Result<Line, Error> {
+        if !self.settings.release2 {
+            return Ok(line);
+        }
+        let mut sendings = 1;
+        loop {
+            let place = match self.read(&mut line, Phase::CommitAck, deadline, asked) {
+                Ok(place) => place,
+                Err(kind) => return Err(self.doubt(kind, None)),
+            };
+            match self.inbox.content(place) {
+                frame::STORED => return Ok(line),
+                frame::NOT_STORED if sendings == MAX_SENDINGS => {
+                    self.keep_if(true, line);
+                    return Err(Error::judged(ErrorKind::NotStored { sendings }, true, None));
+                }
+                frame::NOT_STORED => {}
+                other => {
+                    let kind = ErrorKind::MalformedFrame(FrameError::NoCommitBlock);
+                    return Err(Error::judged(kind, true, None).with_response(other));
+                }
+            }
+            // The receiver does not have it, so that whatever happens now the message is as if it had not been sent.
+            match line.stream.read(self.inbox.space(), &deadline.or_within(RESEND_DELAY)) {
+                Ok(count) => self.inbox.received(count),
+                Err(Halt::Deadline) if deadline.remaining().is_some() => {}
+                Err(halt) => {
+                    let kind = halt.into_kind(Phase::CommitAck, 0, deadline.limit());
+                    return Err(Error::before_sending(kind));
+                }
+            }
+            self.write(&mut line, message, deadline)?;
+            sendings += 1;
+        }
     }
 
     /// Writes one frame.
@@ -447,7 +520,10 @@ impl Connection {
         asked: Option<&[u8]>,
     ) -> Result<Range<usize>, ErrorKind> {
         loop {
-            if let Some(place) = self.frame(asked).map_err(malformed)? {
+            let owed = self.owed.len();
+            let frame = self.frame(asked).map_err(malformed)?;
+            self.settings.confirm(line, owed - self.owed.len(), deadline);
+            if let Some(place) = frame {
                 return Ok(place);
             }
             match line.stream.read(self.inbox.space(), deadline) {

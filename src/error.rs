@@ -28,8 +28,9 @@ use crate::tls::TlsError;
 ///         Delivery::Committed => follow_up(),
 ///         Delivery::Unknown => ask_whether_it_arrived(),
 ///         Delivery::Refused => {
-///             let nak = error.nak().expect("a refusal is always at hand");
-///             eprintln!("{} {:?}", nak.code(), nak.errors().next().and_then(|detail| detail.code()));
+///             if let Some(nak) = error.nak() {
+///                 eprintln!("{} {:?}", nak.code(), nak.errors().next().and_then(|detail| detail.code()));
+///             }
 ///         }
 ///     }
 /// }
@@ -70,7 +71,7 @@ pub enum Delivery {
     /// It left, and no usable answer came: the receiver may have it or not. Send it again only to a receiver that
     /// recognises a repeated control ID.
     Unknown,
-    /// A commit accept (CA) came before the failure: the receiver has it. Do not send it again; only the application's
+    /// A commit accept (CA), or a commit block of MLLP release 2, came before the failure: the receiver has it. Do not send it again; only the application's
     /// verdict is missing.
     Committed,
     /// The receiver said no. Mend the message, or the receiver's set-up, first.
@@ -102,7 +103,7 @@ pub enum Phase {
     TlsHandshake,
     /// Writing the frame.
     Send,
-    /// Waiting for the commit acknowledgment that MSH-15 asks for.
+    /// Waiting for the commit acknowledgment that MSH-15 asks for, or for the commit block of MLLP release 2.
     CommitAck,
     /// Waiting for the application acknowledgment.
     ApplicationAck,
@@ -192,6 +193,12 @@ pub enum ErrorKind {
     /// The receiver refuses the message: AE, AR, CE or CR. [`Error::nak`] has the reasons; the connection stays open.
     #[error("the receiver answered {}", .0.code())]
     Nak(Ack),
+    /// MLLP release 2: the receiver says that it has not stored the message, as often as it was sent. The connection stays open.
+    #[error("the receiver did not store the message, {sendings} times (negative commit block)")]
+    NotStored {
+        /// How often it was sent.
+        sendings: u32,
+    },
     /// [`Client::close`](crate::Client::close), a [`ShutdownHandle`](crate::ShutdownHandle), or an earlier failure of this
     /// [`Connection`](crate::Connection) ended it.
     #[error("the connection is closed")]
@@ -247,7 +254,7 @@ impl Error {
     /// A failure of an exchange. `left` tells whether the End Block may have left, `commit` is the CA that had come.
     pub(crate) fn judged(kind: ErrorKind, left: bool, commit: Option<Ack>) -> Error {
         let delivery = match kind {
-            ErrorKind::Nak(_) => Delivery::Refused,
+            ErrorKind::Nak(_) | ErrorKind::NotStored { .. } => Delivery::Refused,
             _ if commit.is_some() => Delivery::Committed,
             _ if left => Delivery::Unknown,
             _ => Delivery::NotSent,
@@ -281,6 +288,14 @@ impl Error {
     /// Adds the reply that was the problem.
     pub(crate) fn with_response(mut self, response: &[u8]) -> Error {
         self.0.response = Some(response.to_vec());
+        self
+    }
+
+    /// The same failure, after a commit block.
+    pub(crate) fn once_stored(mut self, stored: bool) -> Error {
+        if stored && self.0.delivery == Delivery::Unknown {
+            self.0.delivery = Delivery::Committed;
+        }
         self
     }
 
@@ -344,7 +359,10 @@ impl fmt::Display for Error {
         }
         match (&self.0.kind, self.0.delivery) {
             // These say it themselves.
-            (ErrorKind::Config(_) | ErrorKind::InvalidMessage(_) | ErrorKind::Nak(_), _) => Ok(()),
+            (
+                ErrorKind::Config(_) | ErrorKind::InvalidMessage(_) | ErrorKind::Nak(_) | ErrorKind::NotStored { .. },
+                _,
+            ) => Ok(()),
             (_, delivery) => write!(f, "; {delivery}"),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::ack::{Ack, AckCode};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
-use crate::error::Error;
+use crate::error::{Delivery, Error};
 
 /// Something that happened, for an observer set with [`on_event`](crate::ClientBuilder::on_event).
 ///
@@ -93,7 +93,7 @@ pub struct Stats {
     pub sent: u64,
     /// Messages accepted: calls that ended in AA or CA.
     pub acknowledged: u64,
-    /// Messages refused: calls that ended in AE, AR, CE or CR.
+    /// Messages refused: calls that ended in AE, AR, CE, CR or a negative commit block.
     pub refused: u64,
     /// Calls that failed in any other way.
     pub failed: u64,
@@ -156,7 +156,7 @@ impl Counters {
             Event::Connected { .. } => &self.connections_opened,
             Event::Sent { .. } => &self.sent,
             Event::Acknowledged { .. } => &self.acknowledged,
-            Event::Failed { error, .. } if error.nak().is_some() => &self.refused,
+            Event::Failed { error, .. } if error.delivery() == Delivery::Refused => &self.refused,
             Event::Failed { .. } => &self.failed,
             Event::ConnectFailed { .. }
             | Event::LateAck { .. }

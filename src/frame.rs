@@ -36,6 +36,11 @@ pub const END_BLOCK: u8 = 0x1C;
 /// The byte that follows the End Block: `<CR>`.
 pub const CARRIAGE_RETURN: u8 = 0x0D;
 
+/// The content of a commit block that says that the receiver has stored the message (MLLP release 2): ASCII ACK.
+pub(crate) const STORED: &[u8] = &[0x06];
+/// The content of one that says that it has not: ASCII NAK.
+pub(crate) const NOT_STORED: &[u8] = &[0x15];
+
 /// So many bytes may come before a Start Block, so that a peer that sends nothing else cannot fill the memory.
 pub(crate) const MAX_SKIPPED: usize = 64 * 1024;
 
@@ -425,6 +430,10 @@ pub enum FrameError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// A frame where a commit block of MLLP release 2 was awaited ([`release2`](crate::ClientBuilder::release2)): the receiver speaks
+    /// release 1.
+    #[error("no commit block of MLLP release 2 before it: the receiver seems to speak release 1")]
+    NoCommitBlock,
     /// Header and footer must be 1 to 8 bytes each, and neither may contain the other.
     #[error("framing bytes must be 1 to 8 at each end, and neither sequence may contain the other")]
     BadFraming,

@@ -94,6 +94,9 @@
 //! it is told to the observer as [`Event::LateAck`]; it is recognised by its control ID and never taken for the next message's. The
 //! connection stays in use.
 //!
+//! [`release2`](ClientBuilder::release2) speaks MLLP release 2, whose commit blocks say that the receiver has stored a message before any HL7
+//! acknowledgment does.
+//!
 //! # TLS
 //!
 //! An `mllps://` endpoint is MLLP inside TLS 1.2 or 1.3, by the system's TLS library (feature `tls`, on by default). [`TlsConfig`],
