@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ack::{Ack, AckMode};
+use crate::batch::Batch;
 use crate::builder::ClientBuilder;
 use crate::connection::{Connection, Exchange, Settings, Terms};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
-use crate::error::{Delivery, Error, ErrorKind, Phase};
+use crate::error::{Delivery, Error, ErrorKind, MessageError, Phase};
 use crate::event::Stats;
-use crate::outcome::Verdict;
+use crate::header::Header;
+use crate::outcome::{Outcomes, Verdict};
 use crate::pool::{self, Lease, Pool};
 
 /// Sends messages to one receiver and returns their acknowledgments.
@@ -83,6 +85,81 @@ impl Client {
     /// As [`send`](Client::send), but those that concern HL7.
     pub fn exchange(&self, payload: impl AsRef<[u8]>) -> Result<Vec<u8>, Error> {
         self.request(payload.as_ref()).exchange()
+    }
+
+    /// Sends a batch in one frame and returns what became of each of its messages, in the batch's order.
+    ///
+    /// Receivers answer a batch with an acknowledgment for each message, in frames of their own or together in a batch of
+    /// acknowledgments, or with a single one for the whole, which carries the control ID of the batch or its file (BHS-11, FHS-11); any of
+    /// these is understood, in any order. What was not answered when the limit had passed, or the connection had ended, is
+    /// [`Unknown`](Delivery::Unknown) by message.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Client::send), where none of the messages has left. The items have the rest.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use mllp_client::testing::{Receiver, Step};
+    /// # let receiver = Receiver::answering(|_| Step::frame(b"MSH|^~\\&|\rMSA|AA|B1\r"))?;
+    /// # let client = mllp_client::Client::new(&receiver.endpoint())?;
+    /// use mllp_client::Batch;
+    ///
+    /// let mut batch = Batch::new("B1")?;
+    /// batch.push("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rPID|1||42\r")?;
+    /// for (message, result) in batch.messages().zip(client.send_batch(&batch)?) {
+    ///     println!("{} bytes: {:?}", message.len(), result.map(|ack| ack.code()));
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn send_batch(&self, batch: &Batch) -> Result<Vec<Result<Ack, Error>>, Error> {
+        let settings = self.pool.settings();
+        let Settings { timeout, terms, monitor, .. } = &**settings;
+        let deadline = Deadline::after(*timeout);
+        let text = batch.to_bytes();
+        let sent = settings.check_payload(&text).and_then(|()| {
+            let headers = batch
+                .messages()
+                .map(|message| settings.check_message(message, terms.ack_mode))
+                .collect::<Result<Vec<Header<'_>>, Error>>()?;
+            if headers.is_empty() {
+                return Err(Error::before_sending(ErrorKind::InvalidMessage(MessageError::Empty)));
+            }
+            self.run(&deadline, |connection| {
+                let whole = batch.control_ids().collect();
+                let outcomes = Outcomes::of(whole, &headers, terms.ack_mode, settings.verify_control_id);
+                connection.send_batch_within(&text, outcomes, terms, &deadline)
+            })
+        });
+        let results = monitor.conclude(sent, &deadline)?;
+        Ok(results.into_iter().map(|result| monitor.conclude(result, &deadline)).collect())
+    }
+
+    /// Sends messages one by one, in order and over one connection, and yields what became of each. It stops after the first error,
+    /// unless told to [go on](SendAll::keep_going).
+    ///
+    /// Nothing is sent before the iterator is asked for its next item. Each message has the whole limit. The connection is taken for as long
+    /// as the iterator lives; one that ends is replaced before the next message.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use mllp_client::testing::Receiver;
+    /// # let receiver = Receiver::accepting()?;
+    /// # let client = mllp_client::Client::new(&receiver.endpoint())?;
+    /// # let file = b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\nPID|1||42\n";
+    /// for result in client.send_all(mllp_client::messages::split(file)) {
+    ///     println!("{}", result?.control_id());
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn send_all<I>(&self, messages: I) -> SendAll<'_, I::IntoIter>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        SendAll { client: self, messages: messages.into_iter(), lease: None, keep_going: false, stopped: false }
     }
 
     /// One message with settings of its own.
@@ -173,15 +250,23 @@ impl Client {
         mut exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
     ) -> Result<(Lease<'_>, T), Error> {
         let mut lease = self.pool.take(deadline)?;
-        if let Some(connection) = lease.sound_to_use() {
-            match exchange(connection) {
-                Err(error) if was_dead_already(&error) => {}
-                result => return result.map(|begun| (lease, begun)),
-            }
-        }
-        let begun = exchange(lease.connect(deadline)?)?;
+        let begun = exchange_on(&mut lease, deadline, &mut exchange)?;
         Ok((lease, begun))
     }
+}
+
+fn exchange_on<T>(
+    lease: &mut Lease<'_>,
+    deadline: &Deadline,
+    exchange: &mut impl FnMut(&mut Connection) -> Result<T, Error>,
+) -> Result<T, Error> {
+    if let Some(connection) = lease.sound_to_use() {
+        match exchange(connection) {
+            Err(error) if was_dead_already(&error) => {}
+            result => return result,
+        }
+    }
+    exchange(lease.connect(deadline)?)
 }
 
 fn was_dead_already(error: &Error) -> bool {
@@ -351,5 +436,71 @@ impl Iterator for Acks<'_> {
 impl fmt::Debug for Acks<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Acks").field("client", &self.client).field("ended", &self.exchange.is_none()).finish()
+    }
+}
+
+/// What becomes of messages sent one by one, from [`Client::send_all`].
+#[must_use = "nothing is sent before it is asked for"]
+pub struct SendAll<'a, I> {
+    client: &'a Client,
+    messages: I,
+    lease: Option<Lease<'a>>,
+    keep_going: bool,
+    stopped: bool,
+}
+
+impl<I> SendAll<'_, I> {
+    /// Goes on with the next message after one has failed.
+    pub fn keep_going(self) -> Self {
+        SendAll { keep_going: true, ..self }
+    }
+}
+
+impl<I> Iterator for SendAll<'_, I>
+where
+    I: Iterator,
+    I::Item: AsRef<[u8]>,
+{
+    type Item = Result<Ack, Error>;
+
+    fn next(&mut self) -> Option<Result<Ack, Error>> {
+        if self.stopped {
+            return None;
+        }
+        let Some(message) = self.messages.next() else {
+            // The connection is of no more use here.
+            self.stopped = true;
+            self.lease = None;
+            return None;
+        };
+        let Settings { timeout, terms, monitor, .. } = &**self.client.pool.settings();
+        let deadline = Deadline::after(*timeout);
+        let sent = self.send(message.as_ref(), terms, &deadline);
+        if sent.is_err() && !self.keep_going {
+            self.stopped = true;
+            self.lease = None;
+        }
+        Some(monitor.conclude(sent, &deadline))
+    }
+}
+
+impl<I> SendAll<'_, I> {
+    fn send(&mut self, message: &[u8], terms: &Terms, deadline: &Deadline) -> Result<Ack, Error> {
+        let pool = &self.client.pool;
+        let header = pool.settings().check_message(message, terms.ack_mode)?;
+        let lease = match &mut self.lease {
+            Some(lease) => {
+                lease.renew();
+                lease
+            }
+            none => none.insert(pool.take(deadline)?),
+        };
+        exchange_on(lease, deadline, &mut |connection| connection.send_within(message, &header, terms, deadline))
+    }
+}
+
+impl<I> fmt::Debug for SendAll<'_, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendAll").field("client", &self.client).field("stopped", &self.stopped).finish_non_exhaustive()
     }
 }

@@ -14,7 +14,7 @@ use crate::event::{Event, Monitor};
 use crate::frame::{self, FrameError, Framing};
 use crate::header::Header;
 use crate::inbox::Inbox;
-use crate::outcome::{Outcome, Verdict};
+use crate::outcome::{Outcome, Outcomes, Verdict};
 use crate::owed::Owed;
 use crate::socket::ShutdownHandle;
 use crate::stream::{self, Halt, Stream};
@@ -397,6 +397,56 @@ impl Connection {
             }
         }
         Ok(verdict)
+    }
+
+    /// One exchange of a checked batch, on a connection found sound: what became of each message. An error where nothing became of any.
+    pub(crate) fn send_batch_within(
+        &mut self,
+        batch: &[u8],
+        mut outcomes: Outcomes<'_>,
+        terms: &Terms,
+        deadline: &Deadline,
+    ) -> Result<Vec<Result<Ack, Error>>, Error> {
+        let mut line = self.take_line()?;
+        self.write(&mut line, batch, deadline)?;
+        let mut line = self.stored(line, batch, None, deadline)?;
+        outcomes.control_ids().for_each(|control_id| self.owed.forget(control_id));
+        let mut until = *deadline;
+        let mut confirmed = true;
+        let failure = loop {
+            if outcomes.are_complete() {
+                break None;
+            }
+            match self.read(&mut line, outcomes.phase(), &until, None) {
+                Ok(place) => {
+                    confirmed &= self.settings.confirm(&mut line, 1, &until);
+                    match outcomes.take(self.inbox.content(place)) {
+                        Ok(true) => until = terms.application_timeout.map_or(until, Deadline::after),
+                        Ok(false) => {}
+                        Err(kind) => break Some(kind),
+                    }
+                }
+                Err(kind) => break Some(kind),
+            }
+        };
+        let mut undoubted = failure.is_none() && confirmed;
+        // Where nothing failed, everything was answered.
+        let unanswered = failure.unwrap_or(ErrorKind::Closed);
+        let mut results = Vec::new();
+        for (outcome, verdict) in outcomes.into_each() {
+            let commit = outcome.commit().cloned();
+            let verdict = verdict.unwrap_or_else(|| Err(unanswered.copy()));
+            if let Ok(ack) = &verdict {
+                if ack.code() == AckCode::CommitAccept {
+                    self.owed.add(outcome.control_id());
+                }
+                undoubted &= outcome.leaves_no_doubt(ack);
+                self.settings.monitor.tell(&Event::Acknowledged { code: ack.code(), elapsed: deadline.elapsed() });
+            }
+            results.push(verdict.map_err(|kind| Error::judged(kind, true, commit).once_stored(self.settings.release2)));
+        }
+        self.keep_if(undoubted, line);
+        Ok(results)
     }
 
     /// One exchange of a checked payload, on a connection found sound; where the reply stands in the buffer.

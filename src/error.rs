@@ -205,6 +205,35 @@ pub enum ErrorKind {
     Closed,
 }
 
+impl ErrorKind {
+    /// The same again, for another whom it concerns. What the system said keeps its number, or its kind and words.
+    pub(crate) fn copy(&self) -> ErrorKind {
+        let again = |source: &io::Error| match source.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(source.kind(), source.to_string()),
+        };
+        match self {
+            ErrorKind::Config(problem) => ErrorKind::Config(problem.clone()),
+            ErrorKind::InvalidMessage(error) => ErrorKind::InvalidMessage(*error),
+            ErrorKind::Connect { address, source } => ErrorKind::Connect { address: *address, source: again(source) },
+            ErrorKind::Tls(error) => ErrorKind::Tls(error.clone()),
+            ErrorKind::Timeout { phase, limit } => ErrorKind::Timeout { phase: *phase, limit: *limit },
+            ErrorKind::Disconnected { phase, received, source } => {
+                let source = source.as_ref().map(again);
+                ErrorKind::Disconnected { phase: *phase, received: *received, source }
+            }
+            ErrorKind::Desync { stale } => ErrorKind::Desync { stale: *stale },
+            ErrorKind::MalformedFrame(error) => ErrorKind::MalformedFrame(*error),
+            ErrorKind::AckTooLarge { limit } => ErrorKind::AckTooLarge { limit: *limit },
+            ErrorKind::MalformedAck(error) => ErrorKind::MalformedAck(*error),
+            ErrorKind::UnmatchedAck(ack) => ErrorKind::UnmatchedAck(ack.clone()),
+            ErrorKind::Nak(ack) => ErrorKind::Nak(ack.clone()),
+            ErrorKind::NotStored { sendings } => ErrorKind::NotStored { sendings: *sendings },
+            ErrorKind::Closed => ErrorKind::Closed,
+        }
+    }
+}
+
 fn received_so_far(received: usize) -> String {
     if received == 0 { String::new() } else { format!(", after {received} bytes of an answer") }
 }
@@ -239,6 +268,14 @@ pub enum MessageError {
     /// It has no Message Control ID (MSH-10), by which its acknowledgment is known.
     #[error("it has no Message Control ID (MSH-10)")]
     NoControlId,
+    /// A batch's trailer (BTS-1, FTS-1) counts other than what is there: something is missing.
+    #[error("the trailer counts {said}, and there are {found}")]
+    WrongCount {
+        /// What the trailer says.
+        said: usize,
+        /// What was found.
+        found: usize,
+    },
     /// It asks for no acknowledgment (MSH-15 and MSH-16 are `NE`), so that none can be awaited. See
     /// [`send_unacknowledged`](crate::Request::send_unacknowledged).
     #[error("it asks for no acknowledgment (MSH-15 and MSH-16 are NE)")]
@@ -264,19 +301,7 @@ impl Error {
 
     /// The same failure to connect, for another call that waited for what became of the attempt.
     pub(crate) fn shared(&self) -> Error {
-        Error::before_sending(match &self.0.kind {
-            ErrorKind::Connect { address, source } => {
-                let source = match source.raw_os_error() {
-                    Some(code) => io::Error::from_raw_os_error(code),
-                    None => io::Error::new(source.kind(), source.to_string()),
-                };
-                ErrorKind::Connect { address: *address, source }
-            }
-            ErrorKind::Tls(error) => ErrorKind::Tls(error.clone()),
-            &ErrorKind::Timeout { phase, limit } => ErrorKind::Timeout { phase, limit },
-            // In no other way can connecting fail.
-            _ => ErrorKind::Closed,
-        })
+        Error::before_sending(self.0.kind.copy())
     }
 
     /// Puts a better reason, if there is one, in the place of what was first seen.

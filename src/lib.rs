@@ -142,6 +142,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod ack;
+mod batch;
 mod builder;
 mod client;
 mod connection;
@@ -169,8 +170,9 @@ pub mod testing;
 mod tls;
 
 pub use ack::{Ack, AckCode, AckMode, AckParseError, ErrorDetail};
+pub use batch::Batch;
 pub use builder::ClientBuilder;
-pub use client::{Acks, Client, Request};
+pub use client::{Acks, Client, Request, SendAll};
 pub use connection::Connection;
 pub use endpoint::Endpoint;
 pub use error::{Delivery, Error, ErrorKind, MessageError, Phase};

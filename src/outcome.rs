@@ -3,6 +3,7 @@
 use crate::ack::{Ack, AckCode, AckMode, AckParseError, Layout};
 use crate::error::{ErrorKind, Phase};
 use crate::header::{Asked, Header};
+use crate::messages;
 
 /// The state of one exchange.
 #[derive(Debug)]
@@ -81,6 +82,78 @@ impl<'m> Outcome<'m> {
     pub(crate) fn leaves_no_doubt(&self, ack: &Ack) -> bool {
         self.verify || ack.code() != AckCode::CommitAccept || !self.application_may_follow
     }
+}
+
+/// The state of an exchange of a batch, whose messages are acknowledged each by itself, in batches of acknowledgments, or all by
+/// one.
+#[derive(Debug)]
+pub(crate) struct Outcomes<'m> {
+    /// The control IDs of the batch itself.
+    whole: Vec<&'m [u8]>,
+    verify: bool,
+    each: Vec<(Outcome<'m>, Option<Result<Ack, ErrorKind>>)>,
+}
+
+impl<'m> Outcomes<'m> {
+    pub(crate) fn of(whole: Vec<&'m [u8]>, headers: &[Header<'m>], mode: AckMode, verify: bool) -> Self {
+        let each = headers.iter().map(|header| (Outcome::of(header, mode, verify), None)).collect();
+        Outcomes { whole, verify, each }
+    }
+
+    /// Takes the next answer: one acknowledgment or several. Whether a commit accept was among them.
+    pub(crate) fn take(&mut self, answer: &[u8]) -> Result<bool, ErrorKind> {
+        let mut committed = false;
+        for answer in messages::split(answer) {
+            let layout = Layout::read(&answer).map_err(ErrorKind::MalformedAck)?;
+            let control_id = layout.control_id(&answer);
+            let mut pending = self.each.iter_mut().filter(|(_, verdict)| verdict.is_none());
+            let ack = layout.to_ack(&answer);
+            committed |= ack.code() == AckCode::CommitAccept;
+            if let Some(one) = pending.by_ref().find(|(outcome, _)| outcome.control_id == control_id) {
+                decide(one, ack);
+            } else if self.whole.contains(&control_id) {
+                let pending = self.each.iter_mut().filter(|(_, verdict)| verdict.is_none());
+                pending.for_each(|one| decide(one, ack.clone()));
+            } else if self.verify {
+                return Err(match control_id {
+                    b"" => ErrorKind::MalformedAck(AckParseError::NoControlId),
+                    _ => ErrorKind::UnmatchedAck(ack),
+                });
+            } else if let Some(next) = self.each.iter_mut().find(|(_, verdict)| verdict.is_none()) {
+                decide(next, ack);
+            }
+        }
+        Ok(committed)
+    }
+
+    /// Whether nothing more is awaited.
+    pub(crate) fn are_complete(&self) -> bool {
+        self.each.iter().all(|(_, verdict)| verdict.is_some())
+    }
+
+    pub(crate) fn control_ids(&self) -> impl Iterator<Item = &'m [u8]> {
+        self.each.iter().map(|(outcome, _)| outcome.control_id)
+    }
+
+    /// What is being waited for.
+    pub(crate) fn phase(&self) -> Phase {
+        let pending = self.each.iter().filter(|(_, verdict)| verdict.is_none());
+        let commit = pending.map(|(outcome, _)| outcome.phase()).any(|phase| phase == Phase::CommitAck);
+        if commit { Phase::CommitAck } else { Phase::ApplicationAck }
+    }
+
+    /// Each message's outcome with its verdict, in the batch's order; no verdict for one that was not answered.
+    pub(crate) fn into_each(self) -> Vec<(Outcome<'m>, Option<Result<Ack, ErrorKind>>)> {
+        self.each
+    }
+}
+
+fn decide((outcome, verdict): &mut (Outcome<'_>, Option<Result<Ack, ErrorKind>>), ack: Ack) {
+    *verdict = match outcome.decide(ack) {
+        Ok(Verdict::GoesOn) => None,
+        Ok(Verdict::Ends(ack)) => Some(Ok(ack)),
+        Err(refusal) => Some(Err(refusal)),
+    };
 }
 
 #[cfg(test)]

@@ -24,6 +24,11 @@ impl Owed {
         self.control_ids.push_back(control_id.to_vec());
     }
 
+    /// A message with this control ID is sent again: what comes for it now is its answer.
+    pub(crate) fn forget(&mut self, control_id: &[u8]) {
+        self.control_ids.retain(|owed| owed != control_id);
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.control_ids.len()
     }

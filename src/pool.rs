@@ -164,6 +164,11 @@ impl Lease<'_> {
         Some(&mut self.place.content()?.connection)
     }
 
+    /// Another call begins on it.
+    pub(crate) fn renew(&mut self) {
+        self.began = self.pool.outage.now();
+    }
+
     /// The connection for an exchange, if there is a sound one.
     pub(crate) fn sound_to_use(&mut self) -> Option<&mut Connection> {
         self.used = true;
