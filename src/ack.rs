@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::charset::Charset;
 use crate::frame;
 use crate::segment::{Delimiters, nth, segments};
 
@@ -78,7 +79,8 @@ pub enum AckMode {
 
 /// An acknowledgment: the receiver's answer to a message, as it came.
 ///
-/// The text views decode UTF-8, with U+FFFD for what is none, and replace HL7's escape sequences; [`raw`](Ack::raw) has
+/// The text views decode UTF-8 (with the feature `charset` the character set of its own MSH-18, or the builder's), with U+FFFD for what is
+/// none, and replace HL7's escape sequences; [`raw`](Ack::raw) has
 /// the bytes. `Debug` shows code, control ID and length only, since an answer may repeat a patient's data.
 ///
 /// # Examples
@@ -95,6 +97,9 @@ pub enum AckMode {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ack {
     raw: Vec<u8>,
+    /// The same in UTF-8, where it came in another character set.
+    decoded: Option<Vec<u8>>,
+    /// Of the text that the views are of.
     layout: Layout,
 }
 
@@ -108,7 +113,20 @@ impl Ack {
     pub fn parse(raw: impl Into<Vec<u8>>) -> Result<Ack, AckParseError> {
         let raw = raw.into();
         let layout = Layout::read(&raw)?;
-        Ok(Ack { raw, layout })
+        Ok(Ack { raw, decoded: None, layout }.in_charset(Charset::default()))
+    }
+
+    /// The acknowledgment with its views in the character set that its own MSH-18 names, or else in this one.
+    pub(crate) fn in_charset(self, charset: Charset) -> Ack {
+        let Some(decoded) = charset.decode(&self.raw) else { return self };
+        match Layout::read(&decoded) {
+            Ok(layout) => Ack { decoded: Some(decoded), layout, ..self },
+            Err(_) => self,
+        }
+    }
+
+    fn plain(&self) -> &[u8] {
+        self.decoded.as_deref().unwrap_or(&self.raw)
     }
 
     /// The Acknowledgment Code (MSA-1).
@@ -118,7 +136,7 @@ impl Ack {
 
     /// The control ID of the message that is acknowledged (MSA-2).
     pub fn control_id(&self) -> Cow<'_, str> {
-        String::from_utf8_lossy(self.layout.control_id.of(&self.raw))
+        String::from_utf8_lossy(self.layout.control_id.of(self.plain()))
     }
 
     /// The control ID as far as one may be long (199 characters, HL7 v2.9), for messages and logs: what stands in its place is
@@ -133,7 +151,7 @@ impl Ack {
 
     /// The Text Message (MSA-3), if there is one.
     pub fn text(&self) -> Option<Cow<'_, str>> {
-        let text = self.layout.text.of(&self.raw);
+        let text = self.layout.text.of(self.plain());
         (!text.is_empty()).then(|| self.layout.delimiters.unescape(text))
     }
 
@@ -141,7 +159,7 @@ impl Ack {
     /// before HL7 v2.5.
     pub fn errors(&self) -> impl Iterator<Item = ErrorDetail<'_>> {
         let delimiters = self.layout.delimiters;
-        segments(&self.raw)
+        segments(self.plain())
             .filter(move |segment| is_named(segment, b"ERR", delimiters))
             .flat_map(move |segment| ErrorDetail::of_segment(segment, delimiters))
     }
@@ -204,7 +222,7 @@ impl Layout {
 
     /// The acknowledgment with a copy of its bytes.
     pub(crate) fn to_ack(self, raw: &[u8]) -> Ack {
-        Ack { raw: raw.to_vec(), layout: self }
+        Ack { raw: raw.to_vec(), decoded: None, layout: self }
     }
 }
 

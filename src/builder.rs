@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ack::AckMode;
+use crate::charset::Charset;
 use crate::client::Client;
 use crate::connection::{Connection, Settings, Terms};
 use crate::deadline::Deadline;
@@ -45,6 +46,7 @@ pub struct ClientBuilder {
     max_ack_size: usize,
     max_message_size: usize,
     verify_control_id: bool,
+    charset: Result<Charset, Error>,
     framing: Framing,
     release2: bool,
     terms: Terms,
@@ -63,6 +65,7 @@ impl ClientBuilder {
             max_ack_size: 10 * 1024 * 1024,
             max_message_size: usize::MAX,
             verify_control_id: true,
+            charset: Ok(Charset::default()),
             framing: Framing::default(),
             release2: false,
             terms: Terms::default(),
@@ -118,6 +121,15 @@ impl ClientBuilder {
     pub fn application_timeout(mut self, limit: Duration) -> Self {
         self.terms.application_timeout = Some(limit);
         self
+    }
+
+    /// The character set of what names none in its MSH-18: of messages sent by [`Client::send_text`], and of acknowledgments, whose views
+    /// it is for. By its name in HL7 Table 0211, or another that is in use, as `windows-1252`. Defaults to `UNICODE UTF-8`.
+    #[cfg(feature = "charset")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "charset")))]
+    pub fn charset(self, name: &str) -> Self {
+        let refused = |error| Error::before_sending(ErrorKind::Config(format!("charset {name:?}: {error}")));
+        ClientBuilder { charset: Charset::named(name).map_err(refused), ..self }
     }
 
     /// How frames look, for sites with habits of their own. Defaults to MLLP, strictly.
@@ -264,6 +276,7 @@ impl ClientBuilder {
             max_ack_size: self.max_ack_size,
             max_message_size: self.max_message_size,
             verify_control_id: self.verify_control_id,
+            charset: self.charset?,
             release2: self.release2,
             terms: self.terms,
             monitor: self.monitor,

@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::ack::{Ack, AckMode};
 use crate::batch::Batch;
 use crate::builder::ClientBuilder;
+#[cfg(feature = "charset")]
+use crate::charset::Charset;
 use crate::connection::{Connection, Exchange, Settings, Terms};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
@@ -76,6 +78,43 @@ impl Client {
         self.request(message.as_ref()).send()
     }
 
+    /// Sends a message that is text, in the character set that its MSH-18 names (HL7 Table 0211), or else the builder's
+    /// [`charset`](ClientBuilder::charset), or else UTF-8. A character that the set does not have is an error, and none is replaced; the framing
+    /// bytes have no part in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Client::send); [`MessageError::Unencodable`], [`MessageError::UnsupportedCharset`] and
+    /// [`MessageError::UnknownCharset`] as [`ErrorKind::InvalidMessage`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use mllp_client::testing::Receiver;
+    /// # let receiver = Receiver::accepting()?;
+    /// # let client = mllp_client::Client::new(&receiver.endpoint())?;
+    /// client.send_text("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5||||||8859/1\rPID|1||42||M\u{dc}LLER\r")?;
+    /// assert!(receiver.received()[0].ends_with(b"M\xDCLLER\r"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "charset")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "charset")))]
+    pub fn send_text(&self, message: &str) -> Result<Ack, Error> {
+        let Settings { timeout, framing, charset, monitor, .. } = &**self.pool.settings();
+        // Looked at as text first, so that an offset is one in the text.
+        let encoded = framing.check(message.as_bytes()).and_then(|()| {
+            let charset = Charset::of_message(message.as_bytes()).unwrap_or(Ok(*charset))?;
+            charset.encode(message)
+        });
+        match encoded {
+            Ok(bytes) => self.send(bytes),
+            Err(error) => {
+                let error = Error::before_sending(ErrorKind::InvalidMessage(error));
+                monitor.conclude(Err(error), &Deadline::after(*timeout))
+            }
+        }
+    }
+
     /// Sends any payload in one frame and returns the content of the first frame that comes back, as it came: neither is
     /// read as HL7, so that a refusal is a reply like any other. What a peer answers before the payload has left whole is no reply
     /// to it; it is [`Error::response`] then.
@@ -128,7 +167,7 @@ impl Client {
             }
             self.run(&deadline, |connection| {
                 let whole = batch.control_ids().collect();
-                let outcomes = Outcomes::of(whole, &headers, terms.ack_mode, settings.verify_control_id);
+                let outcomes = Outcomes::of(whole, &headers, settings.rules(terms));
                 connection.send_batch_within(&text, outcomes, terms, &deadline)
             })
         });

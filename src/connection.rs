@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ack::{Ack, AckCode, AckMode};
+use crate::charset::Charset;
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Heard, MessageError, Phase};
@@ -14,7 +15,7 @@ use crate::event::{Event, Monitor};
 use crate::frame::{self, FrameError, Framing};
 use crate::header::Header;
 use crate::inbox::Inbox;
-use crate::outcome::{Outcome, Outcomes, Verdict};
+use crate::outcome::{Outcome, Outcomes, Rules, Verdict};
 use crate::owed::Owed;
 use crate::socket::ShutdownHandle;
 use crate::stream::{self, Halt, Stream};
@@ -42,6 +43,7 @@ pub(crate) struct Settings {
     pub(crate) max_ack_size: usize,
     pub(crate) max_message_size: usize,
     pub(crate) verify_control_id: bool,
+    pub(crate) charset: Charset,
     pub(crate) release2: bool,
     pub(crate) terms: Terms,
     pub(crate) monitor: Monitor,
@@ -56,6 +58,10 @@ pub(crate) struct Terms {
 }
 
 impl Settings {
+    pub(crate) fn rules(&self, terms: &Terms) -> Rules {
+        Rules { mode: terms.ack_mode, verify: self.verify_control_id, charset: self.charset }
+    }
+
     /// Whether a payload can be sent at all.
     pub(crate) fn check_payload(&self, payload: &[u8]) -> Result<(), Error> {
         let (size, limit) = (payload.len(), self.max_message_size);
@@ -171,7 +177,7 @@ impl Connection {
             handle,
             inbox: Inbox::new(settings.framing.clone(), settings.max_ack_size),
             surplus: 0,
-            owed: Owed::default(),
+            owed: Owed::nothing(settings.charset),
             opened_in: begun.elapsed(),
             settings: Arc::clone(settings),
         })
@@ -345,7 +351,7 @@ impl Connection {
         terms: &Terms,
         deadline: &Deadline,
     ) -> Result<Exchange<'m>, Error> {
-        let mut outcome = Outcome::of(header, terms.ack_mode, self.settings.verify_control_id);
+        let mut outcome = Outcome::of(header, self.settings.rules(terms));
         let mut line = self.take_line()?;
         if let Err(failure) = self.write(&mut line, message, deadline) {
             return Err(match self.early_answer(&mut line, Some(outcome.control_id())) {

@@ -276,6 +276,25 @@ pub enum MessageError {
         /// What was found.
         found: usize,
     },
+    /// A character that the message's character set (MSH-18, or the builder's) does not have.
+    #[error("the character at offset {offset} is not in the character set {charset}")]
+    Unencodable {
+        /// Its place in the text, in bytes.
+        offset: usize,
+        /// The character set.
+        charset: &'static str,
+    },
+    /// A character set of Table 0211 that a message cannot be sent in.
+    #[error("the character set {charset} cannot be used: {reason}")]
+    UnsupportedCharset {
+        /// Its name.
+        charset: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// MSH-18 names a character set that is none of Table 0211.
+    #[error("the character set in MSH-18 is not known")]
+    UnknownCharset,
     /// It asks for no acknowledgment (MSH-15 and MSH-16 are `NE`), so that none can be awaited. See
     /// [`send_unacknowledged`](crate::Request::send_unacknowledged).
     #[error("it asks for no acknowledgment (MSH-15 and MSH-16 are NE)")]

@@ -144,6 +144,8 @@
 mod ack;
 mod batch;
 mod builder;
+#[cfg_attr(not(feature = "charset"), path = "charset_off.rs")]
+mod charset;
 mod client;
 mod connection;
 mod deadline;

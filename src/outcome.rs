@@ -1,16 +1,26 @@
 //! Which acknowledgment ends an exchange, and how: acknowledgments in, verdict out.
 
 use crate::ack::{Ack, AckCode, AckMode, AckParseError, Layout};
+use crate::charset::Charset;
 use crate::error::{ErrorKind, Phase};
 use crate::header::{Asked, Header};
 use crate::messages;
+
+/// What holds for all exchanges of a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) mode: AckMode,
+    /// Whether an acknowledgment must carry the control ID.
+    pub(crate) verify: bool,
+    /// In which the views of acknowledgments are that do not name another.
+    pub(crate) charset: Charset,
+}
 
 /// The state of one exchange.
 #[derive(Debug)]
 pub(crate) struct Outcome<'m> {
     control_id: &'m [u8],
-    /// Whether an acknowledgment must carry the control ID.
-    verify: bool,
+    rules: Rules,
     /// What is awaited.
     asked: Asked,
     /// Whether the message asks for an application acknowledgment, awaited or not.
@@ -28,27 +38,29 @@ pub(crate) enum Verdict {
 }
 
 impl<'m> Outcome<'m> {
-    pub(crate) fn of(header: &Header<'m>, mode: AckMode, verify: bool) -> Self {
-        let asked = match mode {
+    pub(crate) fn of(header: &Header<'m>, rules: Rules) -> Self {
+        let asked = match rules.mode {
             AckMode::FromHeader => header.asked,
             AckMode::Application => Asked { application: true, ..header.asked },
             AckMode::Commit => Asked { commit: true, application: false },
         };
         let application_may_follow = header.asked.application;
-        Outcome { control_id: header.control_id, verify, asked, application_may_follow, commit: None }
+        Outcome { control_id: header.control_id, rules, asked, application_may_follow, commit: None }
     }
 
     /// Takes the next answer.
     pub(crate) fn take(&mut self, answer: &[u8]) -> Result<Verdict, ErrorKind> {
         let layout = Layout::read(answer).map_err(ErrorKind::MalformedAck)?;
-        if self.verify {
+        if self.rules.verify {
             match layout.control_id(answer) {
                 b"" => return Err(ErrorKind::MalformedAck(AckParseError::NoControlId)),
-                other if other != self.control_id => return Err(ErrorKind::UnmatchedAck(layout.to_ack(answer))),
+                other if other != self.control_id => {
+                    return Err(ErrorKind::UnmatchedAck(layout.to_ack(answer).in_charset(self.rules.charset)));
+                }
                 _ => {}
             }
         }
-        self.decide(layout.to_ack(answer))
+        self.decide(layout.to_ack(answer).in_charset(self.rules.charset))
     }
 
     /// Decides on an acknowledgment that is meant for this exchange.
@@ -80,7 +92,7 @@ impl<'m> Outcome<'m> {
     /// Whether a connection can be used again after this acknowledgment has ended the exchange: not if an application
     /// acknowledgment may follow which nothing would tell from the next message's.
     pub(crate) fn leaves_no_doubt(&self, ack: &Ack) -> bool {
-        self.verify || ack.code() != AckCode::CommitAccept || !self.application_may_follow
+        self.rules.verify || ack.code() != AckCode::CommitAccept || !self.application_may_follow
     }
 }
 
@@ -90,14 +102,14 @@ impl<'m> Outcome<'m> {
 pub(crate) struct Outcomes<'m> {
     /// The control IDs of the batch itself.
     whole: Vec<&'m [u8]>,
-    verify: bool,
+    rules: Rules,
     each: Vec<(Outcome<'m>, Option<Result<Ack, ErrorKind>>)>,
 }
 
 impl<'m> Outcomes<'m> {
-    pub(crate) fn of(whole: Vec<&'m [u8]>, headers: &[Header<'m>], mode: AckMode, verify: bool) -> Self {
-        let each = headers.iter().map(|header| (Outcome::of(header, mode, verify), None)).collect();
-        Outcomes { whole, verify, each }
+    pub(crate) fn of(whole: Vec<&'m [u8]>, headers: &[Header<'m>], rules: Rules) -> Self {
+        let each = headers.iter().map(|header| (Outcome::of(header, rules), None)).collect();
+        Outcomes { whole, rules, each }
     }
 
     /// Takes the next answer: one acknowledgment or several. Whether a commit accept was among them.
@@ -107,14 +119,14 @@ impl<'m> Outcomes<'m> {
             let layout = Layout::read(&answer).map_err(ErrorKind::MalformedAck)?;
             let control_id = layout.control_id(&answer);
             let mut pending = self.each.iter_mut().filter(|(_, verdict)| verdict.is_none());
-            let ack = layout.to_ack(&answer);
+            let ack = layout.to_ack(&answer).in_charset(self.rules.charset);
             committed |= ack.code() == AckCode::CommitAccept;
             if let Some(one) = pending.by_ref().find(|(outcome, _)| outcome.control_id == control_id) {
                 decide(one, ack);
             } else if self.whole.contains(&control_id) {
                 let pending = self.each.iter_mut().filter(|(_, verdict)| verdict.is_none());
                 pending.for_each(|one| decide(one, ack.clone()));
-            } else if self.verify {
+            } else if self.rules.verify {
                 return Err(match control_id {
                     b"" => ErrorKind::MalformedAck(AckParseError::NoControlId),
                     _ => ErrorKind::UnmatchedAck(ack),
@@ -167,10 +179,14 @@ mod tests {
     const BOTH: Asked = Asked { commit: true, application: true };
     const NEITHER: Asked = Asked { commit: false, application: false };
 
+    fn rules(mode: AckMode, verify: bool) -> Rules {
+        Rules { mode, verify, charset: Charset::default() }
+    }
+
     /// Plays acknowledgments, written `code` or `code:control ID`, and tells the verdict.
     fn play(asked: Asked, mode: AckMode, verify: bool, answers: &str) -> String {
         let header = Header { control_id: b"1", asked };
-        let mut outcome = Outcome::of(&header, mode, verify);
+        let mut outcome = Outcome::of(&header, rules(mode, verify));
         let mut verdict = String::from("waits");
         for answer in answers.split_whitespace() {
             let (code, id) = answer.split_once(':').unwrap_or((answer, "1"));
@@ -256,14 +272,14 @@ mod tests {
             (BOTH, FromHeader, Phase::CommitAck, Phase::ApplicationAck),
             (BOTH, Application, Phase::CommitAck, Phase::ApplicationAck),
         ] {
-            let mut outcome = Outcome::of(&Header { control_id: b"1", asked }, mode, true);
+            let mut outcome = Outcome::of(&Header { control_id: b"1", asked }, rules(mode, true));
             assert_eq!(outcome.phase(), before);
             assert!(matches!(outcome.take(b"MSH|^~\\&|\rMSA|CA|1\r"), Ok(Verdict::GoesOn)));
             assert_eq!(outcome.phase(), after);
         }
         for (asked, mode) in [(COMMIT, FromHeader), (ORIGINAL, Commit)] {
             let header = Header { control_id: b"1", asked };
-            assert_eq!(Outcome::of(&header, mode, true).phase(), Phase::CommitAck);
+            assert_eq!(Outcome::of(&header, rules(mode, true)).phase(), Phase::CommitAck);
         }
     }
 
@@ -277,7 +293,7 @@ mod tests {
             (COMMIT, false, "CA", true),
             (BOTH, false, "AA", true),
         ] {
-            let mut outcome = Outcome::of(&Header { control_id: b"1", asked }, Commit, verify);
+            let mut outcome = Outcome::of(&Header { control_id: b"1", asked }, rules(Commit, verify));
             let Ok(Verdict::Ends(ack)) = outcome.take(format!("MSH|^~\\&|\rMSA|{code}|1\r").as_bytes()) else {
                 panic!()
             };

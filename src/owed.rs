@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::ack::Layout;
+use crate::charset::Charset;
 use crate::event::{Event, Monitor};
 use crate::frame::Framing;
 use crate::inbox::Inbox;
@@ -11,12 +12,18 @@ use crate::inbox::Inbox;
 const MOST: usize = 64;
 
 /// The control IDs of those messages, the oldest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Owed {
     control_ids: VecDeque<Vec<u8>>,
+    charset: Charset,
 }
 
 impl Owed {
+    /// Nothing so far. The views of what comes are in this character set if it names no other.
+    pub(crate) fn nothing(charset: Charset) -> Self {
+        Owed { control_ids: VecDeque::new(), charset }
+    }
+
     pub(crate) fn add(&mut self, control_id: &[u8]) {
         if self.control_ids.len() == MOST {
             self.control_ids.pop_front();
@@ -47,7 +54,7 @@ impl Owed {
         }
         let Some(place) = self.control_ids.iter().position(|owed| owed == control_id) else { return false };
         self.control_ids.remove(place);
-        let ack = layout.to_ack(answer);
+        let ack = layout.to_ack(answer).in_charset(self.charset);
         monitor.tell(&Event::LateAck { control_id: &ack.control_id(), code: ack.code(), ack: &ack });
         true
     }

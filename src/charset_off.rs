@@ -1,0 +1,10 @@
+//! What stands in for character sets where the feature `charset` is off: UTF-8.
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Charset;
+
+impl Charset {
+    pub(crate) fn decode(self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+}
