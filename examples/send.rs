@@ -1,7 +1,8 @@
-//! Sends a message and prints the acknowledgment's code and control ID.
+//! Sends messages and prints each acknowledgment's code and control ID.
 //!
-//! Without arguments it starts a receiver of its own and sends a sample to it. Standard output has one line for the message,
-//! as `AA MSG00001`; everything else goes to standard error.
+//! Without arguments it starts a receiver of its own and sends a sample to it. A file may have many messages, in whatever shape; they
+//! are sent one by one, in order, up to the first that fails. Standard output has one line for each message, as `AA MSG00001`; everything
+//! else goes to standard error.
 
 use std::error::Error as _;
 use std::io::Read;
@@ -10,10 +11,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
 use mllp_client::testing::Receiver;
-use mllp_client::{Ack, Client, ClientBuilder, Delivery, ErrorKind};
+use mllp_client::{Ack, Client, ClientBuilder, Delivery, Error, ErrorKind, messages};
 
-/// Sends one HL7 v2 message over MLLP.
+/// Sends HL7 v2 messages over MLLP.
 #[derive(Parser)]
 #[command(after_help = "Exit status: 0 accepted, 1 refused, 2 usage, configuration or invalid message, \
                         3 not sent, 4 unknown, 5 committed")]
@@ -24,10 +26,10 @@ struct Arguments {
     /// A bundled message with invented people
     #[arg(long, value_name = "NAME", conflicts_with = "file")]
     sample: Option<Sample>,
-    /// The limit of the whole call
+    /// The limit for each message
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     timeout: Duration,
-    /// A file with the message, or - for standard input; its lines are sent as segments
+    /// A file with messages, or - for standard input: one or many, framed or not, lines ended in any way
     file: Option<PathBuf>,
     #[command(flatten)]
     tls: TlsArguments,
@@ -67,8 +69,8 @@ enum Sample {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let message = match read(&arguments) {
-        Ok(message) => message,
+    let text = match read(&arguments) {
+        Ok(text) => text,
         Err(problem) => {
             eprintln!("{problem}");
             return ExitCode::from(2);
@@ -78,7 +80,7 @@ fn main() -> ExitCode {
         return match Receiver::accepting() {
             Ok(receiver) => {
                 eprintln!("sending to a receiver started here, {}", receiver.endpoint());
-                send(Client::builder(&receiver.endpoint()).timeout(arguments.timeout), &message)
+                send(Client::builder(&receiver.endpoint()).timeout(arguments.timeout), &text)
             }
             Err(error) => {
                 eprintln!("no receiver can be started here: {error}");
@@ -88,7 +90,7 @@ fn main() -> ExitCode {
     };
     let builder = Client::builder(endpoint).timeout(arguments.timeout);
     match secured(builder, &arguments.tls) {
-        Ok(builder) => send(builder, &message),
+        Ok(builder) => send(builder, &text),
         Err(problem) => {
             eprintln!("{problem}");
             ExitCode::from(2)
@@ -135,14 +137,42 @@ impl TlsArguments {
     }
 }
 
-fn send(builder: ClientBuilder, message: &[u8]) -> ExitCode {
-    let error = match builder.build().and_then(|client| client.send(message)) {
-        Ok(ack) => {
-            report(&ack);
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => error,
+fn send(builder: ClientBuilder, text: &[u8]) -> ExitCode {
+    let messages: Vec<_> = messages::split(text).collect();
+    if messages.is_empty() {
+        eprintln!("there is no message to send");
+        return ExitCode::from(2);
+    }
+    let client = match builder.build() {
+        Ok(client) => client,
+        Err(error) => return explain(&error),
     };
+    // Shown on a terminal only.
+    let progress = match messages.len() {
+        1 => ProgressBar::hidden(),
+        many => ProgressBar::new(many as u64),
+    };
+    progress
+        .set_style(ProgressStyle::with_template("{wide_bar} {pos} of {len}, {eta} left").expect("the template is one"));
+    for result in client.send_all(&messages) {
+        match result {
+            Ok(ack) => progress.suspend(|| report(&ack)),
+            Err(error) => {
+                progress.abandon();
+                if messages.len() > 1 {
+                    eprintln!("message {} of {}:", progress.position() + 1, messages.len());
+                }
+                return explain(&error);
+            }
+        }
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    ExitCode::SUCCESS
+}
+
+/// Says what went wrong, with its causes, and what became of the message.
+fn explain(error: &Error) -> ExitCode {
     if let Some(nak) = error.nak() {
         report(nak);
     }
@@ -161,13 +191,13 @@ fn send(builder: ClientBuilder, message: &[u8]) -> ExitCode {
     })
 }
 
-/// The message, its segments ended by Carriage Returns.
+/// What the messages are in.
 fn read(arguments: &Arguments) -> Result<Vec<u8>, String> {
     let sample = match (arguments.sample, &arguments.to) {
         (None, None) => Some(Sample::AdtA01),
         (sample, _) => sample,
     };
-    let text = match (&arguments.file, sample) {
+    Ok(match (&arguments.file, sample) {
         (Some(file), _) if file.as_os_str() == "-" => {
             let mut text = Vec::new();
             std::io::stdin().read_to_end(&mut text).map_err(|error| format!("standard input: {error}"))?;
@@ -178,13 +208,7 @@ fn read(arguments: &Arguments) -> Result<Vec<u8>, String> {
         (None, Some(Sample::OruR01)) => include_bytes!("samples/oru-r01.hl7").to_vec(),
         (None, Some(Sample::OrmO01)) => include_bytes!("samples/orm-o01.hl7").to_vec(),
         (None, None) => return Err("what is to be sent? Give a file, - or --sample; see --help".into()),
-    };
-    Ok(text
-        .split(|byte| matches!(byte, b'\r' | b'\n'))
-        .filter(|segment| !segment.is_empty())
-        .flat_map(|segment| segment.iter().chain(b"\r"))
-        .copied()
-        .collect())
+    })
 }
 
 /// The line for standard output; what the receiver found wrong goes to standard error.

@@ -113,7 +113,7 @@ impl Ack {
     pub fn parse(raw: impl Into<Vec<u8>>) -> Result<Ack, AckParseError> {
         let raw = raw.into();
         let layout = Layout::read(&raw)?;
-        Ok(Ack { raw, decoded: None, layout }.in_charset(Charset::default()))
+        Ok(Ack { raw, decoded: None, layout }.in_charset(Charset::UTF_8))
     }
 
     /// The acknowledgment with its views in the character set that its own MSH-18 names, or else in this one.
@@ -508,6 +508,41 @@ mod tests {
         );
         for detail in ack.errors() {
             assert_eq!(format!("{detail:?}"), "ErrorDetail { code: true, severity: true, location: true, text: true }");
+        }
+    }
+
+    /// Reads and looks at everything there is.
+    fn look(raw: &[u8]) {
+        if let Ok(ack) = Ack::parse(raw) {
+            let _ = (ack.code(), ack.control_id(), ack.control_id_in_short(), ack.text(), format!("{ack:?}"));
+            for detail in ack.errors() {
+                let _ = (detail.code(), detail.severity(), detail.location(), detail.text(), format!("{detail:?}"));
+            }
+        }
+    }
+
+    #[test]
+    fn any_byte_at_any_place_is_read_somehow() {
+        let sample =
+            format!("{MSH}MSA|AE|MSG1|a\\F\\b\rERR||PID^1|207^x|E||||\\X41\\\rERR|PID^1^^102&y~OBX\r").into_bytes();
+        for place in 0..sample.len() {
+            for byte in 0..=u8::MAX {
+                let mut changed = sample.clone();
+                changed[place] = byte;
+                look(&changed);
+                changed.insert(place, sample[place]);
+                look(&changed);
+            }
+            look(&sample[..place]);
+            look(&sample[place..]);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_somehow(raw: Vec<u8>, rest: Vec<u8>) {
+            look(&raw);
+            look(&[MSH.as_bytes(), b"MSA|AA|1|", &raw, b"\rERR|", &rest].concat());
         }
     }
 }

@@ -65,7 +65,7 @@ impl ClientBuilder {
             max_ack_size: 10 * 1024 * 1024,
             max_message_size: usize::MAX,
             verify_control_id: true,
-            charset: Ok(Charset::default()),
+            charset: Ok(Charset::UTF_8),
             framing: Framing::default(),
             release2: false,
             terms: Terms::default(),

@@ -27,12 +27,6 @@ enum Code {
     Other(&'static Encoding),
 }
 
-impl Default for Charset {
-    fn default() -> Self {
-        Charset { name: "UNICODE UTF-8", code: Code::Utf8 }
-    }
-}
-
 /// The names of Table 0211 that text can be sent in.
 const TABLE: [(&str, Code); 17] = [
     ("ASCII", Code::First(0x80)),
@@ -71,6 +65,8 @@ const REFUSED: [(&str, &str); 6] = [
 ];
 
 impl Charset {
+    pub(crate) const UTF_8: Charset = Charset { name: "UNICODE UTF-8", code: Code::Utf8 };
+
     /// The character set of this name in Table 0211, or by another name that is in use, as `windows-1252` or `ISO-8859-1`.
     pub(crate) fn named(name: &str) -> Result<Charset, MessageError> {
         let name = name.trim();
@@ -88,7 +84,7 @@ impl Charset {
             }
         }
         match Encoding::for_label_no_replacement(name.as_bytes()) {
-            Some(encoding) if encoding == UTF_8 => Ok(Charset::default()),
+            Some(encoding) if encoding == UTF_8 => Ok(Charset::UTF_8),
             Some(encoding) if encoding == UTF_16LE || encoding == UTF_16BE => {
                 Err(MessageError::UnsupportedCharset { charset: encoding.name(), reason: WIDE })
             }
@@ -199,7 +195,7 @@ mod tests {
             let sent = Charset::of_message(message.as_bytes()).unwrap().unwrap();
             assert_eq!(sent, charset, "{name}");
             let wire = sent.encode(&message).unwrap();
-            let plain = Charset::default().decode(&wire).unwrap_or(wire);
+            let plain = Charset::UTF_8.decode(&wire).unwrap_or(wire);
             assert_eq!(String::from_utf8(plain).unwrap(), message, "{name}");
         }
         let covered: Vec<_> = SAMPLES.iter().map(|(name, ..)| *name).collect();

@@ -142,4 +142,27 @@ mod tests {
             assert_eq!(header.asked.nothing(), expected == asked(false, false), "{conditions}");
         }
     }
+
+    #[test]
+    fn any_byte_at_any_place_is_read_somehow() {
+        let sample = b"FHS|^~\\&\rBHS|^~\\&|||||||||\rMSH|^~\\&|LAB|||||||1|P|2.5|||AL|NE~x^y\rPID|1\r";
+        for place in 0..sample.len() {
+            for byte in 0..=u8::MAX {
+                let mut changed = sample.to_vec();
+                changed[place] = byte;
+                let _ = Header::read(&changed);
+                changed.insert(place, sample[place]);
+                let _ = Header::read(&changed);
+            }
+            let _ = (Header::read(&sample[..place]), Header::read(&sample[place..]));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_somehow(raw: Vec<u8>, rest: Vec<u8>) {
+            let _ = Header::read(&raw);
+            let _ = Header::read(&[b"MSH|", &raw[..], b"|||", &rest].concat());
+        }
+    }
 }

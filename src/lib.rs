@@ -97,6 +97,22 @@
 //! [`release2`](ClientBuilder::release2) speaks MLLP release 2, whose commit blocks say that the receiver has stored a message before any HL7
 //! acknowledgment does.
 //!
+//! # Batches and files
+//!
+//! [`messages::split`] cuts a file into the messages in it, whatever its shape, and [`Client::send_all`] sends them one by one, in order.
+//! A [`Batch`] goes out in one frame, and [`Client::send_batch`] says what became of each of its messages, from one acknowledgment for
+//! each, from a batch of them, or from a single one for the whole.
+//!
+//! # Sites with habits of their own
+//!
+//! - Other framing bytes: [`Framing::custom`](frame::Framing::custom). No Carriage Return behind the End Block:
+//!   [`allow_missing_carriage_return`](frame::Framing::allow_missing_carriage_return). Bytes before the Start Block:
+//!   [`allow_leading_bytes`](frame::Framing::allow_leading_bytes).
+//! - Control IDs that are not copied into the acknowledgment: [`verify_control_id`](ClientBuilder::verify_control_id).
+//! - Headers that do not ask for what comes: [`AckMode`].
+//! - Other character sets than UTF-8: the feature `charset`, with `Client::send_text`, which encodes by MSH-18 or by the builder's `charset`, and
+//!   with acknowledgments read in theirs. `send` sends bytes as they are, in whatever set.
+//!
 //! # TLS
 //!
 //! An `mllps://` endpoint is MLLP inside TLS 1.2 or 1.3, by the system's TLS library (feature `tls`, on by default). [`TlsConfig`],
@@ -133,6 +149,7 @@
 //! - `tls` (on by default): `mllps://` endpoints, through the `native-tls` crate: OpenSSL on Linux, whose headers have to be installed,
 //!   Secure Transport or SChannel elsewhere. Without it, an `mllps://` endpoint is an [`ErrorKind::Config`].
 //! - `tls-vendored`: the same with an OpenSSL that is built from source, where its headers cannot be installed.
+//! - `charset`: text in the character sets of HL7 Table 0211, by the `encoding_rs` crate.
 //! - `testing`: a scripted receiver to test against, in the module of that name.
 //! - `testing-tls`: TLS for that receiver, by the `rustls` crate.
 

@@ -180,7 +180,7 @@ mod tests {
     const NEITHER: Asked = Asked { commit: false, application: false };
 
     fn rules(mode: AckMode, verify: bool) -> Rules {
-        Rules { mode, verify, charset: Charset::default() }
+        Rules { mode, verify, charset: Charset::UTF_8 }
     }
 
     /// Plays acknowledgments, written `code` or `code:control ID`, and tells the verdict.

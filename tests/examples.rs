@@ -84,6 +84,51 @@ fn every_end_has_its_status() {
 }
 
 #[test]
+fn a_file_of_many_is_sent_in_order_up_to_the_first_failure() {
+    let one = |id: &str| format!("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|{id}|P|2.5\nPID|1||42\n");
+    let file = format!("\u{FEFF}BHS|^~\\&|LAB\n{}\x0B{}\x1C\r\n{}BTS|3\n", one("X1"), one("X2"), one("X3"));
+    let receiver = Receiver::accepting().unwrap();
+    let (status, printed, explained) = told(&send(&["--to", &receiver.endpoint(), "-"], file.as_bytes()));
+    assert_eq!((status, &*printed, &*explained), (0, "AA X1\nAA X2\nAA X3\n", ""));
+    assert_eq!((receiver.connections(), receiver.received().len()), (1, 3));
+
+    let receiver = Receiver::scripted([Step::accept(), Step::refuse(AckCode::ApplicationError, "no")]).unwrap();
+    let (status, printed, explained) = told(&send(&["--to", &receiver.endpoint(), "-"], file.as_bytes()));
+    assert_eq!((status, &*printed), (1, "AA X1\nAE X2\n"));
+    assert!(explained.contains("message 2 of 3"), "{explained}");
+    assert_eq!(receiver.received().len(), 2);
+    assert_eq!(told(&send(&["--to", &receiver.endpoint(), "-"], b"\n\n")).0, 2);
+}
+
+#[test]
+fn both_acknowledgments_are_printed_as_they_come() {
+    let (status, printed, explained) = told(&example("enhanced").output().unwrap());
+    let codes: Vec<_> = printed.lines().map(|line| &line[..7]).collect();
+    assert_eq!((status, codes), (0, vec!["CA MSG1", "AA MSG1"]), "{explained}");
+    let receiver = Receiver::answering(|_| Step::acknowledge(AckCode::CommitAccept).close()).unwrap();
+    let (status, printed, explained) =
+        told(&example("enhanced").args(["--to", &receiver.endpoint()]).output().unwrap());
+    assert!(status == 1 && printed.starts_with("CA") && explained.contains("do not send it again"), "{explained}");
+}
+
+#[test]
+fn a_batch_is_acknowledged_by_message() {
+    let (status, printed, explained) = told(&example("batch").output().unwrap());
+    assert_eq!((status, &*printed), (0, "AA MSG00001\nAA MSG00002\nAA MSG00003\n"), "{explained}");
+    let receiver = Receiver::answering(|_| Step::bytes(common::acknowledgment("AR", "B7"))).unwrap();
+    let arguments = ["--to", &receiver.endpoint(), "--control-id", "B7"].map(str::to_owned);
+    let (status, printed, explained) = told(&example("batch").args(arguments).output().unwrap());
+    assert_eq!((status, &*printed, explained.lines().count()), (1, "", 3), "{explained}");
+}
+
+#[test]
+#[cfg(feature = "charset")]
+fn a_site_of_its_own_is_understood() {
+    let (status, printed, explained) = told(&example("legacy_site").output().unwrap());
+    assert_eq!((status, &*printed), (0, "AA MSG1\nGr\u{fc}\u{df} Gott, J\u{d6}RG\n"), "{explained}");
+}
+
+#[test]
 fn receive_prints_what_send_sends() {
     let mut receiver =
         example("receive").arg("127.0.0.1:0").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
