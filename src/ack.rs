@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::charset::Charset;
 use crate::frame;
@@ -96,9 +97,10 @@ pub enum AckMode {
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ack {
-    raw: Vec<u8>,
+    /// Shared by clones: one acknowledgment may be for many messages.
+    raw: Arc<[u8]>,
     /// The same in UTF-8, where it came in another character set.
-    decoded: Option<Vec<u8>>,
+    decoded: Option<Arc<[u8]>>,
     /// Of the text that the views are of.
     layout: Layout,
 }
@@ -113,14 +115,14 @@ impl Ack {
     pub fn parse(raw: impl Into<Vec<u8>>) -> Result<Ack, AckParseError> {
         let raw = raw.into();
         let layout = Layout::read(&raw)?;
-        Ok(Ack { raw, decoded: None, layout }.in_charset(Charset::UTF_8))
+        Ok(Ack { raw: raw.into(), decoded: None, layout }.in_charset(Charset::UTF_8))
     }
 
     /// The acknowledgment with its views in the character set that its own MSH-18 names, or else in this one.
     pub(crate) fn in_charset(self, charset: Charset) -> Ack {
         let Some(decoded) = charset.decode(&self.raw) else { return self };
         match Layout::read(&decoded) {
-            Ok(layout) => Ack { decoded: Some(decoded), layout, ..self },
+            Ok(layout) => Ack { decoded: Some(decoded.into()), layout, ..self },
             Err(_) => self,
         }
     }
@@ -222,7 +224,7 @@ impl Layout {
 
     /// The acknowledgment with a copy of its bytes.
     pub(crate) fn to_ack(self, raw: &[u8]) -> Ack {
-        Ack { raw: raw.to_vec(), decoded: None, layout: self }
+        Ack { raw: raw.into(), decoded: None, layout: self }
     }
 }
 

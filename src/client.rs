@@ -166,8 +166,7 @@ impl Client {
                 return Err(Error::before_sending(ErrorKind::InvalidMessage(MessageError::Empty)));
             }
             self.run(&deadline, |connection| {
-                let whole = batch.control_ids().collect();
-                let outcomes = Outcomes::of(whole, &headers, settings.rules(terms));
+                let outcomes = Outcomes::of(batch.control_ids(), &headers, settings.rules(terms));
                 connection.send_batch_within(&text, outcomes, terms, &deadline)
             })
         });

@@ -1,5 +1,7 @@
 //! Which acknowledgment ends an exchange, and how: acknowledgments in, verdict out.
 
+use std::collections::{HashMap, HashSet, VecDeque};
+
 use crate::ack::{Ack, AckCode, AckMode, AckParseError, Layout};
 use crate::charset::Charset;
 use crate::error::{ErrorKind, Phase};
@@ -101,15 +103,36 @@ impl<'m> Outcome<'m> {
 #[derive(Debug)]
 pub(crate) struct Outcomes<'m> {
     /// The control IDs of the batch itself.
-    whole: Vec<&'m [u8]>,
+    whole: HashSet<&'m [u8]>,
     rules: Rules,
-    each: Vec<(Outcome<'m>, Option<Result<Ack, ErrorKind>>)>,
+    each: Vec<Outcome<'m>>,
+    verdicts: Vec<Option<Result<Ack, ErrorKind>>>,
+    /// Where the messages with a control ID stand that are not answered yet.
+    places: HashMap<&'m [u8], VecDeque<usize>>,
+    /// So many are answered from the first on, without a gap.
+    answered: usize,
+    /// How many are not answered yet, and of how many of these the commit acknowledgment is due.
+    unanswered: usize,
+    uncommitted: usize,
 }
 
 impl<'m> Outcomes<'m> {
-    pub(crate) fn of(whole: Vec<&'m [u8]>, headers: &[Header<'m>], rules: Rules) -> Self {
-        let each = headers.iter().map(|header| (Outcome::of(header, rules), None)).collect();
-        Outcomes { whole, rules, each }
+    pub(crate) fn of(whole: impl Iterator<Item = &'m [u8]>, headers: &[Header<'m>], rules: Rules) -> Self {
+        let each: Vec<_> = headers.iter().map(|header| Outcome::of(header, rules)).collect();
+        let mut places = HashMap::<_, VecDeque<_>>::new();
+        for (index, outcome) in each.iter().enumerate() {
+            places.entry(outcome.control_id).or_default().push_back(index);
+        }
+        Outcomes {
+            whole: whole.collect(),
+            rules,
+            verdicts: each.iter().map(|_| None).collect(),
+            answered: 0,
+            unanswered: each.len(),
+            uncommitted: each.iter().filter(|outcome| outcome.phase() == Phase::CommitAck).count(),
+            each,
+            places,
+        }
     }
 
     /// Takes the next answer: one acknowledgment or several. Whether a commit accept was among them.
@@ -118,54 +141,69 @@ impl<'m> Outcomes<'m> {
         for answer in messages::split(answer) {
             let layout = Layout::read(&answer).map_err(ErrorKind::MalformedAck)?;
             let control_id = layout.control_id(&answer);
-            let mut pending = self.each.iter_mut().filter(|(_, verdict)| verdict.is_none());
             let ack = layout.to_ack(&answer).in_charset(self.rules.charset);
             committed |= ack.code() == AckCode::CommitAccept;
-            if let Some(one) = pending.by_ref().find(|(outcome, _)| outcome.control_id == control_id) {
-                decide(one, ack);
-            } else if self.whole.contains(&control_id) {
-                let pending = self.each.iter_mut().filter(|(_, verdict)| verdict.is_none());
-                pending.for_each(|one| decide(one, ack.clone()));
+            if let Some(&index) = self.places.get(control_id).and_then(VecDeque::front) {
+                self.decide(index, ack);
+            } else if self.whole.contains(control_id) {
+                let unanswered = (0..self.each.len()).filter(|&index| self.verdicts[index].is_none());
+                unanswered.collect::<Vec<_>>().into_iter().for_each(|index| self.decide(index, ack.clone()));
             } else if self.rules.verify {
                 return Err(match control_id {
                     b"" => ErrorKind::MalformedAck(AckParseError::NoControlId),
                     _ => ErrorKind::UnmatchedAck(ack),
                 });
-            } else if let Some(next) = self.each.iter_mut().find(|(_, verdict)| verdict.is_none()) {
-                decide(next, ack);
+            } else {
+                while self.verdicts.get(self.answered).is_some_and(Option::is_some) {
+                    self.answered += 1;
+                }
+                if self.unanswered > 0 {
+                    self.decide(self.answered, ack);
+                }
             }
         }
         Ok(committed)
     }
 
+    fn decide(&mut self, index: usize, ack: Ack) {
+        let outcome = &mut self.each[index];
+        let was_committed = outcome.phase() != Phase::CommitAck;
+        let verdict = match outcome.decide(ack) {
+            Ok(Verdict::GoesOn) => None,
+            Ok(Verdict::Ends(ack)) => Some(Ok(ack)),
+            Err(refusal) => Some(Err(refusal)),
+        };
+        let ends = verdict.is_some();
+        if !was_committed && (ends || outcome.phase() != Phase::CommitAck) {
+            self.uncommitted -= 1;
+        }
+        if ends {
+            self.unanswered -= 1;
+            self.verdicts[index] = verdict;
+            if let Some(places) = self.places.get_mut(outcome.control_id) {
+                places.retain(|&place| place != index);
+            }
+        }
+    }
+
     /// Whether nothing more is awaited.
     pub(crate) fn are_complete(&self) -> bool {
-        self.each.iter().all(|(_, verdict)| verdict.is_some())
+        self.unanswered == 0
     }
 
     pub(crate) fn control_ids(&self) -> impl Iterator<Item = &'m [u8]> {
-        self.each.iter().map(|(outcome, _)| outcome.control_id)
+        self.each.iter().map(|outcome| outcome.control_id)
     }
 
     /// What is being waited for.
     pub(crate) fn phase(&self) -> Phase {
-        let pending = self.each.iter().filter(|(_, verdict)| verdict.is_none());
-        let commit = pending.map(|(outcome, _)| outcome.phase()).any(|phase| phase == Phase::CommitAck);
-        if commit { Phase::CommitAck } else { Phase::ApplicationAck }
+        if self.uncommitted > 0 { Phase::CommitAck } else { Phase::ApplicationAck }
     }
 
     /// Each message's outcome with its verdict, in the batch's order; no verdict for one that was not answered.
-    pub(crate) fn into_each(self) -> Vec<(Outcome<'m>, Option<Result<Ack, ErrorKind>>)> {
-        self.each
+    pub(crate) fn into_each(self) -> impl Iterator<Item = (Outcome<'m>, Option<Result<Ack, ErrorKind>>)> {
+        self.each.into_iter().zip(self.verdicts)
     }
-}
-
-fn decide((outcome, verdict): &mut (Outcome<'_>, Option<Result<Ack, ErrorKind>>), ack: Ack) {
-    *verdict = match outcome.decide(ack) {
-        Ok(Verdict::GoesOn) => None,
-        Ok(Verdict::Ends(ack)) => Some(Ok(ack)),
-        Err(refusal) => Some(Err(refusal)),
-    };
 }
 
 #[cfg(test)]

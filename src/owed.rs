@@ -11,6 +11,9 @@ use crate::inbox::Inbox;
 /// So many are remembered. What comes for one that was forgotten belongs to no exchange.
 const MOST: usize = 64;
 
+/// No control ID is longer in practice; HL7 v2.9 allows 199 characters.
+const MAX_LENGTH: usize = 1024;
+
 /// The control IDs of those messages, the oldest first.
 #[derive(Debug)]
 pub(crate) struct Owed {
@@ -25,6 +28,9 @@ impl Owed {
     }
 
     pub(crate) fn add(&mut self, control_id: &[u8]) {
+        if control_id.len() > MAX_LENGTH {
+            return;
+        }
         if self.control_ids.len() == MOST {
             self.control_ids.pop_front();
         }

@@ -132,6 +132,17 @@ fn a_batch_waits_no_longer_than_its_limit() {
 }
 
 #[test]
+fn without_control_ids_the_order_decides() {
+    let _tidy = Tidy::up();
+    let answers = [("AA", "x".to_owned()), ("AE", String::new()), ("AA", "2".to_owned())];
+    let receiver = Receiver::scripted([frames(answers)]).unwrap();
+    let builder = Client::builder(&receiver.endpoint()).timeout(LONG).verify_control_id(false);
+    let results = builder.build().unwrap().send_batch(&batch(3)).unwrap();
+    // The last one names the second message, which is answered, and so is for the next.
+    assert_eq!(results.iter().map(described).collect::<Vec<_>>(), ["AA x", "Refused AE", "AA 2"]);
+}
+
+#[test]
 fn a_batch_that_was_not_sent_is_one_error() {
     let _tidy = Tidy::up();
     let receiver = Receiver::accepting().unwrap();

@@ -117,6 +117,12 @@ fn every_failure_says_whether_the_receiver_has_the_message() {
     let no_block = |kind: &ErrorKind| matches!(kind, ErrorKind::MalformedFrame(FrameError::NoCommitBlock));
     let cases: Vec<(&str, Step, Matches, Delivery)> = vec![
         ("none", Step::silence(), Box::new(timeout(Phase::CommitAck)), Delivery::Unknown),
+        (
+            "late",
+            positive().after(SHORT * 2).then(Step::accept()),
+            Box::new(timeout(Phase::CommitAck)),
+            Delivery::Unknown,
+        ),
         ("release 1", Step::accept(), Box::new(no_block), Delivery::Unknown),
         ("another block", Step::bytes(b"\x0B\x07\x1C\r"), Box::new(no_block), Delivery::Unknown),
         (
