@@ -747,5 +747,18 @@ mod tests {
                 Err(error) => proptest::prop_assert_eq!((found.len(), end.err()), (0, Some(error))),
             }
         }
+
+        #[test]
+        fn any_bytes_are_scanned_somehow(wire: Vec<u8>, start: Vec<u8>, end: Vec<u8>, limit in 0usize..40) {
+            let own = Framing::custom(&start, &end);
+            for framing in [Framing::default(), Framing::default().allow_leading_bytes(true)].into_iter().chain(own) {
+                let mut scanner = Scanner::new(framing, limit);
+                for end in 0..=wire.len() {
+                    if let Ok(Some(frame)) = scanner.scan(&wire[..end]) {
+                        proptest::prop_assert!(frame.payload.len() <= limit && frame.end <= end);
+                    }
+                }
+            }
+        }
     }
 }
