@@ -378,6 +378,7 @@ impl Connection {
         };
         let confirmed = self.settings.confirm(&mut line, 1, deadline);
         let answer = self.inbox.content(answer);
+        let was_committed = outcome.commit().is_some();
         let verdict = match outcome.take(answer) {
             Ok(verdict) => verdict,
             Err(refusal @ ErrorKind::Nak(_)) => {
@@ -391,7 +392,10 @@ impl Connection {
         };
         match &verdict {
             Verdict::GoesOn => {
-                *deadline = application_timeout.map_or(*deadline, Deadline::after);
+                // Counted from the first; a peer that repeats it gains no time.
+                if !was_committed {
+                    *deadline = application_timeout.map_or(*deadline, Deadline::after);
+                }
                 exchange.line = Some(line);
             }
             Verdict::Ends(ack) => {

@@ -135,19 +135,20 @@ impl<'m> Outcomes<'m> {
         }
     }
 
-    /// Takes the next answer: one acknowledgment or several. Whether a commit accept was among them.
+    /// Takes the next answer: one acknowledgment or several. Whether a message was committed by it that had not been before.
     pub(crate) fn take(&mut self, answer: &[u8]) -> Result<bool, ErrorKind> {
         let mut committed = false;
         for answer in messages::split(answer) {
             let layout = Layout::read(&answer).map_err(ErrorKind::MalformedAck)?;
             let control_id = layout.control_id(&answer);
             let ack = layout.to_ack(&answer).in_charset(self.rules.charset);
-            committed |= ack.code() == AckCode::CommitAccept;
             if let Some(&index) = self.places.get(control_id).and_then(VecDeque::front) {
-                self.decide(index, ack);
+                committed |= self.decide(index, ack);
             } else if self.whole.contains(control_id) {
                 let unanswered = (0..self.each.len()).filter(|&index| self.verdicts[index].is_none());
-                unanswered.collect::<Vec<_>>().into_iter().for_each(|index| self.decide(index, ack.clone()));
+                for index in unanswered.collect::<Vec<_>>() {
+                    committed |= self.decide(index, ack.clone());
+                }
             } else if self.rules.verify {
                 return Err(match control_id {
                     b"" => ErrorKind::MalformedAck(AckParseError::NoControlId),
@@ -158,23 +159,24 @@ impl<'m> Outcomes<'m> {
                     self.answered += 1;
                 }
                 if self.unanswered > 0 {
-                    self.decide(self.answered, ack);
+                    committed |= self.decide(self.answered, ack);
                 }
             }
         }
         Ok(committed)
     }
 
-    fn decide(&mut self, index: usize, ack: Ack) {
+    /// Whether the message is committed by this acknowledgment, and was not before.
+    fn decide(&mut self, index: usize, ack: Ack) -> bool {
         let outcome = &mut self.each[index];
-        let was_committed = outcome.phase() != Phase::CommitAck;
+        let (was_awaited, was_committed) = (outcome.phase() == Phase::CommitAck, outcome.commit.is_some());
         let verdict = match outcome.decide(ack) {
             Ok(Verdict::GoesOn) => None,
             Ok(Verdict::Ends(ack)) => Some(Ok(ack)),
             Err(refusal) => Some(Err(refusal)),
         };
         let ends = verdict.is_some();
-        if !was_committed && (ends || outcome.phase() != Phase::CommitAck) {
+        if was_awaited && (ends || outcome.phase() != Phase::CommitAck) {
             self.uncommitted -= 1;
         }
         if ends {
@@ -184,6 +186,7 @@ impl<'m> Outcomes<'m> {
                 places.retain(|&place| place != index);
             }
         }
+        !was_committed && outcome.commit.is_some()
     }
 
     /// Whether nothing more is awaited.

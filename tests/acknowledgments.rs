@@ -153,6 +153,17 @@ fn the_application_acknowledgment_has_a_limit_of_its_own() {
         assert_eq!(error.delivery(), Delivery::Committed);
         assert_eq!(error.commit().unwrap().control_id(), "1");
     }
+    // Repeated, it gains no time.
+    let repeated = move |_: &[u8]| (0..20).fold(Step::silence(), |step, _| step.then(commit_at(limit / 4)));
+    let receiver = Receiver::answering(repeated).unwrap();
+    let builder = Client::builder(&receiver.endpoint()).timeout(LONG).application_timeout(limit);
+    let client = builder.build().unwrap();
+    let error = limited(limit * 5 / 4, || client.send(&both)).unwrap_err();
+    assert_eq!(described(&error), "Timeout in ApplicationAck, Committed");
+    let mut batch = mllp_client::Batch::new("B1").unwrap();
+    batch.push(&both).unwrap();
+    let results = limited(limit * 5 / 4, || client.send_batch(&batch)).unwrap();
+    assert_eq!(described(results[0].as_ref().unwrap_err()), "Timeout in ApplicationAck, Committed");
     // No commit accept: the call's limit.
     let silent = Receiver::answering(|_| Step::silence()).unwrap();
     let builder = Client::builder(&silent.endpoint()).timeout(SHORT).application_timeout(LONG);
