@@ -97,7 +97,7 @@ impl Batch {
     /// # Errors
     ///
     /// [`MessageError::NotHl7`] if it begins otherwise or holds text that belongs to no message, [`MessageError::WrongCount`] if BTS-1 or
-    /// FTS-1 says other than what is there.
+    /// FTS-1 says other than what is there, [`MessageError::NoControlId`] if a control ID holds a delimiter.
     pub fn parse(text: &[u8]) -> Result<Batch, MessageError> {
         let mut batch = Batch { file: None, batches: Vec::new() };
         let mut is_open = false;
@@ -128,8 +128,12 @@ impl Batch {
                 }
                 b"FTS" if batch.file.is_some() => {
                     is_open = false;
-                    verify(segment, batch.batches.iter().filter(|part| part.control_id.is_some()).count())?;
+                    // Where BHS is left out, what is counted is not said.
+                    if batch.batches.iter().all(|part| part.control_id.is_some()) {
+                        verify(segment, batch.batches.len())?;
+                    }
                 }
+                b"FHS" | b"BTS" | b"FTS" => return Err(MessageError::NotHl7),
                 _ => {
                     let part = batch.batches.last_mut().filter(|_| is_open);
                     let message = part.and_then(|part| part.messages.last_mut()).ok_or(MessageError::NotHl7)?;
@@ -138,7 +142,11 @@ impl Batch {
                 }
             }
         }
-        if text.is_empty() { Err(MessageError::Empty) } else { Ok(batch) }
+        match (text.is_empty(), &batch) {
+            (true, _) => Err(MessageError::Empty),
+            (false, Batch { file: None, batches }) if batches.is_empty() => Err(MessageError::NotHl7),
+            _ => Ok(batch),
+        }
     }
 
     /// The messages, in order.
@@ -175,7 +183,11 @@ impl Batch {
 
     /// The control IDs that an acknowledgment of the whole may carry.
     pub(crate) fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
-        self.file.iter().chain(self.batches.iter().filter_map(|part| part.control_id.as_ref())).map(String::as_bytes)
+        self.file
+            .iter()
+            .chain(self.batches.iter().filter_map(|part| part.control_id.as_ref()))
+            .map(String::as_bytes)
+            .filter(|control_id| !control_id.is_empty())
     }
 }
 
@@ -201,7 +213,11 @@ fn checked(control_id: &str) -> Result<String, MessageError> {
 fn control_id(header: &[u8]) -> Result<String, MessageError> {
     let delimiters = Delimiters::of_header(header).ok_or(MessageError::NotHl7)?;
     let [control_id] = delimiters.header_fields(header, [11]);
-    Ok(String::from_utf8_lossy(control_id.trim_ascii()).into_owned())
+    match std::str::from_utf8(control_id.trim_ascii()) {
+        Ok("") => Ok(String::new()),
+        Ok(control_id) => checked(control_id),
+        Err(_) => Err(MessageError::NoControlId),
+    }
 }
 
 /// Holds the count in a trailer's first field, if there is one, against what was found.
@@ -272,6 +288,10 @@ mod tests {
             ("text in it", format!("BHS|^~\\&\rhello\r{one}"), MessageError::NotHl7),
             ("text behind", format!("BHS|^~\\&\r{one}BTS|1\rhello\r"), MessageError::NotHl7),
             ("no delimiters", format!("BHS\r{one}"), MessageError::NotHl7),
+            ("blank lines", "\r\n\r".into(), MessageError::NotHl7),
+            ("a trailer without its header", format!("BHS|^~\\&\r{one}BTS|1\rFTS|1\r"), MessageError::NotHl7),
+            ("two file headers", format!("FHS|^~\\&\rFHS|^~\\&\r{one}"), MessageError::NotHl7),
+            ("a delimiter in a control ID", format!("BHS$%*!@$$$$$$$$$a|b\r{one}"), MessageError::NoControlId),
             ("one missing", format!("BHS|^~\\&\r{one}BTS|2\r"), MessageError::WrongCount { said: 2, found: 1 }),
             (
                 "a batch missing",
@@ -284,7 +304,7 @@ mod tests {
         for (name, text, messages) in [
             ("no trailer", format!("BHS|^~\\&\r{one}"), 1),
             ("no count", format!("BHS|^~\\&\r{one}BTS\r"), 1),
-            ("no BHS", format!("FHS|^~\\&\r{one}{one}FTS|0\r"), 2),
+            ("no BHS", format!("FHS|^~\\&\r{one}{one}FTS|1\r"), 2),
         ] {
             assert_eq!(Batch::parse(text.as_bytes()).unwrap().messages().count(), messages, "{name}");
         }

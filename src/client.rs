@@ -100,19 +100,23 @@ impl Client {
     #[cfg(feature = "charset")]
     #[cfg_attr(docsrs, doc(cfg(feature = "charset")))]
     pub fn send_text(&self, message: &str) -> Result<Ack, Error> {
-        let Settings { timeout, framing, charset, monitor, .. } = &**self.pool.settings();
-        // Looked at as text first, so that an offset is one in the text.
-        let encoded = framing.check(message.as_bytes()).and_then(|()| {
-            let charset = Charset::of_message(message.as_bytes()).unwrap_or(Ok(*charset))?;
-            charset.encode(message)
+        let settings = self.pool.settings();
+        let Settings { timeout, terms, charset, monitor, .. } = &**settings;
+        let deadline = Deadline::after(*timeout);
+        // Looked at as text: an offset is one in the text, and in some sets a byte that is the half of a character looks like a delimiter.
+        let sent = settings.check_message(message.as_bytes(), terms.ack_mode).and_then(|header| {
+            let encode = |text: &str| {
+                let charset = Charset::of_message(message.as_bytes()).unwrap_or(Ok(*charset))?;
+                charset.encode(text)
+            };
+            let refused = |error| Error::before_sending(ErrorKind::InvalidMessage(error));
+            let bytes = encode(message).map_err(refused)?;
+            let control_id = encode(&String::from_utf8_lossy(header.control_id)).map_err(refused)?;
+            settings.check_payload(&bytes)?;
+            let header = Header { control_id: &control_id, ..header };
+            self.run(&deadline, |connection| connection.send_within(&bytes, &header, terms, &deadline))
         });
-        match encoded {
-            Ok(bytes) => self.send(bytes),
-            Err(error) => {
-                let error = Error::before_sending(ErrorKind::InvalidMessage(error));
-                monitor.conclude(Err(error), &Deadline::after(*timeout))
-            }
-        }
+        monitor.conclude(sent, &deadline)
     }
 
     /// Sends any payload in one frame and returns the content of the first frame that comes back, as it came: neither is
@@ -135,7 +139,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// As [`send`](Client::send), where none of the messages has left. The items have the rest.
+    /// As [`send`](Client::send), where the whole has not left or, in MLLP release 2, was not stored. The items have the rest.
     ///
     /// # Examples
     ///
@@ -300,7 +304,7 @@ fn exchange_on<T>(
 ) -> Result<T, Error> {
     if let Some(connection) = lease.sound_to_use() {
         match exchange(connection) {
-            Err(error) if was_dead_already(&error) => {}
+            Err(error) if was_dead_already(&error) || is_ambiguous_here(&error) => {}
             result => return result,
         }
     }
@@ -312,6 +316,11 @@ fn was_dead_already(error: &Error) -> bool {
         && matches!(error.kind(), ErrorKind::Disconnected { phase: Phase::Send, .. })
         // A peer that answered before it ended was alive, and would do the same again.
         && error.response().is_none()
+}
+
+/// Whether the answer could not be told from one that is owed on this connection, but on another can.
+fn is_ambiguous_here(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::AckOwed))
 }
 
 impl fmt::Debug for Client {
@@ -366,7 +375,8 @@ impl<'a> Request<'a> {
     /// then the application acknowledgment. The last is the one that ends the exchange.
     ///
     /// The connection is taken for as long as the iterator lives. Dropped before its end, it closes the connection, for an answer is
-    /// still owed.
+    /// still owed. Limits go on while nobody asks for the next item; that of the application counts from the moment its commit accept is
+    /// handed out.
     ///
     /// # Errors
     ///

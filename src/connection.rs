@@ -281,7 +281,9 @@ impl Connection {
                     self.inbox.received(count);
                     let owed = self.owed.len();
                     let stale = self.owed.settle(&mut self.inbox, &self.settings.monitor);
-                    self.settings.confirm(line, owed - self.owed.len(), &Deadline::after(CONFIRM_TIMEOUT));
+                    if !self.settings.confirm(line, owed - self.owed.len(), &Deadline::after(CONFIRM_TIMEOUT)) {
+                        return Health::Ended(Halt::Peer(None));
+                    }
                     if stale > 0 {
                         return Health::Surplus(stale);
                     }
@@ -343,6 +345,15 @@ impl Connection {
         }
     }
 
+    /// Whether the answer to what has one of these control IDs, or is recognised by none, could be told from what may still come
+    /// for earlier messages.
+    fn tells_apart<'c>(&self, mut control_ids: impl Iterator<Item = &'c [u8]>, verified: bool) -> Result<(), Error> {
+        let owed = !self.owed.is_empty()
+            && (control_ids.any(|control_id| self.owed.holds(control_id))
+                || (!verified && !Framing::is_filler(self.inbox.rest())));
+        if owed { Err(Error::before_sending(ErrorKind::InvalidMessage(MessageError::AckOwed))) } else { Ok(()) }
+    }
+
     /// Writes a checked message.
     pub(crate) fn begin<'m>(
         &mut self,
@@ -352,9 +363,10 @@ impl Connection {
         deadline: &Deadline,
     ) -> Result<Exchange<'m>, Error> {
         let mut outcome = Outcome::of(header, self.settings.rules(terms));
+        self.tells_apart([outcome.control_id()].into_iter(), self.settings.verify_control_id)?;
         let mut line = self.take_line()?;
         if let Err(failure) = self.write(&mut line, message, deadline) {
-            return Err(match self.early_answer(&mut line, Some(outcome.control_id())) {
+            return Err(match self.early_answer(&mut line) {
                 Err(refusal) => failure.because(refusal),
                 Ok(answer) => match outcome.take(self.inbox.content(answer.clone())) {
                     Err(refusal @ ErrorKind::Nak(_)) => Error::judged(refusal, true, outcome.commit().cloned()),
@@ -363,7 +375,7 @@ impl Connection {
                 },
             });
         }
-        let line = self.stored(line, message, Some(outcome.control_id()), deadline)?;
+        let line = self.stored(line, message, deadline)?;
         let (stored, application_timeout) = (self.settings.release2, terms.application_timeout);
         Ok(Exchange { line: Some(line), outcome, stored, began: *deadline, deadline: *deadline, application_timeout })
     }
@@ -372,16 +384,16 @@ impl Connection {
     pub(crate) fn hear(&mut self, exchange: &mut Exchange<'_>) -> Result<Verdict, Error> {
         let Exchange { line, outcome, stored, began, deadline, application_timeout } = exchange;
         let mut line = line.take().ok_or_else(|| Error::before_sending(ErrorKind::Closed))?;
-        let answer = match self.read(&mut line, outcome.phase(), deadline, Some(outcome.control_id())) {
+        let answer = match self.read(&mut line, outcome.phase(), deadline) {
             Ok(answer) => answer,
             Err(kind) => return Err(self.doubt(kind, outcome.commit().cloned()).once_stored(*stored)),
         };
-        let confirmed = self.settings.confirm(&mut line, 1, deadline);
         let answer = self.inbox.content(answer);
         let was_committed = outcome.commit().is_some();
         let verdict = match outcome.take(answer) {
             Ok(verdict) => verdict,
             Err(refusal @ ErrorKind::Nak(_)) => {
+                let confirmed = self.settings.confirm(&mut line, 1, deadline);
                 self.keep_if(confirmed, line);
                 return Err(Error::judged(refusal, true, outcome.commit().cloned()));
             }
@@ -390,6 +402,7 @@ impl Connection {
                 return Err(failure.once_stored(*stored).with_response(answer));
             }
         };
+        let confirmed = self.settings.confirm(&mut line, 1, deadline);
         match &verdict {
             Verdict::GoesOn => {
                 // Counted from the first; a peer that repeats it gains no time.
@@ -417,27 +430,47 @@ impl Connection {
         terms: &Terms,
         deadline: &Deadline,
     ) -> Result<Vec<Result<Ack, Error>>, Error> {
+        self.tells_apart(outcomes.control_ids(), self.settings.verify_control_id)?;
         let mut line = self.take_line()?;
-        self.write(&mut line, batch, deadline)?;
-        let mut line = self.stored(line, batch, None, deadline)?;
-        outcomes.control_ids().for_each(|control_id| self.owed.forget(control_id));
-        let mut until = *deadline;
         let mut confirmed = true;
-        let failure = loop {
-            if outcomes.are_complete() {
-                break None;
-            }
-            match self.read(&mut line, outcomes.phase(), &until, None) {
-                Ok(place) => {
-                    confirmed &= self.settings.confirm(&mut line, 1, &until);
+        let mut until = *deadline;
+        let failure = match self.write(&mut line, batch, deadline) {
+            Ok(()) => {
+                line = self.stored(line, batch, deadline)?;
+                loop {
+                    if outcomes.are_complete() {
+                        break None;
+                    }
+                    // As long as nothing has come for some, the call's own limit counts for all.
+                    let limit = if outcomes.are_committed() { &until } else { deadline };
+                    let place = match self.read(&mut line, outcomes.phase(), limit) {
+                        Ok(place) => place,
+                        Err(kind) => break Some(kind),
+                    };
                     match outcomes.take(self.inbox.content(place)) {
-                        Ok(true) => until = terms.application_timeout.map_or(until, Deadline::after),
-                        Ok(false) => {}
+                        Ok(committed) => {
+                            confirmed &= self.settings.confirm(&mut line, 1, limit);
+                            if committed {
+                                until = terms.application_timeout.map_or(*deadline, Deadline::after);
+                            }
+                        }
                         Err(kind) => break Some(kind),
                     }
                 }
-                Err(kind) => break Some(kind),
             }
+            Err(failure) => match self.early_answer(&mut line) {
+                Err(refusal) => return Err(failure.because(refusal)),
+                Ok(answer) => {
+                    let answer = self.inbox.content(answer);
+                    let taken = outcomes.take(answer);
+                    // Nothing but a refusal of all of it can be meant for a batch that the peer has seen only a part of.
+                    if taken.is_err() || !outcomes.are_refused() {
+                        return Err(failure.with_response(answer));
+                    }
+                    confirmed = false;
+                    None
+                }
+            },
         };
         let mut undoubted = failure.is_none() && confirmed;
         // Where nothing failed, everything was answered.
@@ -445,7 +478,12 @@ impl Connection {
         let mut results = Vec::new();
         for (outcome, verdict) in outcomes.into_each() {
             let commit = outcome.commit().cloned();
-            let verdict = verdict.unwrap_or_else(|| Err(unanswered.copy()));
+            let verdict = verdict.unwrap_or_else(|| {
+                Err(match unanswered.copy() {
+                    ErrorKind::Timeout { limit, .. } => ErrorKind::Timeout { phase: outcome.phase(), limit },
+                    other => other,
+                })
+            });
             if let Ok(ack) = &verdict {
                 if ack.code() == AckCode::CommitAccept {
                     self.owed.add(outcome.control_id());
@@ -461,16 +499,20 @@ impl Connection {
 
     /// One exchange of a checked payload, on a connection found sound; where the reply stands in the buffer.
     pub(crate) fn exchange_within(&mut self, payload: &[u8], deadline: &Deadline) -> Result<Range<usize>, Error> {
+        if !self.owed.is_empty() {
+            let header = Header::read(payload).ok();
+            self.tells_apart(header.iter().map(|header| header.control_id), false)?;
+        }
         let mut line = self.take_line()?;
         if let Err(failure) = self.write(&mut line, payload, deadline) {
-            return Err(match self.early_answer(&mut line, None) {
+            return Err(match self.early_answer(&mut line) {
                 Err(refusal) => failure.because(refusal),
                 // It cannot be the reply to a payload that the peer has seen only a part of.
                 Ok(reply) => failure.with_response(self.inbox.content(reply)),
             });
         }
-        line = self.stored(line, payload, None, deadline)?;
-        match self.read(&mut line, Phase::ApplicationAck, deadline, None) {
+        line = self.stored(line, payload, deadline)?;
+        match self.read(&mut line, Phase::ApplicationAck, deadline) {
             Ok(reply) => {
                 let confirmed = self.settings.confirm(&mut line, 1, deadline);
                 self.keep_if(confirmed, line);
@@ -485,7 +527,7 @@ impl Connection {
     pub(crate) fn send_unacknowledged(&mut self, payload: &[u8], deadline: &Deadline) -> Result<(), Error> {
         let mut line = self.take_line()?;
         self.write(&mut line, payload, deadline)?;
-        line = self.stored(line, payload, None, deadline)?;
+        line = self.stored(line, payload, deadline)?;
         line.stream.finish(deadline);
         Ok(())
     }
@@ -512,46 +554,57 @@ impl Connection {
 
     /// In MLLP release 2: waits until the receiver says that it has stored a message just written, and sends it again where it
     /// says that it has not.
-    fn stored(
-        &mut self,
-        mut line: Line,
-        message: &[u8],
-        asked: Option<&[u8]>,
-        deadline: &Deadline,
-    ) -> Result<Line, Error> {
+    fn stored(&mut self, mut line: Line, message: &[u8], deadline: &Deadline) -> Result<Line, Error> {
         if !self.settings.release2 {
             return Ok(line);
         }
         let mut sendings = 1;
         loop {
-            let place = match self.read(&mut line, Phase::CommitAck, deadline, asked) {
+            let place = match self.read(&mut line, Phase::CommitAck, deadline) {
                 Ok(place) => place,
                 Err(kind) => return Err(self.doubt(kind, None)),
             };
             match self.inbox.content(place) {
                 frame::STORED => return Ok(line),
-                frame::NOT_STORED if sendings == MAX_SENDINGS => {
-                    self.keep_if(true, line);
-                    return Err(Error::judged(ErrorKind::NotStored { sendings }, true, None));
-                }
                 frame::NOT_STORED => {}
                 other => {
                     let kind = ErrorKind::MalformedFrame(FrameError::NoCommitBlock);
                     return Err(Error::judged(kind, true, None).with_response(other));
                 }
             }
-            // The receiver does not have it, so that whatever happens now the message is as if it had not been sent.
-            match line.stream.read(self.inbox.space(), &deadline.or_within(RESEND_DELAY)) {
-                Ok(count) => self.inbox.received(count),
-                Err(Halt::Deadline) if deadline.remaining().is_some() => {}
-                Err(halt) => {
-                    let kind = halt.into_kind(Phase::CommitAck, 0, deadline.limit());
-                    return Err(Error::before_sending(kind));
+            self.nothing_more(&mut line)?;
+            if sendings == MAX_SENDINGS {
+                self.keep_if(true, line);
+                return Err(Error::judged(ErrorKind::NotStored { sendings }, true, None));
+            }
+            let pause = deadline.or_within(RESEND_DELAY);
+            loop {
+                // The receiver does not have it, so that whatever ends the pause the message is as if it had not been sent.
+                match line.stream.read(self.inbox.space(), &pause) {
+                    Ok(count) => self.inbox.received(count),
+                    Err(Halt::Deadline) if deadline.remaining().is_some() => break,
+                    Err(halt) => {
+                        let kind = halt.into_kind(Phase::CommitAck, 0, deadline.limit());
+                        return Err(Error::before_sending(kind));
+                    }
                 }
+                self.nothing_more(&mut line)?;
             }
             self.write(&mut line, message, deadline)?;
             sendings += 1;
         }
+    }
+
+    /// In MLLP release 2: a commit block does not say which sending it is for, so that no other may have come behind one.
+    fn nothing_more(&mut self, line: &mut Line) -> Result<(), Error> {
+        let owed = self.owed.len();
+        let clean = self.owed.settle(&mut self.inbox, &self.settings.monitor) == 0
+            && Framing::is_filler(self.inbox.rest())
+            && self.settings.confirm(line, owed - self.owed.len(), &Deadline::after(CONFIRM_TIMEOUT));
+        if clean {
+            return Ok(());
+        }
+        Err(Error::judged(ErrorKind::MalformedFrame(FrameError::StrayCommitBlock), true, None))
     }
 
     /// Writes one frame.
@@ -571,18 +624,14 @@ impl Connection {
         }
     }
 
-    /// Reads until a frame is whole that answers the message with this control ID, or any; where its content stands.
-    fn read(
-        &mut self,
-        line: &mut Line,
-        phase: Phase,
-        deadline: &Deadline,
-        asked: Option<&[u8]>,
-    ) -> Result<Range<usize>, ErrorKind> {
+    /// Reads until a frame is whole that is not owed to an earlier exchange; where its content stands.
+    fn read(&mut self, line: &mut Line, phase: Phase, deadline: &Deadline) -> Result<Range<usize>, ErrorKind> {
         loop {
             let owed = self.owed.len();
-            let frame = self.frame(asked).map_err(malformed)?;
-            self.settings.confirm(line, owed - self.owed.len(), deadline);
+            let frame = self.frame().map_err(malformed)?;
+            if !self.settings.confirm(line, owed - self.owed.len(), deadline) {
+                return Err(ErrorKind::Disconnected { phase, received: 0, source: None });
+            }
             if let Some(place) = frame {
                 return Ok(place);
             }
@@ -594,9 +643,9 @@ impl Connection {
     }
 
     /// The next frame that has come whole, those passed over that were owed to an earlier exchange.
-    fn frame(&mut self, asked: Option<&[u8]>) -> Result<Option<Range<usize>>, FrameError> {
+    fn frame(&mut self) -> Result<Option<Range<usize>>, FrameError> {
         while let Some(place) = self.inbox.frame()? {
-            if !self.owed.take(self.inbox.content(place.clone()), asked, &self.settings.monitor) {
+            if !self.owed.take(self.inbox.content(place.clone()), &self.settings.monitor) {
                 return Ok(Some(place));
             }
         }
@@ -605,14 +654,14 @@ impl Connection {
 
     /// The answer of a peer that did not wait for the whole message, if one lies in the socket already; or its refusal of the TLS
     /// session, which is then why writing failed.
-    fn early_answer(&mut self, line: &mut Line, asked: Option<&[u8]>) -> Result<Range<usize>, Option<ErrorKind>> {
+    fn early_answer(&mut self, line: &mut Line) -> Result<Range<usize>, Option<ErrorKind>> {
         for _ in 0..MAX_EARLY_READS {
             match line.stream.read_waiting(self.inbox.space()) {
                 Ok(Some(count)) => self.inbox.received(count),
                 Err(Halt::Tls(error)) => return Err(Some(ErrorKind::Tls(error))),
                 Ok(None) | Err(_) => break,
             }
-            if let Some(place) = self.frame(asked).map_err(|_| None)? {
+            if let Some(place) = self.frame().map_err(|_| None)? {
                 return Ok(place);
             }
         }

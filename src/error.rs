@@ -268,6 +268,11 @@ pub enum MessageError {
     /// It has no Message Control ID (MSH-10), by which its acknowledgment is known.
     #[error("it has no Message Control ID (MSH-10)")]
     NoControlId,
+    /// On a [`Connection`](crate::Connection): the acknowledgment of an earlier message may still come, and the answer to this one could not
+    /// be told from it, since their control IDs are the same or none is compared. Send it on another connection, as a
+    /// [`Client`](crate::Client) does by itself.
+    #[error("an earlier acknowledgment is owed on this connection that its own could not be told from")]
+    AckOwed,
     /// A batch's trailer (BTS-1, FTS-1) counts other than what is there: something is missing.
     #[error("the trailer counts {said}, and there are {found}")]
     WrongCount {

@@ -434,6 +434,9 @@ pub enum FrameError {
     /// release 1.
     #[error("no commit block of MLLP release 2 before it: the receiver seems to speak release 1")]
     NoCommitBlock,
+    /// A commit block of MLLP release 2 that nothing was waiting for, so that it is in doubt which sending the next one is for.
+    #[error("a commit block of MLLP release 2 that belongs to no sending")]
+    StrayCommitBlock,
     /// Header and footer must be 1 to 8 bytes each, and neither may contain the other.
     #[error("framing bytes must be 1 to 8 at each end, and neither sequence may contain the other")]
     BadFraming,

@@ -111,9 +111,10 @@ pub(crate) struct Outcomes<'m> {
     places: HashMap<&'m [u8], VecDeque<usize>>,
     /// So many are answered from the first on, without a gap.
     answered: usize,
-    /// How many are not answered yet, and of how many of these the commit acknowledgment is due.
+    /// How many are not answered yet, of how many of these the commit acknowledgment is due, and of how many nothing has come.
     unanswered: usize,
     uncommitted: usize,
+    unheard: usize,
 }
 
 impl<'m> Outcomes<'m> {
@@ -129,6 +130,7 @@ impl<'m> Outcomes<'m> {
             verdicts: each.iter().map(|_| None).collect(),
             answered: 0,
             unanswered: each.len(),
+            unheard: each.len(),
             uncommitted: each.iter().filter(|outcome| outcome.phase() == Phase::CommitAck).count(),
             each,
             places,
@@ -137,29 +139,34 @@ impl<'m> Outcomes<'m> {
 
     /// Takes the next answer: one acknowledgment or several. Whether a message was committed by it that had not been before.
     pub(crate) fn take(&mut self, answer: &[u8]) -> Result<bool, ErrorKind> {
+        if let Err(block @ AckParseError::CommitBlock) = Layout::read(answer) {
+            return Err(ErrorKind::MalformedAck(block));
+        }
         let mut committed = false;
         for answer in messages::split(answer) {
             let layout = Layout::read(&answer).map_err(ErrorKind::MalformedAck)?;
             let control_id = layout.control_id(&answer);
             let ack = layout.to_ack(&answer).in_charset(self.rules.charset);
-            if let Some(&index) = self.places.get(control_id).and_then(VecDeque::front) {
-                committed |= self.decide(index, ack);
-            } else if self.whole.contains(control_id) {
-                let unanswered = (0..self.each.len()).filter(|&index| self.verdicts[index].is_none());
-                for index in unanswered.collect::<Vec<_>>() {
-                    committed |= self.decide(index, ack.clone());
+            if self.rules.verify && control_id.is_empty() {
+                return Err(ErrorKind::MalformedAck(AckParseError::NoControlId));
+            }
+            // A control ID that names a message is not that of the whole, even where the batch has the same.
+            match self.places.get(control_id) {
+                Some(places) if !places.is_empty() => committed |= self.decide(places[0], ack),
+                None if self.whole.contains(control_id) => {
+                    let unanswered = (0..self.each.len()).filter(|&index| self.verdicts[index].is_none());
+                    for index in unanswered.collect::<Vec<_>>() {
+                        committed |= self.decide(index, ack.clone());
+                    }
                 }
-            } else if self.rules.verify {
-                return Err(match control_id {
-                    b"" => ErrorKind::MalformedAck(AckParseError::NoControlId),
-                    _ => ErrorKind::UnmatchedAck(ack),
-                });
-            } else {
-                while self.verdicts.get(self.answered).is_some_and(Option::is_some) {
-                    self.answered += 1;
-                }
-                if self.unanswered > 0 {
-                    committed |= self.decide(self.answered, ack);
+                _ if self.rules.verify => return Err(ErrorKind::UnmatchedAck(ack)),
+                _ => {
+                    while self.verdicts.get(self.answered).is_some_and(Option::is_some) {
+                        self.answered += 1;
+                    }
+                    if self.unanswered > 0 {
+                        committed |= self.decide(self.answered, ack);
+                    }
                 }
             }
         }
@@ -176,6 +183,9 @@ impl<'m> Outcomes<'m> {
             Err(refusal) => Some(Err(refusal)),
         };
         let ends = verdict.is_some();
+        if !was_committed {
+            self.unheard -= 1;
+        }
         if was_awaited && (ends || outcome.phase() != Phase::CommitAck) {
             self.uncommitted -= 1;
         }
@@ -194,8 +204,18 @@ impl<'m> Outcomes<'m> {
         self.unanswered == 0
     }
 
-    pub(crate) fn control_ids(&self) -> impl Iterator<Item = &'m [u8]> {
-        self.each.iter().map(|outcome| outcome.control_id)
+    /// Whether every message that is not answered is committed, so that the applications alone are waited for.
+    pub(crate) fn are_committed(&self) -> bool {
+        self.unheard == 0
+    }
+
+    /// Whether the receiver has refused all of it.
+    pub(crate) fn are_refused(&self) -> bool {
+        self.verdicts.iter().all(|verdict| matches!(verdict, Some(Err(ErrorKind::Nak(_)))))
+    }
+
+    pub(crate) fn control_ids(&self) -> impl Iterator<Item = &'m [u8]> + '_ {
+        self.each.iter().map(|outcome| outcome.control_id).chain(self.whole.iter().copied())
     }
 
     /// What is being waited for.

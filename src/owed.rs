@@ -37,25 +37,28 @@ impl Owed {
         self.control_ids.push_back(control_id.to_vec());
     }
 
-    /// A message with this control ID is sent again: what comes for it now is its answer.
-    pub(crate) fn forget(&mut self, control_id: &[u8]) {
-        self.control_ids.retain(|owed| owed != control_id);
+    /// Whether the acknowledgment of an earlier message with this control ID may still come.
+    pub(crate) fn holds(&self, control_id: &[u8]) -> bool {
+        self.control_ids.iter().any(|owed| owed == control_id)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.control_ids.is_empty()
     }
 
     pub(crate) fn len(&self) -> usize {
         self.control_ids.len()
     }
 
-    /// Whether an answer is an acknowledgment owed to an earlier exchange than that of the message with the control ID `asked`. If so, it is
-    /// told of, and owed no more.
-    pub(crate) fn take(&mut self, answer: &[u8], asked: Option<&[u8]>, monitor: &Monitor) -> bool {
+    /// Whether an answer is an acknowledgment owed to an earlier exchange. If so, it is told of, and owed no more.
+    pub(crate) fn take(&mut self, answer: &[u8], monitor: &Monitor) -> bool {
         // As good as always.
         if self.control_ids.is_empty() {
             return false;
         }
         let Ok(layout) = Layout::read(answer) else { return false };
         let control_id = layout.control_id(answer);
-        if layout.code().is_commit() || asked == Some(control_id) {
+        if layout.code().is_commit() {
             return false;
         }
         let Some(place) = self.control_ids.iter().position(|owed| owed == control_id) else { return false };
@@ -78,7 +81,7 @@ impl Owed {
             }
             match inbox.frame() {
                 Ok(None) => return 0,
-                Ok(Some(place)) if self.take(inbox.content(place.clone()), None, monitor) => {}
+                Ok(Some(place)) if self.take(inbox.content(place.clone()), monitor) => {}
                 Ok(Some(_)) | Err(_) => return bytes,
             }
         }

@@ -172,7 +172,10 @@ impl Lease<'_> {
     /// The connection for an exchange, if there is a sound one.
     pub(crate) fn sound_to_use(&mut self) -> Option<&mut Connection> {
         self.used = true;
-        self.sound()
+        self.sound()?;
+        let kept = self.place.content()?;
+        kept.idle_until = None;
+        Some(&mut kept.connection)
     }
 
     /// The connection, if there is one, as it is.
