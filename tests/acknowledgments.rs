@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use common::{LONG, SHORT, Tidy, acknowledgment, eventually, limited, message};
 use mllp_client::testing::{Receiver, Step};
-use mllp_client::{AckCode, AckMode, Client, ClientBuilder, Delivery, Error, ErrorKind, Event, Phase};
+use mllp_client::{
+    AckCode, AckMode, Batch, Client, ClientBuilder, Delivery, Error, ErrorKind, Event, MessageError, Phase,
+};
 
 use AckCode::{ApplicationAccept, ApplicationError, CommitAccept, CommitError, CommitReject};
 
@@ -131,7 +133,7 @@ fn the_application_acknowledgment_has_a_limit_of_its_own() {
 
     // Longer together than the call's own limit, and each inside its own.
     let receiver =
-        Receiver::answering(move |_| commit_at(limit * 9 / 10).then(Step::accept().after(limit / 3))).unwrap();
+        Receiver::answering(move |_| commit_at(limit / 2).then(Step::accept().after(limit * 3 / 4))).unwrap();
     let builder = || Client::builder(&receiver.endpoint()).timeout(limit).application_timeout(limit);
     assert_eq!(builder().build().unwrap().send(&both).unwrap().code(), ApplicationAccept);
     assert_eq!(builder().connect().unwrap().send(both.as_bytes()).unwrap().code(), ApplicationAccept);
@@ -160,7 +162,7 @@ fn the_application_acknowledgment_has_a_limit_of_its_own() {
     let client = builder.build().unwrap();
     let error = limited(limit * 5 / 4, || client.send(&both)).unwrap_err();
     assert_eq!(described(&error), "Timeout in ApplicationAck, Committed");
-    let mut batch = mllp_client::Batch::new("B1").unwrap();
+    let mut batch = Batch::new("B1").unwrap();
     batch.push(&both).unwrap();
     let results = limited(limit * 5 / 4, || client.send_batch(&batch)).unwrap();
     assert_eq!(described(results[0].as_ref().unwrap_err()), "Timeout in ApplicationAck, Committed");
@@ -348,6 +350,75 @@ fn a_raw_reply_is_not_mistaken_for_a_late_acknowledgment_nor_the_other_way_round
     client.send(message("1")).unwrap();
     assert_eq!(client.exchange("query").unwrap(), b"reply");
     assert_eq!(*told.lock().unwrap(), ["AA 1"]);
+}
+
+#[test]
+fn what_could_not_be_told_from_what_is_owed_goes_over_another_connection() {
+    let _tidy = Tidy::up();
+    // On the first connection the late verdict on the first message comes in front of everything else.
+    let receiver = || {
+        let first = std::sync::atomic::AtomicBool::new(true);
+        Receiver::answering(move |_| match first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            true => Step::bytes(acknowledgment("CA", "1")),
+            false => Step::bytes(acknowledgment("AE", "1")),
+        })
+        .unwrap()
+    };
+    let late = acknowledgment("AA", "1");
+    let mut batch = Batch::new("1").unwrap();
+    batch.push(message("2")).unwrap();
+    let sends: [(&str, fn(&Client, &Batch) -> String); 3] = [
+        ("the same message again", |client, _| {
+            client.send(message("1")).unwrap_err().nak().unwrap().code().to_string()
+        }),
+        ("a raw exchange of it", |client, _| {
+            String::from_utf8(client.exchange(message("1")).unwrap())
+                .unwrap()
+                .split('|')
+                .rev()
+                .nth(1)
+                .unwrap()
+                .to_owned()
+        }),
+        ("a batch of that ID", |client, batch| {
+            client.send_batch(batch).unwrap()[0].as_ref().unwrap_err().nak().unwrap().code().to_string()
+        }),
+    ];
+    for (name, send) in sends {
+        let receiver = receiver();
+        let (builder, told) = watched(&receiver.endpoint());
+        let client = builder.ack_mode(AckMode::Commit).build().unwrap();
+        client.send(message("1")).unwrap();
+        assert_eq!(send(&client, &batch), "AE", "{name}");
+        assert_eq!(receiver.connections(), 2, "{name}");
+        assert!(told.lock().unwrap().is_empty());
+    }
+    // A connection of one's own says so, and stays.
+    let receiver = receiver();
+    let (builder, told) = watched(&receiver.endpoint());
+    let mut connection = builder.ack_mode(AckMode::Commit).connect().unwrap();
+    connection.send(message("1").as_bytes()).unwrap();
+    let error = connection.send(message("1").as_bytes()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::AckOwed)), "{error:?}");
+    assert!(connection.is_open());
+    receiver.push(&late).unwrap();
+    eventually("the late one has come", || {
+        let error = connection.send(message("1").as_bytes()).unwrap_err();
+        error.nak().is_some() && told.lock().unwrap().len() == 1
+    });
+}
+
+#[test]
+fn a_frame_begun_before_a_raw_exchange_is_not_its_reply() {
+    let _tidy = Tidy::up();
+    let half = b"\x0BMSH|^~\\&|half";
+    let receiver =
+        Receiver::scripted([Step::bytes([&acknowledgment("CA", "1")[..], half].concat()), Step::frame(b"reply")])
+            .unwrap();
+    let client = Client::builder(&receiver.endpoint()).timeout(LONG).ack_mode(AckMode::Commit).build().unwrap();
+    client.send(message("1")).unwrap();
+    assert_eq!(client.exchange("query").unwrap(), b"reply");
+    assert_eq!(receiver.connections(), 2);
 }
 
 #[test]

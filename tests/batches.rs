@@ -4,7 +4,7 @@ mod common;
 
 use common::{LONG, SHORT, Tidy, Transport, acknowledgment, dead_endpoint, limited, message};
 use mllp_client::testing::{Receiver, Step};
-use mllp_client::{AckMode, Batch, Client, Delivery, Error, ErrorKind, MessageError, messages};
+use mllp_client::{AckMode, AckParseError, Batch, Client, Delivery, Error, ErrorKind, MessageError, messages};
 
 fn batch(size: usize) -> Batch {
     let mut batch = Batch::new("B1").unwrap();
@@ -103,6 +103,8 @@ fn what_is_missing_or_wrong_is_told_by_message() {
         ("committed, then accepted", commit_then(frames(accepted([3, 1, 2]))), ["AA 1", "AA 2", "AA 3"], 1),
         ("committed, one missing", commit_then(frames(accepted([3, 1]))), ["AA 1", "Committed", "AA 3"], 2),
         ("committed all at once", frames([one("CA", "B1"), one("AA", "B1")]), ["AA B1"; 3], 1),
+        ("no control ID", frames([one("AA", "")]), ["Unknown"; 3], 2),
+        ("a commit block", Step::bytes(b"\x0B\x06\x1C\r"), ["Unknown"; 3], 2),
         ("garbage", Step::bytes(b"hello"), ["Unknown"; 3], 2),
         ("no acknowledgment", Step::frame(b"NTE|1\r"), ["Unknown"; 3], 2),
     ] {
@@ -129,6 +131,69 @@ fn a_batch_waits_no_longer_than_its_limit() {
     assert!(error.is_timeout(), "{error:?}");
     let builder = Client::builder(&receiver.endpoint()).timeout(LONG).ack_mode(AckMode::Commit);
     assert_eq!(described(&builder.build().unwrap().send_batch(&batch(1)).unwrap()[0]), "AA 1");
+}
+
+#[test]
+fn a_batch_without_an_id_is_not_acknowledged_by_none() {
+    let _tidy = Tidy::up();
+    let text = format!("BHS|^~\\&\r{}BTS|1\r", message("1"));
+    let batch = Batch::parse(text.as_bytes()).unwrap();
+    let receiver = Receiver::scripted([frames([("AA", String::new())])]).unwrap();
+    let results = common::client(&receiver.endpoint(), LONG).send_batch(&batch).unwrap();
+    let error = results[0].as_ref().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::MalformedAck(AckParseError::NoControlId)), "{error:?}");
+}
+
+#[test]
+fn an_id_that_is_a_messages_is_not_that_of_the_whole() {
+    let _tidy = Tidy::up();
+    let mut batch = Batch::new("1").unwrap();
+    ["1", "2", "3"].iter().for_each(|id| batch.push(message(id)).unwrap());
+    let receiver = Receiver::scripted([frames(accepted([1, 1]))]).unwrap();
+    let results = common::client(&receiver.endpoint(), LONG).send_batch(&batch).unwrap();
+    assert_eq!(results.iter().map(described).collect::<Vec<_>>(), ["AA 1", "Unknown", "Unknown"]);
+}
+
+#[test]
+fn the_applications_limit_waits_until_all_are_committed() {
+    let _tidy = Tidy::up();
+    let commit = |id: &str| Step::bytes(acknowledgment("CA", id));
+    let receiver = Receiver::scripted([commit("1").then(commit("2").after(SHORT * 2))]).unwrap();
+    let builder = Client::builder(&receiver.endpoint()).timeout(LONG).application_timeout(SHORT);
+    let results = limited(SHORT * 3, || builder.build().unwrap().send_batch(&batch(2))).unwrap();
+    assert_eq!(results.iter().map(described).collect::<Vec<_>>(), ["Committed"; 2]);
+}
+
+#[test]
+fn a_batch_refused_early_is_not_sent_again() {
+    let _tidy = Tidy::up();
+    let mut batch = Batch::new("B1").unwrap();
+    (0..2).for_each(|number| batch.push(common::message_of(&number.to_string(), 32 * 1024 * 1024)).unwrap());
+    common::with_peer(
+        |mut stream| {
+            use std::io::{Read, Write};
+            stream.read_exact(&mut [0; 1000]).unwrap();
+            stream.write_all(&acknowledgment("AR", "B1")).unwrap();
+        },
+        |endpoint| {
+            let results = common::client(&endpoint, LONG).send_batch(&batch).unwrap();
+            assert_eq!(results.iter().map(described).collect::<Vec<_>>(), ["Refused AR"; 2]);
+        },
+    );
+}
+
+#[test]
+fn a_long_run_keeps_its_connection() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    let client = Client::builder(&receiver.endpoint()).timeout(LONG).idle_timeout(SHORT / 2).build().unwrap();
+    client.send(message("0")).unwrap();
+    let slowly = (1..=4).map(|number| {
+        common::pass(SHORT / 4);
+        message(&number.to_string())
+    });
+    assert!(client.send_all(slowly).all(|result| result.is_ok()));
+    assert_eq!(receiver.connections(), 1);
 }
 
 #[test]

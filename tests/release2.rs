@@ -86,6 +86,7 @@ fn what_was_not_stored_is_sent_again_a_few_times() {
     for (name, steps, expected, sendings) in [
         ("once", vec![negative()], Ok("1"), 2),
         ("twice", vec![negative(), negative()], Ok("1"), 3),
+        ("once, and filler", vec![negative().then(Step::bytes(b"\n").after(SHORT / 8))], Ok("1"), 2),
         ("for ever", vec![negative(), negative(), negative(), negative()], Err(3), 3),
     ] {
         let receiver = receiver(Transport::Plain, steps);
@@ -115,6 +116,7 @@ fn every_failure_says_whether_the_receiver_has_the_message() {
         |phase| move |kind: &ErrorKind| matches!(kind, ErrorKind::Timeout { phase: found, .. } if *found == phase);
     type Matches = Box<dyn Fn(&ErrorKind) -> bool>;
     let no_block = |kind: &ErrorKind| matches!(kind, ErrorKind::MalformedFrame(FrameError::NoCommitBlock));
+    let stray = |kind: &ErrorKind| matches!(kind, ErrorKind::MalformedFrame(FrameError::StrayCommitBlock));
     let cases: Vec<(&str, Step, Matches, Delivery)> = vec![
         ("none", Step::silence(), Box::new(timeout(Phase::CommitAck)), Delivery::Unknown),
         (

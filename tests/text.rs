@@ -52,6 +52,17 @@ fn text_goes_out_and_comes_back_in_the_sites_characters() {
 }
 
 #[test]
+fn half_a_character_is_no_delimiter() {
+    let _tidy = Tidy::up();
+    // In Shift_JIS the second byte of this one is that of the field separator.
+    let message = "MSH|^~\\&|LAB|\u{30dd}|EHR|N|20260101||ORU^R01|MSG1|P|2.5|||AL|NE\rPID|1\r";
+    let receiver = Receiver::answering(|_| Step::bytes(common::acknowledgment("CA", "MSG1"))).unwrap();
+    let client = Client::builder(&receiver.endpoint()).timeout(LONG).charset("Shift_JIS").build().unwrap();
+    assert_eq!(client.send_text(message).unwrap().control_id(), "MSG1");
+    assert!(receiver.received()[0].starts_with(b"MSH|^~\\&|LAB|\x83\x7C|EHR"));
+}
+
+#[test]
 fn what_cannot_be_said_is_not_sent() {
     let _tidy = Tidy::up();
     let receiver = Receiver::accepting().unwrap();
