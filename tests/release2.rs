@@ -45,6 +45,7 @@ fn a_message_and_its_acknowledgment_are_committed_in_turn() {
         assert_eq!(client.send(message("1")).unwrap().control_id(), "1");
         assert_eq!(client.send(&large).unwrap().control_id(), "2");
         assert!(client.exchange(message("3")).unwrap().starts_with(b"MSH"));
+        assert!(receiver.wait_for(6, LONG), "what comes over another connection has an order of its own");
         let mut connection = release2(transport, &receiver).connect().unwrap();
         assert_eq!(connection.send(message("4").as_bytes()).unwrap().control_id(), "4");
         assert!(receiver.wait_for(8, LONG));
@@ -164,6 +165,14 @@ fn every_failure_says_whether_the_receiver_has_the_message() {
             positive().then(Step::refuse(mllp_client::AckCode::ApplicationError, "")),
             Box::new(|kind| matches!(kind, ErrorKind::Nak(_))),
             Delivery::Refused,
+        ),
+        ("not stored, twice at once", negative().then(negative()), Box::new(stray), Delivery::Unknown),
+        ("not stored, and stored", negative().then(positive()), Box::new(stray), Delivery::Unknown),
+        (
+            "not stored, stored a little later",
+            negative().then(positive().after(SHORT / 4)),
+            Box::new(stray),
+            Delivery::Unknown,
         ),
         (
             "not stored, closed",
