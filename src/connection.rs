@@ -127,8 +127,6 @@ pub struct Connection {
 pub(crate) struct Exchange<'m> {
     line: Option<Line>,
     outcome: Outcome<'m>,
-    /// Whether a commit block of MLLP release 2 has said that the receiver has the message.
-    stored: bool,
     began: Deadline,
     deadline: Deadline,
     application_timeout: Option<Duration>,
@@ -376,17 +374,19 @@ impl Connection {
             });
         }
         let line = self.stored(line, message, deadline)?;
-        let (stored, application_timeout) = (self.settings.release2, terms.application_timeout);
-        Ok(Exchange { line: Some(line), outcome, stored, began: *deadline, deadline: *deadline, application_timeout })
+        let application_timeout = terms.application_timeout;
+        Ok(Exchange { line: Some(line), outcome, began: *deadline, deadline: *deadline, application_timeout })
     }
 
     /// Waits for the next acknowledgment of an exchange, and decides on it.
     pub(crate) fn hear(&mut self, exchange: &mut Exchange<'_>) -> Result<Verdict, Error> {
-        let Exchange { line, outcome, stored, began, deadline, application_timeout } = exchange;
+        let Exchange { line, outcome, began, deadline, application_timeout } = exchange;
         let mut line = line.take().ok_or_else(|| Error::before_sending(ErrorKind::Closed))?;
+        // In MLLP release 2 no exchange is begun whose message a commit block has not said to be stored.
+        let stored = self.settings.release2;
         let answer = match self.read(&mut line, outcome.phase(), deadline) {
             Ok(answer) => answer,
-            Err(kind) => return Err(self.doubt(kind, outcome.commit().cloned()).once_stored(*stored)),
+            Err(kind) => return Err(self.doubt(kind, outcome.commit().cloned()).once_stored(stored)),
         };
         let answer = self.inbox.content(answer);
         let was_committed = outcome.commit().is_some();
@@ -399,7 +399,7 @@ impl Connection {
             }
             Err(kind) => {
                 let failure = Error::judged(kind, true, outcome.commit().cloned());
-                return Err(failure.once_stored(*stored).with_response(answer));
+                return Err(failure.once_stored(stored).with_response(answer));
             }
         };
         let confirmed = self.settings.confirm(&mut line, 1, deadline);
