@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::ack::{Ack, AckMode};
 use crate::batch::Batch;
@@ -342,6 +342,13 @@ impl<'a> Request<'a> {
     /// The limit of this call, in place of the client's. Zero is refused when it is sent.
     pub fn timeout(self, limit: Duration) -> Self {
         Request { timeout: limit, ..self }
+    }
+
+    /// Ends the call at this instant at the latest, whatever its limit. A limit of the application acknowledgment's own is not cut short.
+    pub fn until(self, end: Instant) -> Self {
+        // A limit of zero would be taken for a mistake.
+        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+        Request { timeout: self.timeout.min(left), ..self }
     }
 
     /// Which acknowledgment ends the exchange, in place of the client's choice

@@ -174,6 +174,7 @@ mod header;
 mod inbox;
 pub mod messages;
 mod outage;
+pub mod outbox;
 mod outcome;
 mod owed;
 mod places;

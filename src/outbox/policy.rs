@@ -1,0 +1,107 @@
+//! What to do with a message after an attempt to deliver it: no I/O.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use super::{Entry, Settlement};
+use crate::ack::Ack;
+use crate::ack::AckCode::{ApplicationReject, CommitReject};
+use crate::error::{Delivery, Error, ErrorKind};
+
+/// What a [`Forwarder`](super::Forwarder) does with a message of which it is not known whether the receiver has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Unknown {
+    /// It sends the same bytes with the same control ID again, until it knows. A receiver recognises the repeated control ID, as HL7 asks
+    /// of it.
+    #[default]
+    Resend,
+    /// It holds the message, and those behind it, until somebody has found out and says what to do: [`Outbox::requeue`](super::Outbox::requeue)
+    /// to send it again, [`Outbox::discard`](super::Outbox::discard) if the receiver has it. So no message is sent twice, even if the forwarder is
+    /// killed: it is recorded as being sent before it is, which costs a second write for each message.
+    Hold,
+}
+
+/// When to try again and when to give up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Policy {
+    pub(super) unknown: Unknown,
+    pub(super) refusals: u32,
+    pub(super) initial_delay: Duration,
+    pub(super) max_delay: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            unknown: Unknown::default(),
+            refusals: 3,
+            initial_delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What is to become of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Delivered,
+    Retry { after: Duration, refused: bool },
+    Held,
+    Dead,
+}
+
+impl Fate {
+    pub(super) fn settlement(self, why: &str) -> Settlement<'_> {
+        match self {
+            Fate::Delivered => Settlement::Delivered,
+            Fate::Retry { after, refused } => Settlement::Retry { after, refused, why },
+            Fate::Held => Settlement::Held { why },
+            Fate::Dead => Settlement::Dead { why },
+        }
+    }
+}
+
+impl Policy {
+    /// What becomes of an entry after this attempt.
+    pub(super) fn judge(&self, entry: &Entry, sent: &Result<Ack, Error>) -> Fate {
+        let Err(error) = sent else { return Fate::Delivered };
+        let retry = |refused| Fate::Retry { after: self.delay_after(entry.attempts), refused };
+        match (error.delivery(), error.kind()) {
+            (Delivery::Committed, _) => Fate::Delivered,
+            // It would be refused the next time as well.
+            (_, ErrorKind::InvalidMessage(_)) => Fate::Dead,
+            (Delivery::Refused, kind) => match kind {
+                ErrorKind::Nak(ack) if matches!(ack.code(), ApplicationReject | CommitReject) => Fate::Dead,
+                _ if entry.refusals >= self.refusals => Fate::Dead,
+                _ => retry(true),
+            },
+            (Delivery::Unknown, _) if self.unknown == Unknown::Hold => Fate::Held,
+            (Delivery::Unknown | Delivery::NotSent, _) => retry(false),
+        }
+    }
+
+    /// How long to wait after a failure, where so many have come before it.
+    pub(super) fn delay_after(&self, failures: u32) -> Duration {
+        let doubled = 1_u32.checked_shl(failures).unwrap_or(u32::MAX);
+        self.initial_delay.saturating_mul(doubled).min(self.max_delay)
+    }
+}
+
+/// A failure in words: what is known of it and of its causes, and the error codes of a refusal that are numbers (HL7 Table 0357).
+pub(super) fn in_words(error: &Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(beneath) = cause {
+        words.push_str(": ");
+        words.push_str(&beneath.to_string());
+        cause = beneath.source();
+    }
+    let details = error.nak().into_iter().flat_map(Ack::errors);
+    let is_code = |code: &str| (1..=3).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_digit());
+    for code in details.filter_map(|detail| detail.code().filter(|code| is_code(code)).map(|code| code.into_owned())) {
+        words.push_str(", error ");
+        words.push_str(&code);
+    }
+    words
+}

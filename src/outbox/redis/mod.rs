@@ -1,0 +1,377 @@
+//! Messages in Redis, for several machines. This folder alone names `redis`.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::{Client, Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation};
+
+use super::bell::Bell;
+use super::contract::ORPHANED;
+use super::turn::Turn;
+use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, stamp};
+
+/// The limit of one attempt to reach the server, and of one answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What others push is noticed after this time at the latest.
+const POLL: Duration = Duration::from_millis(50);
+
+/// How long a claim lasts, if nothing else is said: longer than the limit of an exchange.
+const LEASE: Duration = Duration::from_secs(45);
+
+/// An [`Outbox`] in Redis, for several machines (feature `redis`; Redis 7 or later, or Valkey).
+///
+/// *What it promises to survive* is what the server does. With `appendonly yes` and `appendfsync always`, a message whose `push` has returned
+/// survives the end of the server and of its machine. With `appendfsync everysec`, which is Redis's own default, it survives the end of the
+/// server, and what was pushed or settled in about the last second before its *machine* ends may be lost or sent again. Without `appendonly`, all since the
+/// last snapshot. A replica that takes over may lack what had not reached it. `maxmemory-policy` has to be `noeviction`, lest Redis throws
+/// messages away.
+///
+/// Each destination has keys of its own, beginning with `mllp-outbox:{destination}:`. Many handles may push; one at a time may claim,
+/// by a lease that it renews with each claim. A holder that has ended, or is cut off, loses the lease when its time is over, and another takes
+/// over, with a higher fencing token: what the former holder settles after that is refused ([`OutboxError::ClaimLost`]), and since
+/// [`Claim::until`] is the limit of its exchange, it does not send any more either. The clock for this is each machine's monotonic one; a
+/// machine that is suspended as a whole has to be fenced by other means.
+///
+/// A push whose answer is lost is repeated once over a new connection, without the message being stored twice. If that fails too, the
+/// message may be stored or not; to push it again is safe where the receiver recognises a repeated control ID.
+///
+/// Delivered entries are removed. Clones share the connection and the claim.
+///
+/// # Examples
+///
+/// ```no_run
+/// use mllp_client::outbox::{Outbox, RedisOutbox};
+///
+/// let outbox = RedisOutbox::open("redis://queue.example.org:6379/", "ehr")?;
+/// outbox.push(b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\r")?;
+/// # Ok::<(), mllp_client::outbox::OutboxError>(())
+/// ```
+#[derive(Clone)]
+pub struct RedisOutbox {
+    shared: Arc<Shared>,
+    lease: Duration,
+}
+
+struct Shared {
+    client: Client,
+    /// Where it is, without a password.
+    server: String,
+    /// What all keys of the destination begin with.
+    base: String,
+    destination: String,
+    /// What tells this handle from all others.
+    holder: String,
+    scripts: Scripts,
+    wire: Mutex<Wire>,
+    turn: Mutex<Turn>,
+    bell: Bell,
+}
+
+#[derive(Default)]
+struct Wire {
+    connection: Option<Connection>,
+    pushes: u64,
+}
+
+struct Scripts {
+    push: Script,
+    claim: Script,
+    settle: Script,
+    stopped: Script,
+    requeue: Script,
+    discard: Script,
+    pending: Script,
+    release: Script,
+}
+
+/// An entry as the scripts return it: control ID, time, state, attempts, refusals, last failure, message.
+type Fields = (Option<String>, Option<i64>, Option<String>, Option<u32>, Option<u32>, Option<String>, Option<Vec<u8>>);
+
+impl RedisOutbox {
+    /// The outbox of a destination on a server, such as `redis://host:6379/0`, or `rediss://` for TLS (with the feature `tls`). Connects, to
+    /// learn early that the server is there.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboxError::Config`] if the address is none, [`OutboxError::Storage`] if the server cannot be reached.
+    pub fn open(url: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
+        // What the library says may repeat the address, with its password.
+        let client = Client::open(url).map_err(|_| {
+            OutboxError::Config("the address of the Redis server is none, or asks for TLS without it".into())
+        })?;
+        let server = client.get_connection_info().addr().to_string();
+        let shared = Shared {
+            server,
+            base: format!("mllp-outbox:{{{destination}}}"),
+            destination: destination.to_owned(),
+            holder: format!("{:016x}{:016x}", random(), random()),
+            scripts: Scripts::new(),
+            wire: Mutex::default(),
+            turn: Mutex::default(),
+            bell: Bell::default(),
+            client,
+        };
+        let outbox = RedisOutbox { shared: Arc::new(shared), lease: LEASE };
+        outbox.pending()?;
+        Ok(outbox)
+    }
+
+    /// How long a claim of this handle lasts unless it claims again: after this time another handle takes over from one that has ended. No
+    /// exchange lasts longer, so it ought to be more than the limit of an exchange, with that of the application's acknowledgment where it has
+    /// one of its own. Defaults to 45 seconds; less than a millisecond counts as one.
+    pub fn lease(self, time: Duration) -> RedisOutbox {
+        RedisOutbox { lease: time, ..self }
+    }
+
+    /// The destination.
+    pub fn destination(&self) -> &str {
+        &self.shared.destination
+    }
+}
+
+/// Unlike any other hasher, and so as good as random.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+impl Scripts {
+    fn new() -> Scripts {
+        Scripts {
+            push: Script::new(include_str!("push.lua")),
+            claim: Script::new(include_str!("claim.lua")),
+            settle: Script::new(include_str!("settle.lua")),
+            stopped: Script::new(include_str!("stopped.lua")),
+            requeue: Script::new(include_str!("requeue.lua")),
+            discard: Script::new(include_str!("discard.lua")),
+            pending: Script::new(include_str!("pending.lua")),
+            release: Script::new(include_str!("release.lua")),
+        }
+    }
+}
+
+impl Shared {
+    fn turn(&self) -> MutexGuard<'_, Turn> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wire(&self) -> MutexGuard<'_, Wire> {
+        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call<'s>(&self, script: &'s Script) -> ScriptInvocation<'s> {
+        script.key(&self.base)
+    }
+
+    /// Runs a script, once more over a new connection if the one at hand fails: every script may be run twice.
+    fn run<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, OutboxError> {
+        self.run_on(&mut self.wire(), call)
+    }
+
+    fn run_on<T: FromRedisValue>(&self, wire: &mut Wire, call: &ScriptInvocation<'_>) -> Result<T, OutboxError> {
+        if let Some(mut connection) = wire.connection.take() {
+            match call.invoke(&mut connection) {
+                Err(error) if error.is_unrecoverable_error() || error.is_timeout() => {}
+                result => {
+                    wire.connection = Some(connection);
+                    return result.map_err(|error| self.failure(error));
+                }
+            }
+        }
+        let mut connection = self.connect().map_err(|error| self.failure(error))?;
+        let result = call.invoke(&mut connection);
+        if !matches!(&result, Err(error) if error.is_unrecoverable_error() || error.is_timeout()) {
+            wire.connection = Some(connection);
+        }
+        result.map_err(|error| self.failure(error))
+    }
+
+    fn connect(&self) -> RedisResult<Connection> {
+        let connection = self.client.get_connection_with_timeout(PATIENCE)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.set_write_timeout(Some(PATIENCE))?;
+        Ok(connection)
+    }
+
+    fn failure(&self, error: RedisError) -> OutboxError {
+        let server = &self.server;
+        let said =
+            |word: &str| error.code() == Some(word) || error.detail().is_some_and(|detail| detail.contains(word));
+        let what = if said("OOM") {
+            let what = format!(
+                "Redis at {server} is out of memory; what is in it is untouched, and it goes on once there is room"
+            );
+            return OutboxError::Full { what, source: Some(error.into()) };
+        } else if said("NOAUTH") || said("WRONGPASS") || error.kind() == ErrorKind::AuthenticationFailed {
+            format!("Redis at {server} does not let this program in")
+        } else if error.is_io_error() || error.is_unrecoverable_error() {
+            format!("Redis at {server} cannot be reached")
+        } else {
+            format!("Redis at {server} refuses")
+        };
+        OutboxError::Storage { what, source: Some(error.into()) }
+    }
+
+    /// Changes the entry of a claim, unless another has taken over since.
+    fn change(&self, claim: &Claim, state: &str, attempts: u32, refusals: u32, why: &str) -> Result<(), OutboxError> {
+        let mut call = self.call(&self.scripts.settle);
+        call.arg(claim.token).arg(claim.entry.id).arg(state).arg(attempts).arg(refusals).arg(why);
+        match self.run::<i64>(&call)? {
+            0 => Err(OutboxError::ClaimLost),
+            _ => Ok(()),
+        }
+    }
+
+    fn has(&self, claim: &Claim) -> Result<(), OutboxError> {
+        if self.turn().claimed() == Some(claim.entry.id) { Ok(()) } else { Err(OutboxError::ClaimLost) }
+    }
+
+    /// Runs a script about a stopped entry.
+    fn change_stopped(&self, script: &Script, id: u64) -> Result<bool, OutboxError> {
+        let changed: i64 = self.run(self.call(script).arg(id))?;
+        self.turn().wake(id);
+        self.bell.ring();
+        Ok(changed > 0)
+    }
+}
+
+/// An entry, and whether its message is there.
+fn entry(id: u64, fields: Fields) -> (Entry, bool) {
+    let (control_id, pushed_at, state, attempts, refusals, last_failure, message) = fields;
+    let whole = message.is_some();
+    let entry = Entry {
+        id,
+        control_id: control_id.unwrap_or_default(),
+        message: message.unwrap_or_default(),
+        pushed_at: stamp::time(pushed_at.unwrap_or(0)),
+        // What nobody here has written is nobody's to send.
+        state: state.map_or(EntryState::Waiting, |word| EntryState::from_word(&word).unwrap_or(EntryState::Held)),
+        attempts: attempts.unwrap_or(0),
+        refusals: refusals.unwrap_or(0),
+        last_failure,
+    };
+    (entry, whole)
+}
+
+impl Outbox for RedisOutbox {
+    fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
+        let shared = &*self.shared;
+        let control_id = Entry::control_id_of(message).map_err(OutboxError::InvalidMessage)?;
+        let mut wire = shared.wire();
+        wire.pushes += 1;
+        let mut call = shared.call(&shared.scripts.push);
+        call.arg(&shared.holder).arg(wire.pushes).arg(message).arg(control_id).arg(stamp::now());
+        let id = shared.run_on(&mut wire, &call)?;
+        shared.bell.ring();
+        Ok(id)
+    }
+
+    fn claim(&self) -> Result<Option<Claim>, OutboxError> {
+        let shared = &*self.shared;
+        let mut turn = shared.turn();
+        if turn.claimed().is_some() {
+            return Ok(None);
+        }
+        let begun = Instant::now();
+        let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX).clamp(1, u64::from(u32::MAX));
+        let mut call = shared.call(&shared.scripts.claim);
+        call.arg(&shared.holder).arg(lease);
+        let Some((token, id, fields)) = shared.run::<Option<(u64, u64, Fields)>>(&call)? else { return Ok(None) };
+        let (entry, whole) = entry(id, fields);
+        // A tenth less: clocks do not go equally fast.
+        let until = Some(begun + Duration::from_millis(lease) * 9 / 10);
+        let claim = Claim { entry, until, token };
+        let Entry { attempts, refusals, state, ref control_id, .. } = claim.entry;
+        match state {
+            EntryState::Waiting if turn.rests(id) => Ok(None),
+            EntryState::Waiting if !whole => {
+                // Here nobody can mend it, and those behind it are to go on.
+                let what = format!("the stored message {control_id:?} (number {id}) is gone");
+                shared.change(&claim, EntryState::Dead.as_str(), attempts, refusals, &what)?;
+                let what = format!("Redis at {}: {what}; it is among the dead now", shared.server);
+                Err(OutboxError::Damaged { what, source: None })
+            }
+            EntryState::Waiting => {
+                turn.take(id);
+                Ok(Some(claim))
+            }
+            EntryState::Sending => {
+                let attempts = attempts.saturating_add(1);
+                shared.change(&claim, EntryState::Held.as_str(), attempts, refusals, ORPHANED).map(|()| None)
+            }
+            EntryState::Held | EntryState::Dead => Ok(None),
+        }
+    }
+
+    fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
+        let Entry { attempts, refusals, last_failure, .. } = &claim.entry;
+        let why = last_failure.as_deref().unwrap_or_default();
+        self.shared.has(claim)?;
+        self.shared.change(claim, EntryState::Sending.as_str(), *attempts, *refusals, why)
+    }
+
+    fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
+        let shared = &*self.shared;
+        shared.has(claim)?;
+        let state = match outcome {
+            Settlement::Delivered => "delivered",
+            stays => stays.leads_to().as_str(),
+        };
+        let attempts = claim.entry.attempts.saturating_add(1);
+        let refusals = claim.entry.refusals.saturating_add(outcome.refused().into());
+        let settled = shared.change(claim, state, attempts, refusals, outcome.why().unwrap_or_default());
+        match &settled {
+            Ok(()) => shared.turn().give_back(outcome.rest()),
+            // Another has it, or it was settled by a call whose answer was lost.
+            Err(OutboxError::ClaimLost) => shared.turn().give_back(None),
+            Err(_) => {}
+        }
+        settled
+    }
+
+    fn release(&self) {
+        let shared = &*self.shared;
+        shared.turn().give_back(None);
+        // A server that cannot be reached takes the lease back by itself.
+        let _ = shared.run::<i64>(shared.call(&shared.scripts.release).arg(&shared.holder));
+        shared.bell.ring();
+    }
+
+    fn pending(&self) -> Result<Pending, OutboxError> {
+        let call = self.shared.call(&self.shared.scripts.pending);
+        let (waiting, dead, oldest): (u64, u64, Option<i64>) = self.shared.run(&call)?;
+        Ok(Pending::new(waiting, oldest.map(stamp::time), dead))
+    }
+
+    fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut call = self.shared.call(&self.shared.scripts.stopped);
+        let entries: Vec<(u64, Fields)> = self.shared.run(call.arg(after).arg(limit))?;
+        Ok(entries.into_iter().map(|(id, fields)| entry(id, fields).0).collect())
+    }
+
+    fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
+        self.shared.change_stopped(&self.shared.scripts.requeue, id)
+    }
+
+    fn discard(&self, id: u64) -> Result<bool, OutboxError> {
+        self.shared.change_stopped(&self.shared.scripts.discard, id)
+    }
+
+    fn wait(&self, limit: Duration) {
+        self.shared.bell.wait(limit.min(POLL));
+    }
+}
+
+impl fmt::Debug for RedisOutbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisOutbox")
+            .field("server", &self.shared.server)
+            .field("destination", &self.shared.destination)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,20 @@
+-- KEYS[1]: the destination; ARGV: fencing token, number, new state (or 'delivered'), attempts, refusals, failure.
+-- Returns 0 if another has taken over since, or the entry does not wait any more.
+local base, id, state = KEYS[1], ARGV[2], ARGV[3]
+local entry = base .. ':entry:' .. id
+if redis.call('GET', base .. ':fence') ~= ARGV[1] or not redis.call('ZSCORE', base .. ':waiting', id) then
+    return 0
+end
+if state == 'delivered' then
+    redis.call('ZREM', base .. ':waiting', id)
+    redis.call('DEL', entry)
+    return 1
+end
+redis.call('HSET', entry, 'state', state, 'attempts', ARGV[4], 'refusals', ARGV[5], 'last_failure', ARGV[6])
+if state == 'dead' then
+    redis.call('ZREM', base .. ':waiting', id)
+    redis.call('ZADD', base .. ':dead', id, id)
+elseif state == 'held' then
+    redis.call('ZADD', base .. ':held', id, id)
+end
+return 1

@@ -1,0 +1,577 @@
+//! Messages in a file, by SQLite. This folder alone names `rusqlite`.
+
+mod group;
+mod schema;
+
+use std::borrow::Borrow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, named_params, params};
+
+use super::bell::Bell;
+use super::contract::ORPHANED;
+use super::turn::Turn;
+use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, stamp};
+use crate::deadline::Deadline;
+use group::Group;
+
+/// How long to wait for another process that writes, before it is an error.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// What other processes push is noticed after this time at the latest.
+const POLL: Duration = Duration::from_millis(50);
+
+/// What was delivered too long ago is looked for so often.
+const PURGE: Duration = Duration::from_secs(60);
+
+/// So many entries are removed in one transaction.
+const PURGE_AT_ONCE: i64 = 256;
+
+/// How long delivered entries are kept, if nothing else is said.
+const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// An [`Outbox`] in a file, by SQLite (feature `sqlite`).
+///
+/// *What it promises to survive*: the end of the process and of the machine, from the moment when `push` returns: the file is written with a
+/// write-ahead log and `synchronous=FULL`, and the disk is asked to have it. It lies on a local disk; network file systems lack the locks.
+///
+/// A file has several destinations, and several processes may push to each while one forwards: the right to claim is a lock on a file
+/// beside it, which the system takes back when its holder ends, however it ends. Clones share the connections and the claim, and the
+/// changes of threads that push at the same time share one write to the disk. On Unix the file is made readable by its owner alone, since it
+/// holds patients' data.
+///
+/// Delivered entries are kept for 7 days, with their messages, unless [`keep_delivered`](SqliteOutbox::keep_delivered) says otherwise. They are
+/// removed by the one who forwards, a few at a time.
+///
+/// # Reading it
+///
+/// Any `sqlite3` shell reads it, also while it is in use:
+///
+/// ```sql
+/// SELECT * FROM show_waiting;   -- what is waiting: destination, control ID, attempts, last failure, since when
+/// SELECT * FROM show_dead;      -- what died, when and why
+/// SELECT * FROM show_delivered; -- what was delivered, and when
+/// SELECT content FROM message WHERE id = 7;
+/// ```
+///
+/// # Examples
+///
+/// ```
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("outbox.db");
+/// use mllp_client::outbox::{Outbox, SqliteOutbox};
+///
+/// let outbox = SqliteOutbox::open(path, "ehr")?;
+/// outbox.push(b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\r")?;
+/// assert_eq!(outbox.pending()?.waiting, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct SqliteOutbox {
+    shared: Arc<Shared>,
+    keep: Option<Duration>,
+}
+
+/// What the handles of a file have in common.
+struct Storage {
+    path: String,
+    group: Group,
+    reader: Mutex<Connection>,
+}
+
+struct Shared {
+    storage: Arc<Storage>,
+    destination: i64,
+    name: String,
+    line: Mutex<Line>,
+    bell: Bell,
+}
+
+/// This handle's part in the line: the lock while it may claim, and what it has claimed.
+#[derive(Default)]
+struct Line {
+    lock: Option<File>,
+    turn: Turn,
+    next_purge: Option<Deadline>,
+}
+
+impl SqliteOutbox {
+    /// Opens the outbox in a file, for one destination; makes both where they are not there yet.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboxError::Config`] if the file is of another kind, or of a later version; [`OutboxError::Damaged`], [`OutboxError::Full`] or
+    /// [`OutboxError::Storage`] if it cannot be read and written.
+    pub fn open(path: impl AsRef<Path>, destination: &str) -> Result<SqliteOutbox, OutboxError> {
+        let path = path.as_ref();
+        let shown = path.display().to_string();
+        create(path).map_err(|error| unusable(&shown, error))?;
+        let connect = || connect(path).map_err(|error| failure(&shown, error));
+        let mut writer = connect()?;
+        schema::prepare(&mut writer).map_err(|error| error.of_file(&shown))?;
+        let storage = Storage { path: shown.clone(), group: Group::new(writer), reader: Mutex::new(connect()?) };
+        SqliteOutbox::of(Arc::new(storage), destination)
+    }
+
+    /// Another destination in the same file, over the same connections.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or written.
+    pub fn for_destination(&self, destination: &str) -> Result<SqliteOutbox, OutboxError> {
+        let outbox = SqliteOutbox::of(Arc::clone(&self.shared.storage), destination)?;
+        Ok(SqliteOutbox { keep: self.keep, ..outbox })
+    }
+
+    /// How long this handle keeps what it has delivered; `None` for not at all. Defaults to 7 days.
+    pub fn keep_delivered(self, time: Option<Duration>) -> SqliteOutbox {
+        SqliteOutbox { keep: time, ..self }
+    }
+
+    /// The destination.
+    pub fn destination(&self) -> &str {
+        &self.shared.name
+    }
+
+    fn of(storage: Arc<Storage>, name: &str) -> Result<SqliteOutbox, OutboxError> {
+        let find = "SELECT id FROM destination WHERE name = ?1";
+        let found = storage.read(|reader| reader.query_row(find, [name], |row| row.get(0)).optional())?;
+        let destination = match found {
+            Some(id) => id,
+            None => {
+                let name = name.to_owned();
+                storage.change(move |writer| {
+                    writer.execute("INSERT OR IGNORE INTO destination (name) VALUES (?1)", [&name])?;
+                    writer.query_row(find, [&name], |row| row.get(0))
+                })?
+            }
+        };
+        let (line, bell) = Default::default();
+        let shared = Shared { storage, destination, name: name.to_owned(), line, bell };
+        Ok(SqliteOutbox { shared: Arc::new(shared), keep: Some(WEEK) })
+    }
+
+    /// Changes the stopped entry of this number; `false` if there is none.
+    fn change_stopped(
+        &self,
+        id: u64,
+        held: &'static str,
+        dead: &'static str,
+        then: &'static str,
+    ) -> Result<bool, OutboxError> {
+        let Ok(number) = i64::try_from(id) else { return Ok(false) };
+        let place = [self.shared.destination, number];
+        let changed = self.shared.storage.change(move |writer| {
+            let changed = writer.prepare_cached(held)?.execute(place)? + writer.prepare_cached(dead)?.execute(place)?;
+            if changed > 0 {
+                writer.prepare_cached(then)?.execute(place)?;
+            }
+            Ok(changed as i64)
+        })?;
+        self.shared.lock().turn.wake(id);
+        self.shared.bell.ring();
+        Ok(changed > 0)
+    }
+}
+
+impl Storage {
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, OutboxError> {
+        let connection = self.group.idle_writer();
+        let connection = connection.unwrap_or_else(|| self.reader.lock().unwrap_or_else(PoisonError::into_inner));
+        query(&connection).map_err(|error| failure(&self.path, error))
+    }
+
+    fn change(
+        &self,
+        work: impl FnMut(&Connection) -> rusqlite::Result<i64> + Send + 'static,
+    ) -> Result<i64, OutboxError> {
+        self.group.change(work).map_err(|error| failure(&self.path, error))
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this handle may claim: it holds the lock, or gets it.
+    fn may_claim(&self, line: &mut Line) -> Result<bool, OutboxError> {
+        if line.lock.is_none() {
+            let path = format!("{}-claim-{}", self.storage.path, self.destination);
+            let unusable = |error| unusable(&path, error);
+            let file =
+                private(OpenOptions::new().write(true).create(true).truncate(false)).open(&path).map_err(unusable)?;
+            match try_lock(&file) {
+                Ok(()) => line.lock = Some(file),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(unusable(error)),
+            }
+        }
+        Ok(line.lock.is_some())
+    }
+
+    /// The head and whether it is as it was written.
+    fn head(&self) -> Result<Option<(Entry, bool)>, OutboxError> {
+        self.storage.read(|reader| {
+            let mut query = reader.prepare_cached(
+                "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.last_failure, m.content, m.checksum
+                 FROM waiting w LEFT JOIN message m ON m.id = w.id
+                 WHERE w.destination = ?1 ORDER BY w.id LIMIT 1",
+            )?;
+            query.query_row([self.destination], entry).optional()
+        })
+    }
+
+    /// Changes the claimed entry, or finds that it is not there any more.
+    fn change_claimed(&self, claim: &Claim, change: Change) -> Result<(), OutboxError> {
+        if self.lock().turn.claimed() != Some(claim.entry.id) || self.change(claim.entry.id, change)? == 0 {
+            return Err(OutboxError::ClaimLost);
+        }
+        Ok(())
+    }
+
+    /// Changes an entry that waits; says how many there were.
+    fn change(&self, id: u64, change: Change) -> Result<i64, OutboxError> {
+        let place = (self.destination, id as i64);
+        self.storage.change(move |writer| change.make(writer, place))
+    }
+
+    /// Removes what was delivered too long ago, a little at a time; says how many.
+    fn purge(&self, keep: Duration) -> Result<i64, OutboxError> {
+        let (destination, before) = (self.destination, stamp::earlier(stamp::now(), keep));
+        self.storage.change(move |writer| purge(writer, destination, before))
+    }
+}
+
+/// A change of an entry that waits.
+enum Change {
+    Begin,
+    Deliver { attempts: u32, keep: bool },
+    Stay { state: EntryState, attempts: u32, refusals: u32, retry_at: Option<i64>, why: String },
+    Bury { attempts: u32, refusals: u32, why: String },
+}
+
+impl Change {
+    fn settlement(claim: &Claim, outcome: Settlement<'_>, keep: bool) -> Change {
+        let attempts = claim.entry.attempts.saturating_add(1);
+        let refusals = claim.entry.refusals.saturating_add(outcome.refused().into());
+        let why = outcome.why().unwrap_or_default().to_owned();
+        match outcome {
+            Settlement::Delivered => Change::Deliver { attempts, keep },
+            Settlement::Retry { .. } | Settlement::Held { .. } => {
+                let retry_at = outcome.rest().map(|rest| stamp::later(stamp::now(), rest));
+                Change::Stay { state: outcome.leads_to(), attempts, refusals, retry_at, why }
+            }
+            Settlement::Dead { .. } => Change::Bury { attempts, refusals, why },
+        }
+    }
+
+    fn make(&self, writer: &Connection, (destination, id): (i64, i64)) -> rusqlite::Result<i64> {
+        let execute = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<i64> {
+            Ok(writer.prepare_cached(sql)?.execute(parameters)? as i64)
+        };
+        const LEAVE: &str = "DELETE FROM waiting WHERE destination = ?1 AND id = ?2";
+        match self {
+            Change::Begin => execute(
+                "UPDATE waiting SET state = ?3 WHERE destination = ?1 AND id = ?2",
+                &[&destination, &id, &EntryState::Sending.as_str()],
+            ),
+            Change::Deliver { keep: false, .. } => {
+                execute("DELETE FROM message WHERE id = ?1", &[&id])?;
+                execute(LEAVE, &[&destination, &id])
+            }
+            Change::Deliver { keep: true, attempts } => {
+                execute(
+                    "INSERT INTO delivered (destination, delivered_at, id, control_id, pushed_at, attempts)
+                     SELECT destination, ?3, id, control_id, pushed_at, ?4 FROM waiting WHERE destination = ?1 AND id = ?2",
+                    &[&destination, &id, &stamp::now(), attempts],
+                )?;
+                execute(LEAVE, &[&destination, &id])
+            }
+            Change::Stay { state, attempts, refusals, retry_at, why } => execute(
+                "UPDATE waiting SET state = ?3, attempts = ?4, refusals = ?5, retry_at = ?6, last_failure = ?7
+                 WHERE destination = ?1 AND id = ?2",
+                &[&destination, &id, &state.as_str(), attempts, refusals, retry_at, why],
+            ),
+            Change::Bury { attempts, refusals, why } => {
+                execute(
+                    "INSERT INTO dead (destination, id, control_id, pushed_at, attempts, refusals, died_at, last_failure)
+                     SELECT destination, id, control_id, pushed_at, ?3, ?4, ?5, ?6
+                     FROM waiting WHERE destination = ?1 AND id = ?2",
+                    &[&destination, &id, attempts, refusals, &stamp::now(), why],
+                )?;
+                execute(LEAVE, &[&destination, &id])
+            }
+        }
+    }
+}
+
+fn purge(writer: &Connection, destination: i64, before: i64) -> rusqlite::Result<i64> {
+    let expired = "SELECT id, delivered_at FROM delivered WHERE destination = ?1 AND delivered_at < ?2
+                   ORDER BY delivered_at, id LIMIT ?3";
+    let mut expired = writer.prepare_cached(expired)?;
+    let expired = expired.query_map([destination, before, PURGE_AT_ONCE], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let expired = expired.collect::<rusqlite::Result<Vec<(i64, i64)>>>()?;
+    for (id, delivered_at) in &expired {
+        let mut delivered =
+            writer.prepare_cached("DELETE FROM delivered WHERE destination = ?1 AND delivered_at = ?2 AND id = ?3")?;
+        delivered.execute([destination, *delivered_at, *id])?;
+        writer.prepare_cached("DELETE FROM message WHERE id = ?1")?.execute([id])?;
+    }
+    Ok(expired.len() as i64)
+}
+
+/// An entry, and whether its message is as it was written.
+fn entry(row: &Row<'_>) -> rusqlite::Result<(Entry, bool)> {
+    let message: Option<Vec<u8>> = row.get("content")?;
+    let checksum: Option<u32> = row.get("checksum")?;
+    let intact = message.as_deref().map(crc32fast::hash) == checksum && checksum.is_some();
+    let state: String = row.get("state")?;
+    let entry = Entry {
+        id: row.get::<_, i64>("id")? as u64,
+        control_id: row.get("control_id")?,
+        message: message.unwrap_or_default(),
+        pushed_at: stamp::time(row.get("pushed_at")?),
+        // What nobody here has written is nobody's to send.
+        state: EntryState::from_word(&state).unwrap_or(EntryState::Held),
+        attempts: row.get("attempts")?,
+        refusals: row.get("refusals")?,
+        last_failure: row.get("last_failure")?,
+    };
+    Ok((entry, intact))
+}
+
+impl Outbox for SqliteOutbox {
+    fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
+        let control_id = Entry::control_id_of(message).map_err(OutboxError::InvalidMessage)?;
+        let message = message.to_vec();
+        let destination = self.shared.destination;
+        let id = self.shared.storage.change(move |writer| {
+            let mut content = writer.prepare_cached("INSERT INTO message (checksum, content) VALUES (?1, ?2)")?;
+            let id = content.insert(params![crc32fast::hash(&message), message])?;
+            let mut waiting = writer.prepare_cached(
+                "INSERT INTO waiting (destination, id, control_id, pushed_at, state, attempts, refusals)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 0, 0)",
+            )?;
+            waiting.execute(params![destination, id, control_id, stamp::now(), EntryState::Waiting.as_str()])?;
+            Ok(id)
+        })?;
+        self.shared.bell.ring();
+        Ok(id as u64)
+    }
+
+    fn claim(&self) -> Result<Option<Claim>, OutboxError> {
+        let mut line = self.shared.lock();
+        if line.turn.claimed().is_some() || !self.shared.may_claim(&mut line)? {
+            return Ok(None);
+        }
+        if let Some(keep) = self.keep.filter(|_| line.next_purge.is_none_or(|next| next.remaining().is_none())) {
+            // What is left over is for the next time.
+            let left_over = self.shared.purge(keep)? == PURGE_AT_ONCE;
+            line.next_purge = (!left_over).then(|| Deadline::after(PURGE));
+        }
+        let Some((head, intact)) = self.shared.head()? else {
+            return Ok(None);
+        };
+        let id = head.id;
+        match head.state {
+            EntryState::Waiting if line.turn.rests(id) => Ok(None),
+            EntryState::Waiting if !intact => {
+                // Here nobody can mend it, and those behind it are to go on.
+                let what = format!("the stored message {:?} (number {id}) is damaged", head.control_id);
+                let bury = Change::Bury { attempts: head.attempts, refusals: head.refusals, why: what.clone() };
+                self.shared.change(id, bury)?;
+                let what = format!("{}: {what}; it is among the dead now", self.shared.storage.path);
+                Err(OutboxError::Damaged { what, source: None })
+            }
+            EntryState::Waiting => {
+                line.turn.take(id);
+                Ok(Some(Claim::new(head)))
+            }
+            EntryState::Sending => {
+                let Entry { attempts, refusals, .. } = head;
+                let (state, why) = (EntryState::Held, ORPHANED.to_owned());
+                let hold = Change::Stay { state, attempts: attempts.saturating_add(1), refusals, retry_at: None, why };
+                self.shared.change(id, hold).map(|_| None)
+            }
+            EntryState::Held | EntryState::Dead => Ok(None),
+        }
+    }
+
+    fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
+        self.shared.change_claimed(claim, Change::Begin)
+    }
+
+    fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
+        let settled = self.shared.change_claimed(claim, Change::settlement(claim, outcome, self.keep.is_some()));
+        if settled.is_ok() {
+            self.shared.lock().turn.give_back(outcome.rest());
+        }
+        settled
+    }
+
+    fn release(&self) {
+        let mut line = self.shared.lock();
+        line.turn.give_back(None);
+        line.lock = None;
+        self.shared.bell.ring();
+    }
+
+    fn pending(&self) -> Result<Pending, OutboxError> {
+        let destination = [self.shared.destination];
+        self.shared.storage.read(|reader| {
+            let count = |sql: &str| reader.prepare_cached(sql)?.query_row(destination, |row| row.get::<_, i64>(0));
+            let oldest =
+                count("SELECT pushed_at FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1").optional()?;
+            let waiting = count("SELECT count(*) FROM waiting WHERE destination = ?1")?;
+            let dead = count("SELECT count(*) FROM dead WHERE destination = ?1")?;
+            Ok(Pending::new(waiting as u64, oldest.map(stamp::time), dead as u64))
+        })
+    }
+
+    fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
+        let parameters = named_params! {
+            ":destination": self.shared.destination,
+            ":after": i64::try_from(after).unwrap_or(i64::MAX),
+            ":limit": i64::try_from(limit).unwrap_or(i64::MAX),
+            ":held": EntryState::Held.as_str(),
+            ":dead": EntryState::Dead.as_str(),
+        };
+        self.shared.storage.read(|reader| {
+            let mut query = reader.prepare_cached(
+                "SELECT w.id, control_id, pushed_at, state, attempts, refusals, last_failure, content, checksum
+                 FROM waiting w LEFT JOIN message m ON m.id = w.id
+                 WHERE destination = :destination AND w.id > :after AND state = :held
+                 UNION ALL
+                 SELECT x.id, control_id, pushed_at, :dead, attempts, refusals, last_failure, content, checksum
+                 FROM dead x LEFT JOIN message m ON m.id = x.id
+                 WHERE destination = :destination AND x.id > :after
+                 ORDER BY 1 LIMIT :limit",
+            )?;
+            query.query_map(parameters, |row| Ok(entry(row)?.0))?.collect()
+        })
+    }
+
+    fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
+        self.change_stopped(
+            id,
+            "UPDATE waiting SET state = 'waiting', refusals = 0, retry_at = NULL
+             WHERE destination = ?1 AND id = ?2 AND state = 'held'",
+            "INSERT INTO waiting (destination, id, control_id, pushed_at, state, attempts, refusals, last_failure)
+             SELECT destination, id, control_id, pushed_at, 'waiting', attempts, 0, last_failure
+             FROM dead WHERE destination = ?1 AND id = ?2",
+            "DELETE FROM dead WHERE destination = ?1 AND id = ?2",
+        )
+    }
+
+    fn discard(&self, id: u64) -> Result<bool, OutboxError> {
+        self.change_stopped(
+            id,
+            "DELETE FROM waiting WHERE destination = ?1 AND id = ?2 AND state = 'held'",
+            "DELETE FROM dead WHERE destination = ?1 AND id = ?2",
+            "DELETE FROM message WHERE id = ?2",
+        )
+    }
+
+    fn wait(&self, limit: Duration) {
+        self.shared.bell.wait(limit.min(POLL));
+    }
+}
+
+impl fmt::Debug for SqliteOutbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteOutbox")
+            .field("path", &self.shared.storage.path)
+            .field("destination", &self.shared.name)
+            .field("keep_delivered", &self.keep)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes the file if it is not there, for its owner alone: SQLite gives its other files the same rights.
+fn create(path: &Path) -> io::Result<()> {
+    private(OpenOptions::new().read(true).append(true).create(true)).open(path).map(drop)
+}
+
+fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    options
+}
+
+#[expect(clippy::incompatible_msrv, reason = "rusqlite takes a later version of Rust than this")]
+fn try_lock(file: &File) -> Result<(), TryLockError> {
+    file.try_lock()
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    // Otherwise each use of a statement plans it anew for its parameters, where SQLite is built with STAT4 as here.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    write_ahead(&connection)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // What a burst has made of the log is given back.
+    connection.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
+    Ok(connection)
+}
+
+/// Changes the file to a write-ahead log. For this SQLite does not wait for others, as it does elsewhere.
+fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let deadline = Deadline::after(BUSY);
+    loop {
+        match connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0)) {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && deadline.remaining().is_some() =>
+            {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            result => return result.map(drop),
+        }
+    }
+}
+
+fn unusable(path: &str, error: io::Error) -> OutboxError {
+    let what = match error.kind() {
+        io::ErrorKind::StorageFull => return OutboxError::Full { what: full(path), source: Some(error.into()) },
+        io::ErrorKind::NotFound => format!("the directory of {path} is not there"),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => read_only(path),
+        _ => format!("{path} cannot be used"),
+    };
+    OutboxError::Storage { what, source: Some(error.into()) }
+}
+
+fn full(path: &str) -> String {
+    format!("the disk of {path} is full; what is in it is untouched, and it goes on once there is room")
+}
+
+fn read_only(path: &str) -> String {
+    format!("{path} or its directory cannot be written")
+}
+
+/// What an error of SQLite means for a user.
+fn failure(path: &str, error: impl Borrow<rusqlite::Error> + StdError + Send + Sync + 'static) -> OutboxError {
+    let code = error.borrow().sqlite_error_code();
+    let source = Some(error.into());
+    let what = match code {
+        Some(ErrorCode::DiskFull) => return OutboxError::Full { what: full(path), source },
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            let what = format!("{path} is damaged, or no outbox; save it and restore it from a copy");
+            return OutboxError::Damaged { what, source };
+        }
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => read_only(path),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            format!("{path} was locked by another process for longer than {BUSY:?}")
+        }
+        _ => format!("{path} cannot be read or written"),
+    };
+    OutboxError::Storage { what, source }
+}

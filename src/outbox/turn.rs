@@ -1,0 +1,37 @@
+//! What a handle knows of its own claim: which entry it has, and which one rests before it is tried again.
+
+use std::time::Duration;
+
+use crate::deadline::Deadline;
+
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    claimed: Option<u64>,
+    resting: Option<(u64, Deadline)>,
+}
+
+impl Turn {
+    /// The entry that is claimed.
+    pub(super) fn claimed(&self) -> Option<u64> {
+        self.claimed
+    }
+
+    /// Whether the time has not come yet to try this entry again.
+    pub(super) fn rests(&self, id: u64) -> bool {
+        matches!(&self.resting, Some((resting, until)) if *resting == id && until.remaining().is_some())
+    }
+
+    pub(super) fn take(&mut self, id: u64) {
+        *self = Turn { claimed: Some(id), resting: None };
+    }
+
+    /// The claim has ended; its entry is to rest for so long, if it is to be tried again.
+    pub(super) fn give_back(&mut self, rest: Option<Duration>) {
+        self.resting = self.claimed.take().zip(rest.map(Deadline::after));
+    }
+
+    /// Somebody has decided that this entry need not rest.
+    pub(super) fn wake(&mut self, id: u64) {
+        self.resting.take_if(|(resting, _)| *resting == id);
+    }
+}
