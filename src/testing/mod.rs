@@ -27,12 +27,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod outbox;
 mod peer;
 mod receiver;
 mod step;
 #[cfg(feature = "testing-tls")]
 mod tls;
 
+pub use outbox::{BrokenContract, OutboxSuite};
 pub use receiver::{Receiver, ReceiverBuilder};
 pub use step::Step;
 #[cfg(feature = "testing-tls")]

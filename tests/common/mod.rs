@@ -4,6 +4,8 @@
 
 #[cfg(feature = "tls")]
 pub mod certificates;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::fs;
 use std::io::Read;
@@ -139,7 +141,7 @@ impl Tidy {
     /// it is given another.
     fn threads() -> usize {
         let name = |thread: PathBuf| fs::read_to_string(thread.join("comm")).unwrap_or_default();
-        let own = ["the-tidy-test\n", "mllp-receiver\n"];
+        let own = ["the-tidy-test\n", "mllp-receiver\n", "mllp-forwarder\n"];
         entries("/proc/self/task").filter(|thread| own.contains(&&*name(thread.clone()))).count()
     }
 }

@@ -198,6 +198,11 @@ impl Shared {
 
     fn failure(&self, error: RedisError) -> OutboxError {
         let server = &self.server;
+        if matches!(error.kind(), ErrorKind::Parse | ErrorKind::UnexpectedReturnType) {
+            // What the library says of it repeats the answer, which may be a message.
+            let what = format!("what Redis at {server} holds for this destination is no outbox of this version");
+            return OutboxError::Damaged { what, source: None };
+        }
         let said =
             |word: &str| error.code() == Some(word) || error.detail().is_some_and(|detail| detail.contains(word));
         let what = if said("OOM") {

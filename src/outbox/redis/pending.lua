@@ -2,4 +2,4 @@
 local base = KEYS[1]
 local head = redis.call('ZRANGE', base .. ':waiting', 0, 0)[1]
 return {redis.call('ZCARD', base .. ':waiting'), redis.call('ZCARD', base .. ':dead'),
-    head and redis.call('HGET', base .. ':entry:' .. head, 'pushed_at')}
+    head and redis.call('HGET', base .. ':entry:' .. head, 'pushed_at') or false}

@@ -330,7 +330,8 @@ fn purge(writer: &Connection, destination: i64, before: i64) -> rusqlite::Result
 
 /// An entry, and whether its message is as it was written.
 fn entry(row: &Row<'_>) -> rusqlite::Result<(Entry, bool)> {
-    let message: Option<Vec<u8>> = row.get("content")?;
+    // Text is what a shell makes of it.
+    let message = row.get_ref("content")?.as_bytes_or_null().unwrap_or_default().map(<[u8]>::to_vec);
     let checksum: Option<u32> = row.get("checksum")?;
     let intact = message.as_deref().map(crc32fast::hash) == checksum && checksum.is_some();
     let state: String = row.get("state")?;

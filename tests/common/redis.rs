@@ -1,0 +1,71 @@
+//! A Redis server of the test's own, on a free port, which it stops.
+
+use std::env;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use tempfile::TempDir;
+
+use super::eventually;
+
+pub struct Redis {
+    server: Option<Child>,
+    port: u16,
+    directory: TempDir,
+}
+
+impl Redis {
+    /// A server that has each change on the disk before it answers; `None` if there is no `redis-server` here, which is said.
+    pub fn start() -> Option<Redis> {
+        if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
+            assert!(env::var_os("MLLP_REDIS_REQUIRED").is_none(), "there is no redis-server here");
+            println!("skipped: there is no redis-server here");
+            return None;
+        }
+        for _ in 0..10 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut redis = Redis { server: None, port, directory: tempfile::tempdir().unwrap() };
+            if redis.restart().is_ok() {
+                return Some(redis);
+            }
+        }
+        panic!("redis-server does not start");
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Starts it again, on what it has on its disk; fails if it ends, as where another has the port.
+    pub fn restart(&mut self) -> io::Result<()> {
+        let server = Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "yes"])
+            .args(["--appendfsync", "always", "--dir", self.directory.path().to_str().unwrap()])
+            .stdout(Stdio::null())
+            .spawn()?;
+        let server = self.server.insert(server);
+        let mut ended = false;
+        eventually("the server listens", || {
+            thread::yield_now();
+            ended = server.try_wait().unwrap().is_some();
+            ended || TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+        });
+        if ended { Err(io::Error::other("it has ended")) } else { Ok(()) }
+    }
+
+    /// Kills it, as by SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            server.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

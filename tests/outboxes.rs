@@ -1,0 +1,522 @@
+//! The outboxes: the contract, tried on each and on some that break it, and what each promises beyond it.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use common::{LONG, SHORT, Tidy, limited, message};
+use mllp_client::MessageError;
+use mllp_client::outbox::{Claim, Entry, MemoryOutbox, Outbox, OutboxError, Pending, Settlement};
+use mllp_client::testing::OutboxSuite;
+
+/// Memory that outlives its handles, as another process would find it.
+#[derive(Default)]
+struct Storage(Mutex<HashMap<String, MemoryOutbox>>);
+
+impl Storage {
+    fn open(&self, destination: &str) -> MemoryOutbox {
+        let mut outboxes = self.0.lock().unwrap();
+        let new = || MemoryOutbox::new(1_000, 10_000_000);
+        outboxes.entry(destination.to_owned()).or_insert_with(new).clone()
+    }
+}
+
+#[test]
+fn memory_keeps_the_contract() {
+    let _tidy = Tidy::up();
+    let storage = Storage::default();
+    OutboxSuite::new(|destination: &str| storage.open(destination)).volatile().run().unwrap();
+}
+
+/// A way to break the contract.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    LosesOnCrash,
+    Reorders,
+    RemovesAtClaim,
+    MixesDestinations,
+}
+
+/// An outbox in memory with a fault. Each opening is a handle of its own.
+struct Faulty {
+    fault: Fault,
+    inner: MemoryOutbox,
+    /// Pushed, and not yet where another would find it.
+    unwritten: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Faulty {
+    fn write(&self) {
+        for message in self.unwritten.lock().unwrap().drain(..) {
+            self.inner.push(&message).unwrap();
+        }
+    }
+}
+
+impl Drop for Faulty {
+    fn drop(&mut self) {
+        // Its process ends, and with it its claim.
+        self.inner.release();
+    }
+}
+
+impl Outbox for Faulty {
+    fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
+        match self.fault {
+            Fault::LosesOnCrash => {
+                let id = Entry::new(0, message).map_err(OutboxError::InvalidMessage)?.id;
+                self.unwritten.lock().unwrap().push(message.to_vec());
+                Ok(id + 1 + self.inner.pending()?.waiting + self.unwritten.lock().unwrap().len() as u64)
+            }
+            Fault::Reorders => {
+                // What comes later is put before what waits.
+                let id = self.inner.push(message)?;
+                let mut before = Vec::new();
+                while let Some(claim) = self.inner.claim()? {
+                    let last = claim.entry.id == id;
+                    if !last {
+                        before.push(claim.entry.message.clone());
+                    }
+                    self.inner.settle(&claim, Settlement::Delivered)?;
+                }
+                let id = self.inner.push(message)?;
+                before.iter().try_for_each(|message| self.inner.push(message).map(drop))?;
+                Ok(id)
+            }
+            Fault::RemovesAtClaim | Fault::MixesDestinations => self.inner.push(message),
+        }
+    }
+
+    fn claim(&self) -> Result<Option<Claim>, OutboxError> {
+        self.write();
+        let claimed = self.inner.claim()?;
+        if let (Fault::RemovesAtClaim, Some(claim)) = (self.fault, &claimed) {
+            self.inner.settle(claim, Settlement::Delivered)?;
+        }
+        Ok(claimed)
+    }
+
+    fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
+        self.inner.begin(claim)
+    }
+
+    fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
+        match self.fault {
+            Fault::RemovesAtClaim => Ok(()),
+            _ => self.inner.settle(claim, outcome),
+        }
+    }
+
+    fn release(&self) {
+        self.inner.release();
+    }
+
+    fn pending(&self) -> Result<Pending, OutboxError> {
+        let pending = self.inner.pending()?;
+        let unwritten = self.unwritten.lock().unwrap().len() as u64;
+        let oldest = pending.oldest.or((unwritten > 0).then(std::time::SystemTime::now));
+        Ok(Pending::new(pending.waiting + unwritten, oldest, pending.dead))
+    }
+
+    fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
+        self.inner.stopped(after, limit)
+    }
+
+    fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
+        self.inner.requeue(id)
+    }
+
+    fn discard(&self, id: u64) -> Result<bool, OutboxError> {
+        self.inner.discard(id)
+    }
+
+    fn wait(&self, limit: Duration) {
+        self.inner.wait(limit);
+    }
+}
+
+#[test]
+fn what_breaks_the_contract_is_found_out() {
+    for (fault, finding) in [
+        (Fault::LosesOnCrash, "survives: what waits is counted"),
+        (Fault::Reorders, "order: entries are claimed in the order of their push"),
+        (Fault::RemovesAtClaim, "claimed-survives: what waits is counted"),
+        (Fault::MixesDestinations, "destinations: what waits is counted"),
+    ] {
+        let storage = Storage::default();
+        let open = |destination: &str| {
+            let destination = if fault == Fault::MixesDestinations && destination == "suite-other" {
+                "suite-one"
+            } else {
+                destination
+            };
+            Faulty { fault, inner: storage.open(destination), unwritten: Mutex::default() }
+        };
+        let broken = OutboxSuite::new(open).run().unwrap_err();
+        assert!(broken.findings.iter().any(|found| found == finding), "{fault:?}: {broken}");
+        assert!(broken.to_string().contains(finding));
+    }
+}
+
+#[test]
+fn memory_is_bounded() {
+    let size = message("1").len();
+    let full = |result| matches!(result, Err(OutboxError::Full { .. }));
+    let by_count = MemoryOutbox::new(2, usize::MAX);
+    let by_bytes = MemoryOutbox::new(usize::MAX, 2 * size);
+    for outbox in [by_count, by_bytes] {
+        outbox.push(message("1").as_bytes()).unwrap();
+        outbox.push(message("2").as_bytes()).unwrap();
+        assert!(full(outbox.push(message("3").as_bytes())));
+        let waiting = outbox.clone().wait_when_full(SHORT);
+        assert!(full(limited(SHORT, || waiting.push(message("3").as_bytes()))));
+        // What is dead takes its room, too.
+        let claim = outbox.claim().unwrap().unwrap();
+        outbox.settle(&claim, Settlement::Dead { why: "x" }).unwrap();
+        assert!(full(outbox.push(message("3").as_bytes())));
+        let dead = claim.entry.id;
+        thread::scope(|scope| {
+            let pusher = scope.spawn(|| outbox.clone().wait_when_full(LONG).push(message("3").as_bytes()));
+            assert!(outbox.discard(dead).unwrap());
+            pusher.join().unwrap().unwrap();
+        });
+        assert_eq!((outbox.pending().unwrap().waiting, outbox.dropped()), (2, 0));
+        // The oldest that may be thrown away is not the one being sent.
+        let claim = outbox.claim().unwrap().unwrap();
+        assert_eq!(claim.entry.control_id, "2");
+        outbox.clone().drop_oldest_when_full().push(message("4").as_bytes()).unwrap();
+        assert_eq!((outbox.pending().unwrap().waiting, outbox.dropped()), (2, 1));
+        outbox.settle(&claim, Settlement::Delivered).unwrap();
+        assert_eq!(outbox.claim().unwrap().unwrap().entry.control_id, "4");
+    }
+    let small = MemoryOutbox::new(10, size - 1);
+    let refused = small.push(message("1").as_bytes()).unwrap_err();
+    assert!(matches!(refused, OutboxError::InvalidMessage(MessageError::TooLarge { .. })), "{refused:?}");
+    assert!(!format!("{small:?} {refused} {refused:?}").contains("PROBE"));
+}
+
+#[test]
+fn an_outbox_may_be_shared_as_any_other_value() {
+    let outbox: Arc<dyn Outbox> = Arc::new(MemoryOutbox::new(10, 1_000));
+    let id = outbox.push(message("1").as_bytes()).unwrap();
+    let claim = outbox.claim().unwrap().unwrap();
+    assert_eq!((claim.entry.id, claim.until), (id, None));
+    outbox.settle(&claim, Settlement::Delivered).unwrap();
+    assert_eq!(outbox.pending().unwrap(), Pending::new(0, None, 0));
+}
+
+#[cfg(feature = "redis")]
+mod redis {
+    use std::time::Instant;
+
+    use super::*;
+    use common::redis::Redis;
+    use mllp_client::outbox::RedisOutbox;
+
+    #[test]
+    fn redis_keeps_the_contract() {
+        let Some(redis) = Redis::start() else { return };
+        let open =
+            |destination: &str| RedisOutbox::open(&redis.url(), destination).unwrap().lease(Duration::from_millis(500));
+        OutboxSuite::new(open).run().unwrap();
+    }
+
+    #[test]
+    fn who_comes_back_too_late_has_lost_its_claim() {
+        let Some(redis) = Redis::start() else { return };
+        let lease = Duration::from_millis(300);
+        let [late, next] = [0, 1].map(|_| RedisOutbox::open(&redis.url(), "ehr").unwrap().lease(lease));
+        late.push(message("1").as_bytes()).unwrap();
+        let begun = Instant::now();
+        let lost = late.claim().unwrap().unwrap();
+        assert!(lost.until.unwrap() <= begun + lease);
+        let taken = loop {
+            match next.claim().unwrap() {
+                Some(claim) => break claim,
+                None => next.wait(LONG),
+            }
+        };
+        assert!(begun.elapsed() >= lease && taken.token > lost.token && taken.entry == lost.entry);
+        assert!(matches!(late.settle(&lost, Settlement::Delivered), Err(OutboxError::ClaimLost)));
+        next.settle(&taken, Settlement::Delivered).unwrap();
+        // Given up, it is another's at once, without waiting for the lease.
+        next.push(message("2").as_bytes()).unwrap();
+        let patient = RedisOutbox::open(&redis.url(), "other").unwrap();
+        patient.push(message("3").as_bytes()).unwrap();
+        let claim = patient.claim().unwrap().unwrap();
+        patient.release();
+        let other = RedisOutbox::open(&redis.url(), "other").unwrap();
+        assert_eq!(other.claim().unwrap().unwrap().entry, claim.entry);
+    }
+
+    #[test]
+    fn a_server_that_is_away_is_said_to_be_and_found_again() {
+        let Some(mut redis) = Redis::start() else { return };
+        let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap();
+        let first = outbox.push(message("1").as_bytes()).unwrap();
+        redis.kill();
+        let away = outbox.push(message("2").as_bytes()).unwrap_err();
+        assert!(
+            matches!(away, OutboxError::Storage { .. }) && away.to_string().contains("cannot be reached"),
+            "{away}"
+        );
+        assert!(matches!(RedisOutbox::open(&redis.url(), "ehr"), Err(OutboxError::Storage { .. })));
+        redis.restart().unwrap();
+        let claim = loop {
+            // It reads its log before it answers.
+            match outbox.claim() {
+                Ok(Some(claim)) => break claim,
+                Ok(None) | Err(OutboxError::Storage { .. }) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        };
+        assert_eq!((claim.entry.id, outbox.pending().unwrap().waiting), (first, 1));
+    }
+
+    #[test]
+    fn a_password_is_not_told() {
+        let refused = RedisOutbox::open("redis://:opensesame@127.0.0.1:1/", "ehr").unwrap_err();
+        let no_address = RedisOutbox::open("nonsense://:opensesame@x", "ehr").unwrap_err();
+        assert!(matches!(no_address, OutboxError::Config(_)));
+        assert!(!format!("{refused} {refused:?} {no_address} {no_address:?}").contains("opensesame"));
+    }
+
+    #[test]
+    fn what_the_server_has_thrown_away_is_told_and_passed_over() {
+        let Some(redis) = Redis::start() else { return };
+        let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap();
+        let id = outbox.push(message("1").as_bytes()).unwrap();
+        outbox.push(message("2").as_bytes()).unwrap();
+        let mut server = ::redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+        ::redis::cmd("DEL").arg(format!("mllp-outbox:{{ehr}}:entry:{id}")).exec(&mut server).unwrap();
+        assert!(matches!(outbox.claim(), Err(OutboxError::Damaged { .. })));
+        assert_eq!(outbox.claim().unwrap().unwrap().entry.control_id, "2");
+        assert_eq!(outbox.pending().unwrap().dead, 1);
+    }
+}
+
+#[cfg(feature = "sqlite")]
+mod sqlite {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    use super::*;
+    use common::eventually;
+    use mllp_client::outbox::SqliteOutbox;
+    use rusqlite::Connection;
+
+    #[test]
+    fn sqlite_keeps_the_contract() {
+        let _tidy = Tidy::up();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        OutboxSuite::new(|destination: &str| SqliteOutbox::open(&path, destination).unwrap()).run().unwrap();
+        // And with one connection for all destinations.
+        let path = directory.path().join("another.db");
+        let outbox = SqliteOutbox::open(&path, "first").unwrap().keep_delivered(None);
+        OutboxSuite::new(|destination: &str| outbox.for_destination(destination).unwrap()).run().unwrap();
+    }
+
+    #[test]
+    fn a_shell_reads_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+        for id in ["1", "2", "3"] {
+            outbox.push(message(id).as_bytes()).unwrap();
+        }
+        outbox.settle(&outbox.claim().unwrap().unwrap(), Settlement::Delivered).unwrap();
+        outbox.settle(&outbox.claim().unwrap().unwrap(), Settlement::Dead { why: "an invented refusal" }).unwrap();
+        let read = Connection::open(&path).unwrap();
+        let ids = |view: &str| -> Vec<(String, String, Option<String>)> {
+            let failure = if view == "show_delivered" { "NULL" } else { "last_failure" };
+            let mut query = read.prepare(&format!("SELECT destination, control_id, {failure} FROM {view}")).unwrap();
+            let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+            rows.map(Result::unwrap).collect()
+        };
+        let row = |id: &str, why: Option<&str>| vec![("ehr".to_owned(), id.to_owned(), why.map(str::to_owned))];
+        assert_eq!(ids("show_delivered"), row("1", None));
+        assert_eq!(ids("show_dead"), row("2", Some("an invented refusal")));
+        assert_eq!(ids("show_waiting"), row("3", None));
+        // The shell itself, where there is one.
+        if let Ok(output) = Command::new("sqlite3").arg(&path).arg("SELECT control_id FROM show_dead").output() {
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), "2\n");
+        }
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "its owner's alone");
+    }
+
+    #[test]
+    fn delivered_entries_are_kept_for_their_time() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, keep, left) in
+            [("not", None, 0), ("a week", Some(Duration::from_secs(604_800)), 3), ("no time", Some(Duration::ZERO), 0)]
+        {
+            let path = directory.path().join(name);
+            let outbox = SqliteOutbox::open(&path, "ehr").unwrap().keep_delivered(keep);
+            for id in ["1", "2", "3"] {
+                outbox.push(message(id).as_bytes()).unwrap();
+                outbox.settle(&outbox.claim().unwrap().unwrap(), Settlement::Delivered).unwrap();
+            }
+            drop(outbox);
+            let outbox = SqliteOutbox::open(&path, "ehr").unwrap().keep_delivered(keep);
+            // The clock counts in milliseconds.
+            common::pass(Duration::from_millis(2));
+            assert_eq!(outbox.claim().unwrap(), None);
+            let count = |table| {
+                let read = Connection::open(&path).unwrap();
+                read.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, i64>(0)).unwrap()
+            };
+            assert_eq!((count("delivered"), count("message")), (left, left), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_first_version_becomes_one_of_this() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+        outbox.push(message("1").as_bytes()).unwrap();
+        drop(outbox);
+        let file = Connection::open(&path).unwrap();
+        // What the second version has added.
+        file.execute_batch(
+            "DROP VIEW show_waiting; DROP VIEW show_dead; DROP VIEW show_delivered; PRAGMA user_version = 1",
+        )
+        .unwrap();
+        drop(file);
+        let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+        assert_eq!(outbox.claim().unwrap().unwrap().entry.message, message("1").as_bytes());
+        let file = Connection::open(&path).unwrap();
+        let waiting: i64 = file.query_row("SELECT count(*) FROM show_waiting", [], |row| row.get(0)).unwrap();
+        let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+        assert_eq!((waiting, version), (1, 2));
+    }
+
+    #[test]
+    fn what_is_no_outbox_of_this_version_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        drop(SqliteOutbox::open(path("newer"), "ehr").unwrap());
+        Connection::open(path("newer")).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+        Connection::open(path("foreign")).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+        fs::write(
+            path("text"),
+            "This is a text, and no database, of some length; longer than a header of a hundred bytes has to be.",
+        )
+        .unwrap();
+        for (name, said) in
+            [("newer", "version 99"), ("foreign", "another kind"), ("text", "damaged"), ("not/there", "is not there")]
+        {
+            let before = fs::read(path(name)).ok();
+            let error = SqliteOutbox::open(path(name), "ehr").unwrap_err();
+            assert!(error.to_string().contains(said), "{name}: {error}");
+            assert_eq!(before.is_none(), fs::read(path(name)).is_err(), "{name}");
+        }
+        assert!(matches!(SqliteOutbox::open(directory.path(), "ehr"), Err(OutboxError::Storage { .. })));
+    }
+
+    #[test]
+    fn a_damaged_message_is_set_aside_and_not_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+        for id in ["1", "2"] {
+            outbox.push(message(id).as_bytes()).unwrap();
+        }
+        Connection::open(&path)
+            .unwrap()
+            .execute("UPDATE message SET content = replace(content, '13.5', '18.5') WHERE id = 1", [])
+            .unwrap();
+        let damaged = outbox.claim().unwrap_err();
+        assert!(matches!(damaged, OutboxError::Damaged { .. }) && !damaged.to_string().contains("18.5"), "{damaged}");
+        assert_eq!(outbox.claim().unwrap().unwrap().entry.control_id, "2");
+        assert!(outbox.stopped(0, 10).unwrap()[0].last_failure.as_deref().unwrap().contains("damaged"));
+    }
+
+    #[test]
+    fn a_damaged_page_is_an_error_and_the_others_are_there() {
+        const PAGE: usize = 4096;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+        for id in 0..100 {
+            outbox.push(message(&id.to_string()).as_bytes()).unwrap();
+        }
+        drop(outbox);
+        let whole = fs::read(&path).unwrap();
+        let (mut at_open, mut later) = (0, 0);
+        for page in 0..whole.len() / PAGE {
+            let mut damaged = whole.clone();
+            damaged[page * PAGE..][..PAGE].fill(0xA5);
+            fs::write(&path, &damaged).unwrap();
+            let outbox = match SqliteOutbox::open(&path, "ehr") {
+                Ok(outbox) => outbox,
+                Err(error) => {
+                    assert!(matches!(error, OutboxError::Damaged { .. }), "{page}: {error}");
+                    at_open += 1;
+                    continue;
+                }
+            };
+            // As far as it can be read, each is right; what cannot is an error and stays.
+            let mut delivered = 0;
+            while let Some(claim) = match outbox.claim() {
+                Ok(claim) => claim,
+                Err(error) => {
+                    assert!(matches!(error, OutboxError::Damaged { .. }), "{page}: {error}");
+                    later += 1;
+                    None
+                }
+            } {
+                assert_eq!(claim.entry.message, message(&delivered.to_string()).as_bytes(), "{page}");
+                delivered += 1;
+                match outbox.settle(&claim, Settlement::Delivered) {
+                    Ok(()) => {}
+                    Err(OutboxError::Damaged { .. }) => break,
+                    Err(error) => panic!("{page}: {error}"),
+                }
+            }
+        }
+        assert!(at_open > 0 && later > 0, "{at_open} {later}");
+    }
+
+    #[test]
+    fn handles_of_their_own_push_while_one_forwards() {
+        let _tidy = Tidy::up();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        // All make the file at once.
+        thread::scope(|scope| {
+            for pusher in 0..4 {
+                let path = &path;
+                scope.spawn(move || {
+                    let outbox = SqliteOutbox::open(path, "ehr").unwrap();
+                    for number in 0..50 {
+                        outbox.push(message(&format!("{pusher}-{number}")).as_bytes()).unwrap();
+                    }
+                });
+            }
+            scope.spawn(|| {
+                let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+                let mut next = [0; 4];
+                eventually("all are there", || {
+                    match outbox.claim().unwrap() {
+                        Some(claim) => {
+                            let (pusher, number) = claim.entry.control_id.split_once('-').unwrap();
+                            let next = &mut next[pusher.parse::<usize>().unwrap()];
+                            assert_eq!(number, next.to_string());
+                            *next += 1;
+                            outbox.settle(&claim, Settlement::Delivered).unwrap();
+                        }
+                        None => outbox.wait(SHORT),
+                    }
+                    next == [50; 4]
+                });
+            });
+        });
+    }
+}
