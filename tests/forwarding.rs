@@ -1,0 +1,309 @@
+//! The forwarder: what follows each outcome, its order, and how it is stopped.
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::{LONG, SHORT, Tidy, client, dead_endpoint, eventually, limited, message, prompt};
+use mllp_client::AckCode;
+use mllp_client::outbox::{
+    Claim, Entry, ForwardEvent, Forwarder, ForwarderBuilder, MemoryOutbox, Outbox, OutboxError, Pending, Settlement,
+    Unknown,
+};
+use mllp_client::testing::{Receiver, Step};
+
+const MOMENT: Duration = Duration::from_millis(1);
+
+fn outbox() -> MemoryOutbox {
+    MemoryOutbox::new(1_000, 10_000_000)
+}
+
+fn builder(outbox: impl Outbox + 'static, receiver: &Receiver) -> ForwarderBuilder {
+    Forwarder::builder(outbox, client(&receiver.endpoint(), LONG)).initial_delay(MOMENT).max_delay(MOMENT * 4)
+}
+
+/// What an observer was told, a word for each event.
+fn observed(builder: ForwarderBuilder) -> (ForwarderBuilder, Arc<Mutex<Vec<String>>>) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let builder = builder.on_event(move |event| {
+        let word = match event {
+            ForwardEvent::Delivered { entry, ack } => {
+                format!("delivered {} {}", entry.control_id, ack.map_or("-", |ack| ack.code().as_str()))
+            }
+            ForwardEvent::Retrying { entry, .. } => format!("retrying {}", entry.control_id),
+            ForwardEvent::Held { entry, .. } => format!("held {}", entry.control_id),
+            ForwardEvent::Dead { entry, .. } => format!("dead {}", entry.control_id),
+            ForwardEvent::OutboxFailed { .. } => "outbox failed".to_owned(),
+            other => format!("{other:?}"),
+        };
+        tell.lock().unwrap().push(word);
+    });
+    (builder, told)
+}
+
+#[test]
+fn each_outcome_has_its_consequence() {
+    let _tidy = Tidy::up();
+    let refuse = |code| Step::refuse(code, "Marker of an invented patient");
+    let commit = || Step::acknowledge(AckCode::CommitAccept);
+    let ae = || refuse(AckCode::ApplicationError);
+    for (name, steps, ids_received, told) in [
+        ("accepted", vec![], "12", "delivered 1 AA, delivered 2 AA"),
+        ("committed, then silence", vec![commit().close()], "12", "delivered 1 CA, delivered 2 AA"),
+        ("unknown", vec![Step::silence().close()], "112", "retrying 1, delivered 1 AA, delivered 2 AA"),
+        (
+            "unmatched",
+            vec![Step::frame(b"MSH|^~\\&|\rMSA|AA|X\r")],
+            "112",
+            "retrying 1, delivered 1 AA, delivered 2 AA",
+        ),
+        ("AE once", vec![ae()], "112", "retrying 1, delivered 1 AA, delivered 2 AA"),
+        ("CE once", vec![refuse(AckCode::CommitError)], "112", "retrying 1, delivered 1 AA, delivered 2 AA"),
+        ("AE for ever", vec![ae(), ae(), ae()], "1112", "retrying 1, retrying 1, dead 1, delivered 2 AA"),
+        ("AR", vec![refuse(AckCode::ApplicationReject)], "12", "dead 1, delivered 2 AA"),
+        ("CR", vec![refuse(AckCode::CommitReject)], "12", "dead 1, delivered 2 AA"),
+        (
+            // Attempts that were no refusals do not count as such.
+            "unknown, AE, unknown, AE",
+            vec![Step::silence().close(), ae(), Step::silence().close(), ae()],
+            "111112",
+            "retrying 1, retrying 1, retrying 1, retrying 1, delivered 1 AA, delivered 2 AA",
+        ),
+    ] {
+        let receiver = Receiver::scripted(steps).unwrap();
+        let outbox = outbox();
+        let (builder, events) = observed(builder(outbox.clone(), &receiver).refusals(2));
+        for id in ["1", "2"] {
+            outbox.push(message(id).as_bytes()).unwrap();
+        }
+        let forwarder = builder.start().unwrap();
+        assert!(forwarder.drain(LONG).unwrap(), "{name}");
+        let status = forwarder.status().unwrap();
+        assert!(forwarder.stop(LONG), "{name}");
+        assert_eq!(events.lock().unwrap().join(", "), told, "{name}");
+        let expected: Vec<_> = ids_received.chars().map(|id| message(&id.to_string()).into_bytes()).collect();
+        assert_eq!(receiver.received(), expected, "{name}: order, and the same bytes");
+        let dead = outbox.stopped(0, 10).unwrap();
+        assert_eq!(status.dead, dead.len() as u64, "{name}");
+        assert_eq!((status.waiting, status.last_failure, status.in_flight), (0, None, None), "{name}");
+        for entry in dead {
+            let why = entry.last_failure.clone().unwrap();
+            assert!(why.contains("the receiver answered") && why.contains("error 207"), "{name}: {why}");
+            assert!(!format!("{why} {entry:?}").contains("Marker"), "{name}: {why}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_sent_is_dead_and_the_others_go_on() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    let outbox = outbox();
+    let unsendable = "MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|1|P|2.5\rOBX|\x1C\r";
+    outbox.push(unsendable.as_bytes()).unwrap();
+    outbox.push(message("2").as_bytes()).unwrap();
+    let (builder, events) = observed(builder(outbox.clone(), &receiver));
+    let forwarder = builder.pause_on_dead(true).start().unwrap();
+    eventually("it pauses", || forwarder.status().unwrap().paused);
+    assert!(!limited(SHORT, || forwarder.drain(SHORT)).unwrap());
+    assert_eq!((receiver.received().len(), forwarder.status().unwrap().dead), (0, 1));
+    assert!(forwarder.status().unwrap().last_failure.unwrap().contains("framing byte 0x1C"));
+    forwarder.resume();
+    assert!(forwarder.drain(LONG).unwrap());
+    assert!(forwarder.stop(LONG));
+    assert_eq!(*events.lock().unwrap(), ["dead 1", "delivered 2 AA"]);
+}
+
+#[test]
+fn a_receiver_that_is_away_is_waited_for() {
+    let _tidy = Tidy::up();
+    let endpoint = dead_endpoint();
+    let outbox = outbox();
+    let (builder, events) = observed(
+        Forwarder::builder(outbox.clone(), client(&endpoint, LONG)).initial_delay(MOMENT).max_delay(MOMENT * 20),
+    );
+    let forwarder = builder.refusals(0).start().unwrap();
+    for id in ["1", "2"] {
+        outbox.push(message(id).as_bytes()).unwrap();
+    }
+    eventually("it has tried some times", || events.lock().unwrap().len() > 5);
+    let status = forwarder.status().unwrap();
+    assert!(status.waiting == 2 && status.oldest_age.is_some() && status.delivered == 0, "{status:?}");
+    assert!(status.last_failure.unwrap().contains("cannot connect"));
+    let address = endpoint.trim_start_matches("mllp://");
+    let receiver = Receiver::builder().address(address).unwrap().answering(|_| Step::accept()).unwrap();
+    assert!(forwarder.drain(LONG).unwrap());
+    assert_eq!(forwarder.status().unwrap().delivered, 2);
+    assert!(forwarder.stop(LONG));
+    assert_eq!(receiver.received(), ["1", "2"].map(|id| message(id).into_bytes()));
+}
+
+#[test]
+fn what_may_have_arrived_is_held_if_so_chosen() {
+    let _tidy = Tidy::up();
+    let outbox = outbox();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (states, looked_at) = (Arc::clone(&seen), outbox.clone());
+    let turns = AtomicUsize::new(0);
+    let receiver = Receiver::answering(move |_| {
+        // While it is under way, nobody can queue it again.
+        states.lock().unwrap().push(looked_at.requeue(1).unwrap());
+        if turns.fetch_add(1, Ordering::Relaxed) == 0 { Step::silence().close() } else { Step::accept() }
+    })
+    .unwrap();
+    let (builder, events) = observed(builder(outbox.clone(), &receiver).unknown(Unknown::Hold));
+    let forwarder = builder.start().unwrap();
+    let ids = ["1", "2"].map(|id| outbox.push(message(id).as_bytes()).unwrap());
+    eventually("it is held", || !outbox.stopped(0, 10).unwrap().is_empty());
+    assert!(!limited(SHORT, || forwarder.drain(SHORT)).unwrap());
+    assert_eq!((outbox.stopped(0, 10).unwrap()[0].id, receiver.received().len()), (ids[0], 1));
+    assert!(outbox.requeue(ids[0]).unwrap());
+    assert!(forwarder.drain(LONG).unwrap());
+    assert!(forwarder.stop(LONG));
+    assert_eq!(*events.lock().unwrap(), ["held 1", "delivered 1 AA", "delivered 2 AA"]);
+    assert_eq!(*seen.lock().unwrap(), [false; 3]);
+}
+
+#[test]
+fn it_pauses_goes_on_and_stops() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    let outbox = outbox();
+    let forwarder = builder(outbox.clone(), &receiver).start().unwrap();
+    assert!(forwarder.drain(LONG).unwrap(), "nothing waits");
+    forwarder.pause();
+    // The one claim it may have been about to make finds nothing.
+    common::pass(SHORT);
+    outbox.push(message("1").as_bytes()).unwrap();
+    assert!(!limited(SHORT, || forwarder.drain(SHORT)).unwrap());
+    assert!(forwarder.status().unwrap().paused && receiver.received().is_empty());
+    forwarder.resume();
+    assert!(forwarder.drain(LONG).unwrap());
+    assert!(prompt(|| forwarder.stop(LONG)), "nothing is under way");
+    outbox.push(message("2").as_bytes()).unwrap();
+    // Another goes on where the first has stopped.
+    let second = builder(outbox, &receiver).start().unwrap();
+    assert!(second.drain(LONG).unwrap());
+    drop(second);
+    assert_eq!(receiver.received().len(), 2);
+}
+
+#[test]
+fn stopping_finishes_the_exchange_inside_its_limit() {
+    let _tidy = Tidy::up();
+    for (name, step, finishes) in [("late", Step::accept().after(SHORT), true), ("silent", Step::silence(), false)] {
+        let receiver = Receiver::scripted([step]).unwrap();
+        let outbox = outbox();
+        let forwarder = builder(outbox.clone(), &receiver).start().unwrap();
+        outbox.push(message("1").as_bytes()).unwrap();
+        assert!(receiver.wait_for(1, LONG));
+        assert_eq!(forwarder.status().unwrap().in_flight.as_deref(), Some("1"), "{name}");
+        let limit = if finishes { LONG } else { SHORT };
+        let stopped = prompt(|| forwarder.stop(limit));
+        assert_eq!(stopped, finishes, "{name}");
+        assert_eq!(outbox.pending().unwrap().waiting, u64::from(!finishes), "{name}");
+        if !finishes {
+            // It is there for the next, which knows of the attempt.
+            let claim = eventually_claimed(&outbox);
+            assert_eq!(claim.entry.attempts, 1, "{name}");
+        }
+    }
+}
+
+fn eventually_claimed(outbox: &impl Outbox) -> Claim {
+    let mut claimed = None;
+    eventually("it can be claimed", || {
+        claimed = outbox.claim().unwrap();
+        claimed.is_some()
+    });
+    claimed.unwrap()
+}
+
+/// An outbox whose disk is full now and then.
+struct Failing {
+    inner: MemoryOutbox,
+    failures: AtomicUsize,
+}
+
+impl Failing {
+    fn fail(&self) -> Result<(), OutboxError> {
+        let left = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match left {
+            Ok(_) => Err(OutboxError::Full { what: "an invented disk is full".into(), source: None }),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Outbox for Failing {
+    fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
+        self.inner.push(message)
+    }
+    fn claim(&self) -> Result<Option<Claim>, OutboxError> {
+        self.inner.claim()
+    }
+    fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
+        self.inner.begin(claim)
+    }
+    fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
+        self.fail()?;
+        self.inner.settle(claim, outcome)
+    }
+    fn release(&self) {
+        self.inner.release();
+    }
+    fn pending(&self) -> Result<Pending, OutboxError> {
+        self.inner.pending()
+    }
+    fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
+        self.inner.stopped(after, limit)
+    }
+    fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
+        self.inner.requeue(id)
+    }
+    fn discard(&self, id: u64) -> Result<bool, OutboxError> {
+        self.inner.discard(id)
+    }
+    fn wait(&self, limit: Duration) {
+        self.inner.wait(limit);
+    }
+}
+
+#[test]
+fn what_was_sent_is_recorded_when_the_storage_works_again() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    let failing = Arc::new(Failing { inner: outbox(), failures: AtomicUsize::new(3) });
+    failing.push(message("1").as_bytes()).unwrap();
+    let (builder, events) = observed(builder(Arc::clone(&failing), &receiver));
+    let forwarder = builder.start().unwrap();
+    assert!(forwarder.drain(LONG).unwrap());
+    assert!(forwarder.stop(LONG));
+    assert_eq!(receiver.received().len(), 1, "it is not sent again for that");
+    let failed = "outbox failed";
+    assert_eq!(*events.lock().unwrap(), [failed, failed, failed, "delivered 1 AA"]);
+    // Where it never works again, stopping does not wait for it.
+    failing.failures.store(usize::MAX, Ordering::SeqCst);
+    failing.push(message("2").as_bytes()).unwrap();
+    let forwarder = self::builder(Arc::clone(&failing), &receiver).max_delay(LONG).initial_delay(LONG).start().unwrap();
+    assert!(receiver.wait_for(2, LONG));
+    eventually("it has failed", || forwarder.status().unwrap().last_failure.is_some());
+    assert!(prompt(|| forwarder.stop(LONG)));
+    assert_eq!(failing.pending().unwrap().waiting, 1);
+}
+
+#[test]
+fn an_observer_that_panics_decides_over_nothing() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    let outbox = outbox();
+    outbox.push(message("1").as_bytes()).unwrap();
+    let forwarder = builder(outbox, &receiver).on_event(|_| panic!("on purpose")).start().unwrap();
+    assert!(forwarder.drain(LONG).unwrap());
+    assert!(forwarder.status().unwrap().running);
+    assert!(!format!("{forwarder:?}").contains("PROBE"));
+    assert!(forwarder.stop(LONG));
+}

@@ -1,0 +1,257 @@
+//! Nothing is lost and nothing overtaken, whoever is killed: a process that pushes and forwards, its receiver, and the Redis server.
+//!
+//! The process is this program, started again as a child. It is killed by SIGKILL at moments that a seed chooses, among the messages as they
+//! reach the receiver.
+
+mod common;
+
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use std::{env, process, thread};
+
+use common::{LONG, eventually, message};
+use mllp_client::Client;
+use mllp_client::outbox::{Forwarder, Outbox, OutboxError};
+use mllp_client::testing::{Receiver, Step};
+
+const MESSAGES: usize = 5_000;
+const KILLS: usize = 100;
+const RESTARTS: usize = 10;
+
+/// So many wait at most, so that pushing lasts as long as forwarding.
+const AHEAD: u64 = 50;
+
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    Child,
+    Receiver,
+    Server,
+}
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        #[cfg(feature = "sqlite")]
+        ["child", "sqlite", path, endpoint] => sqlite::child(path, endpoint),
+        #[cfg(feature = "redis")]
+        ["child", "redis", url, endpoint] => redis::child(url, endpoint),
+        // So that test runners which ask for a list get one.
+        [.., "--list"] | ["--list", ..] => SCENES.iter().for_each(|(name, _)| println!("{name}: test")),
+        // Whatever else the test runner was given concerns the tests of other programs.
+        _ => {
+            let scenes: Vec<_> = SCENES.iter().map(|(name, play)| (name, thread::spawn(play))).collect();
+            for (name, scene) in scenes {
+                // What it panics with has been printed.
+                scene.join().unwrap_or_else(|_| process::exit(1));
+                println!("{name} ... ok");
+            }
+            println!("{} passed, 0 failed", SCENES.len());
+        }
+    }
+}
+
+const SCENES: &[(&str, fn())] = &[
+    #[cfg(feature = "sqlite")]
+    ("sqlite_survives_kills", sqlite::survives_kills),
+    #[cfg(feature = "redis")]
+    ("redis_survives_kills", redis::survives_kills),
+];
+
+/// Pushes what has not been pushed yet, and forwards until nothing waits. A storage that is away is waited for.
+#[allow(dead_code, reason = "without a storage that survives there is no child")]
+fn push_and_forward(outbox: impl Outbox + Clone + 'static, endpoint: &str, pushed: impl Fn() -> Option<usize>) {
+    let client = Client::builder(endpoint).timeout(LONG).build().unwrap();
+    let moment = Duration::from_millis(5);
+    let forwarder = Forwarder::builder(outbox.clone(), client).initial_delay(moment).max_delay(moment * 4);
+    let forwarder = forwarder.start().unwrap();
+    loop {
+        // An error leaves it open whether the message is stored, so the storage is asked.
+        match pushed() {
+            Some(MESSAGES..) => break,
+            Some(number) => match outbox.push(numbered(number).as_bytes()) {
+                Ok(_) | Err(OutboxError::Storage { .. }) => {}
+                Err(error) => panic!("{error:?}"),
+            },
+            None => {}
+        }
+        while outbox.pending().map_or(true, |pending| pending.waiting > AHEAD) {
+            thread::park_timeout(moment / 5);
+        }
+    }
+    while !matches!(forwarder.drain(LONG), Ok(true)) {}
+    assert!(forwarder.stop(LONG));
+}
+
+fn numbered(number: usize) -> String {
+    message(&format!("N{number}"))
+}
+
+/// Chooses numbers that look like chance, and are the same each time (a linear congruential generator).
+struct Seeded(u64);
+
+impl Seeded {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+}
+
+/// Plays a scene: the child at work, and the blows that fall on it and on those it works with.
+#[allow(dead_code, reason = "without a storage that survives there is no scene")]
+fn play(seed: u64, child: [&str; 2], mut restart_server: Option<&mut dyn FnMut()>) {
+    let record = Arc::new(Mutex::new(Vec::<Vec<u8>>::new()));
+    let listen = |address: &str| {
+        let record = Arc::clone(&record);
+        Receiver::builder().address(address).unwrap().answering(move |message| {
+            record.lock().unwrap().push(message.to_vec());
+            Step::accept()
+        })
+    };
+    let mut receiver = listen("127.0.0.1:0").unwrap();
+    let endpoint = receiver.endpoint();
+    let start = || -> Child {
+        let program = env::current_exe().unwrap();
+        let mut child_process = Command::new(program);
+        child_process.arg("child").args(child).arg(&endpoint).stdin(Stdio::null()).spawn().unwrap()
+    };
+
+    let mut chance = Seeded(seed);
+    let mut blows: Vec<(usize, Blow)> = (0..KILLS).map(|_| (chance.below(MESSAGES - 100), Blow::Child)).collect();
+    blows.extend((0..RESTARTS).map(|_| (chance.below(MESSAGES - 100), Blow::Receiver)));
+    if restart_server.is_some() {
+        blows.extend((0..RESTARTS).map(|_| (chance.below(MESSAGES - 100), Blow::Server)));
+    }
+    blows.sort_by_key(|(moment, _)| *moment);
+    let mut running = start();
+    for (moment, blow) in &blows {
+        let mut begun = (Instant::now(), 0);
+        loop {
+            let come = record.lock().unwrap().len();
+            if come > begun.1 {
+                begun = (Instant::now(), come);
+            }
+            if come >= *moment {
+                break;
+            }
+            assert!(begun.0.elapsed() < 2 * LONG, "no progress after {come} messages");
+            assert!(running.try_wait().unwrap().is_none(), "the child ended after {come} messages");
+            thread::park_timeout(Duration::from_micros(500));
+        }
+        // Somewhere within an exchange or the record of it.
+        thread::park_timeout(Duration::from_micros(chance.below(3_000) as u64));
+        match (blow, &mut restart_server) {
+            (Blow::Receiver, _) => {
+                drop(receiver);
+                let address = endpoint.trim_start_matches("mllp://");
+                let mut listening = None;
+                eventually("the port is free again", || {
+                    listening = listen(address).ok();
+                    listening.is_some()
+                });
+                receiver = listening.unwrap();
+            }
+            (Blow::Server, Some(restart)) => restart(),
+            _ => {
+                running.kill().unwrap();
+                running.wait().unwrap();
+                running = start();
+            }
+        }
+    }
+    assert!(running.wait().unwrap().success(), "the last child delivers the rest");
+    drop(receiver);
+
+    let record = record.lock().unwrap();
+    let mut next = 0;
+    let mut repeats = 0;
+    for message in record.iter() {
+        if *message == numbered(next).as_bytes() {
+            next += 1;
+        } else {
+            let known = (0..next).rev().take(3).any(|number| *message == numbered(number).as_bytes());
+            assert!(known, "after {next} messages comes one that is neither the next nor one of the last");
+            repeats += 1;
+        }
+    }
+    println!("{child:?}: {next} messages, {} blows, {repeats} repeats", blows.len());
+    assert_eq!(next, MESSAGES);
+    assert!(repeats <= blows.len(), "{repeats} repeats");
+}
+
+#[cfg(feature = "sqlite")]
+mod sqlite {
+    use super::*;
+    use mllp_client::outbox::SqliteOutbox;
+    use rusqlite::Connection;
+
+    pub fn child(path: &str, endpoint: &str) {
+        let outbox = SqliteOutbox::open(path, "kills").unwrap();
+        let reader = Connection::open(path).unwrap();
+        let pushed = || {
+            let query = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'message'";
+            reader.query_row(query, [], |row| row.get::<_, i64>(0)).ok().map(|count| count as usize)
+        };
+        push_and_forward(outbox, endpoint, pushed);
+    }
+
+    pub fn survives_kills() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        play(1, ["sqlite", path.to_str().unwrap()], None);
+        let outbox = SqliteOutbox::open(&path, "kills").unwrap();
+        assert_eq!((outbox.claim().unwrap(), outbox.pending().unwrap().dead), (None, 0));
+    }
+}
+
+#[cfg(feature = "redis")]
+mod redis {
+    use super::*;
+    use common::redis::Redis;
+    use mllp_client::outbox::RedisOutbox;
+
+    fn open(url: &str) -> RedisOutbox {
+        let mut opened = None;
+        eventually("the server answers", || {
+            opened = RedisOutbox::open(url, "kills").ok();
+            opened.is_some()
+        });
+        // Whoever is killed is waited for this long; no exchange takes it.
+        opened.unwrap().lease(Duration::from_millis(250))
+    }
+
+    pub fn child(url: &str, endpoint: &str) {
+        let outbox = open(url);
+        let server = ::redis::Client::open(url).unwrap();
+        let connection = Mutex::new(None);
+        let pushed = || {
+            let mut connection = connection.lock().unwrap();
+            if connection.is_none() {
+                *connection = server.get_connection_with_timeout(LONG).ok();
+            }
+            let get = ::redis::cmd("GET").arg("mllp-outbox:{kills}:last").query(connection.as_mut()?);
+            let count: Result<Option<usize>, _> = get;
+            if count.is_err() {
+                *connection = None;
+            }
+            Some(count.ok()?.unwrap_or(0))
+        };
+        push_and_forward(outbox, endpoint, pushed);
+    }
+
+    pub fn survives_kills() {
+        let Some(mut redis) = Redis::start() else { return };
+        let url = redis.url();
+        play(
+            2,
+            ["redis", &url],
+            Some(&mut || {
+                redis.kill();
+                redis.restart().unwrap();
+            }),
+        );
+        let outbox = open(&redis.url());
+        let pending = outbox.pending().unwrap();
+        assert_eq!((pending.waiting, pending.dead), (0, 0));
+    }
+}
