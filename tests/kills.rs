@@ -36,6 +36,8 @@ fn main() {
         ["child", "sqlite", path, endpoint] => sqlite::child(path, endpoint),
         #[cfg(feature = "redis")]
         ["child", "redis", url, endpoint] => redis::child(url, endpoint),
+        #[cfg(feature = "redis")]
+        ["child", "redis-forward", url, endpoint] => redis::forward(url, endpoint),
         // So that test runners which ask for a list get one.
         [.., "--list"] | ["--list", ..] => SCENES.iter().for_each(|(name, _)| println!("{name}: test")),
         // Whatever else the test runner was given concerns the tests of other programs.
@@ -56,6 +58,8 @@ const SCENES: &[(&str, fn())] = &[
     ("sqlite_survives_kills", sqlite::survives_kills),
     #[cfg(feature = "redis")]
     ("redis_survives_kills", redis::survives_kills),
+    #[cfg(feature = "redis")]
+    ("who_was_paused_sends_nothing_more", redis::who_was_paused_sends_nothing_more),
 ];
 
 /// Pushes what has not been pushed yet, and forwards until nothing waits. A storage that is away is waited for.
@@ -253,5 +257,75 @@ mod redis {
         let outbox = open(&redis.url());
         let pending = outbox.pending().unwrap();
         assert_eq!((pending.waiting, pending.dead), (0, 0));
+    }
+
+    /// Forwards until nothing waits, or stands by while another does.
+    pub fn forward(url: &str, endpoint: &str) {
+        let client = Client::builder(endpoint).timeout(LONG).build().unwrap();
+        let outbox = RedisOutbox::open(url, "pauses").unwrap().lease(PAUSE);
+        let forwarder = Forwarder::builder(outbox, client).start().unwrap();
+        while !matches!(forwarder.drain(LONG), Ok(true)) {}
+        assert!(forwarder.stop(LONG));
+    }
+
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    pub fn who_was_paused_sends_nothing_more() {
+        const WAITING: usize = 3_000;
+        const PAUSES: usize = 6;
+        let Some(redis) = Redis::start() else { return };
+        let outbox = RedisOutbox::open(&redis.url(), "pauses").unwrap();
+        for number in 0..WAITING {
+            outbox.push(numbered(number).as_bytes()).unwrap();
+        }
+        let record = Arc::new(Mutex::new(Vec::<(usize, Vec<u8>)>::new()));
+        // Each has a receiver of its own, so that it is seen who sends.
+        let receivers = [0, 1].map(|who| {
+            let record = Arc::clone(&record);
+            Receiver::answering(move |message| {
+                record.lock().unwrap().push((who, message.to_vec()));
+                Step::accept()
+            })
+        });
+        let receivers = receivers.map(Result::unwrap);
+        let mut forwarders = [0, 1].map(|who: usize| {
+            let mut forwarder = Command::new(env::current_exe().unwrap());
+            forwarder.args(["child", "redis-forward", &redis.url(), &receivers[who].endpoint()]).spawn().unwrap()
+        });
+        let signal = |forwarder: &Child, name: &str| {
+            let sent = Command::new("kill").args([name, &forwarder.id().to_string()]).status().unwrap();
+            assert!(sent.success());
+        };
+        let come = || record.lock().unwrap().len();
+        let sender = || record.lock().unwrap().last().unwrap().0;
+        let mut chance = Seeded(3);
+        for _ in 0..PAUSES {
+            let wanted = come() + 100 + chance.below(100);
+            eventually("they send", || come() >= wanted);
+            thread::park_timeout(Duration::from_micros(chance.below(3_000) as u64));
+            let paused = sender();
+            signal(&forwarders[paused], "-STOP");
+            // What was under way may have arrived by now, and then nothing more comes from there.
+            eventually("the other takes over", || sender() != paused);
+            let wanted = come() + 50;
+            eventually("the other goes on", || come() >= wanted);
+            signal(&forwarders[paused], "-CONT");
+        }
+        assert!(forwarders.iter_mut().all(|forwarder| forwarder.wait().unwrap().success()));
+        let record = record.lock().unwrap();
+        let mut next = 0;
+        let mut changes = 0;
+        for (place, (who, message)) in record.iter().enumerate() {
+            let changed = place > 0 && record[place - 1].0 != *who;
+            changes += usize::from(changed);
+            if *message == numbered(next).as_bytes() {
+                next += 1;
+            } else {
+                // It had left before the other took over, who could not know.
+                assert!(changed && *message == numbered(next - 1).as_bytes(), "at {place}, {changes} changes");
+            }
+        }
+        println!("paused: {next} messages, {changes} changes of hands, {} repeats", record.len() - next);
+        assert_eq!((next, changes), (WAITING, PAUSES));
     }
 }
