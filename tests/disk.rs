@@ -31,9 +31,7 @@ fn main() {
         ["play", "full"] => full(),
         ["play", "read-only"] => read_only(),
         // So that test runners which ask for a list get one.
-        [.., "--list"] | ["--list", ..] => {
-            ["power", "full", "read-only"].iter().for_each(|name| println!("{name}: test"))
-        }
+        [.., "--list"] | ["--list", ..] => println!("power: test\nfull: test\nread-only: test"),
         // Whatever else the test runner was given concerns the tests of other programs.
         _ => {
             let played = [power(), in_a_space_of_its_own("full"), in_a_space_of_its_own("read-only")];

@@ -15,13 +15,3 @@ pub(super) fn time(stamp: i64) -> SystemTime {
     let since = Duration::from_millis(u64::try_from(stamp).unwrap_or(0));
     SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
 }
-
-/// So much later.
-pub(super) fn later(stamp: i64, by: Duration) -> i64 {
-    stamp.saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
-}
-
-/// So much earlier.
-pub(super) fn earlier(stamp: i64, by: Duration) -> i64 {
-    stamp.saturating_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
-}

@@ -245,7 +245,7 @@ impl Shared {
 
     /// Removes what was delivered too long ago, a little at a time; says how many.
     fn purge(&self, keep: Duration) -> Result<i64, OutboxError> {
-        let (destination, before) = (self.destination, stamp::earlier(stamp::now(), keep));
+        let (destination, before) = (self.destination, stamp::now().saturating_sub(milliseconds(keep)));
         self.storage.change(move |writer| purge(writer, destination, before))
     }
 }
@@ -266,7 +266,7 @@ impl Change {
         match outcome {
             Settlement::Delivered => Change::Deliver { attempts, keep },
             Settlement::Retry { .. } | Settlement::Held { .. } => {
-                let retry_at = outcome.rest().map(|rest| stamp::later(stamp::now(), rest));
+                let retry_at = outcome.rest().map(|rest| stamp::now().saturating_add(milliseconds(rest)));
                 Change::Stay { state: outcome.leads_to(), attempts, refusals, retry_at, why }
             }
             Settlement::Dead { .. } => Change::Bury { attempts, refusals, why },
@@ -494,6 +494,10 @@ impl fmt::Debug for SqliteOutbox {
             .field("keep_delivered", &self.keep)
             .finish_non_exhaustive()
     }
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Makes the file if it is not there, for its owner alone: SQLite gives its other files the same rights.
