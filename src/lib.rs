@@ -113,6 +113,11 @@
 //! - Other character sets than UTF-8: the feature `charset`, with `Client::send_text`, which encodes by MSH-18 or by the builder's `charset`, and
 //!   with acknowledgments read in theirs. `send` sends bytes as they are, in whatever set.
 //!
+//! # Store and forward
+//!
+//! [`outbox`] keeps messages until they are acknowledged, in memory, in a file or in Redis, and forwards them in order. Its page says what is
+//! promised (at least once, in order, for each destination), what is not (exactly once), and how a receiver recognises a repeated message.
+//!
 //! # TLS
 //!
 //! An `mllps://` endpoint is MLLP inside TLS 1.2 or 1.3, by the system's TLS library (feature `tls`, on by default). [`TlsConfig`],
@@ -140,9 +145,9 @@
 //! | level | what |
 //! |---|---|
 //! | `error` | a panic of your observer |
-//! | `warn` | bytes that belong to no exchange; an attempt to connect that failed and will be repeated; the dangerous switches of TLS |
-//! | `debug` | connections opened and ended; addresses that did not answer; attempts to connect that failed for good; failed calls |
-//! | `trace` | every frame sent, every acceptance |
+//! | `warn` | bytes that belong to no exchange; an attempt to connect that failed and will be repeated; the dangerous switches of TLS; a forwarder's messages that are dead or held, its outbox that failed; a full outbox in memory that drops |
+//! | `debug` | connections opened and ended; addresses that did not answer; attempts to connect that failed for good; failed calls; a forwarder's attempts that failed |
+//! | `trace` | every frame sent, every acceptance, every delivery |
 //!
 //! # Features
 //!
@@ -150,7 +155,9 @@
 //!   Secure Transport or SChannel elsewhere. Without it, an `mllps://` endpoint is an [`ErrorKind::Config`].
 //! - `tls-vendored`: the same with an OpenSSL that is built from source, where its headers cannot be installed.
 //! - `charset`: text in the character sets of HL7 Table 0211, by the `encoding_rs` crate.
-//! - `testing`: a scripted receiver to test against, in the module of that name.
+//! - `sqlite`: an outbox in a file, by the `rusqlite` crate and the SQLite that comes with it. Takes Rust 1.89.
+//! - `redis`: an outbox in Redis, by the `redis` crate; over TLS where `tls` is on as well. Takes Rust 1.88.
+//! - `testing`: a scripted receiver to test against, in the module of that name, and the contract of an outbox to try on your own.
 //! - `testing-tls`: TLS for that receiver, by the `rustls` crate.
 
 #![forbid(unsafe_code)]

@@ -247,3 +247,46 @@ fn send_speaks_tls_as_it_is_told() {
         );
     }
 }
+
+/// Pushes two files of messages and forwards them to a receiver that refuses one, with an example and the arguments that name its storage.
+#[cfg(any(feature = "sqlite", feature = "redis"))]
+fn stores_and_forwards(name: &str, storage: &[&str]) {
+    let receiver = Receiver::answering(|message| match String::from_utf8_lossy(message).contains("|X2|") {
+        true => Step::refuse(AckCode::ApplicationReject, "on purpose"),
+        false => Step::accept(),
+    })
+    .unwrap();
+    let to = receiver.endpoint();
+    let files = tempfile::tempdir().unwrap();
+    let message = |id: &str| format!("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|{id}|P|2.5\rPID|1||42\r");
+    let paths = [["X1", "X2"], ["X3", "X4"]].map(|[first, second]| {
+        let path = files.path().join(first);
+        std::fs::write(&path, message(first) + &message(second)).unwrap();
+        path.to_str().unwrap().to_owned()
+    });
+    let run =
+        |arguments: &[&str]| told(&example(name).args(storage).args(["--to", &to]).args(arguments).output().unwrap());
+    let (status, printed, explained) = run(&["push", &paths[0], &paths[1]]);
+    assert_eq!((status, &*printed), (0, "pushed X1\npushed X2\npushed X3\npushed X4\n"), "{explained}");
+    let (status, printed, explained) = run(&["forward"]);
+    assert_eq!((status, &*printed), (0, "delivered X1\ndead X2 AR\ndelivered X3\ndelivered X4\n"), "{explained}");
+    assert_eq!(receiver.received(), ["X1", "X2", "X3", "X4"].map(|id| message(id).into_bytes()));
+    let (status, printed, explained) = run(&["push", "/nowhere/to/be/found"]);
+    assert_eq!((status, &*printed, explained.lines().count()), (2, "", 1), "{explained}");
+    // Nothing waits.
+    assert_eq!(run(&["forward"]).0, 0);
+}
+
+#[test]
+#[cfg(feature = "sqlite")]
+fn a_file_stores_and_forwards() {
+    let directory = tempfile::tempdir().unwrap();
+    stores_and_forwards("store_and_forward", &["--db", directory.path().join("outbox.db").to_str().unwrap()]);
+}
+
+#[test]
+#[cfg(feature = "redis")]
+fn redis_stores_and_forwards() {
+    let Some(redis) = common::redis::Redis::start() else { return };
+    stores_and_forwards("redis_outbox", &["--redis", &redis.url(), "--destination", "ehr"]);
+}

@@ -105,7 +105,7 @@ fn what_cannot_be_sent_is_dead_and_the_others_go_on() {
     let unsendable = "MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|1|P|2.5\rOBX|\x1C\r";
     outbox.push(unsendable.as_bytes()).unwrap();
     outbox.push(message("2").as_bytes()).unwrap();
-    let (builder, events) = observed(builder(outbox.clone(), &receiver));
+    let (builder, events) = observed(builder(outbox, &receiver));
     let forwarder = builder.pause_on_dead(true).start().unwrap();
     eventually("it pauses", || forwarder.status().unwrap().paused);
     assert!(!limited(SHORT, || forwarder.drain(SHORT)).unwrap());
