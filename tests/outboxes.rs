@@ -421,6 +421,20 @@ mod sqlite {
     }
 
     #[test]
+    fn what_a_shell_removes_does_not_stop_the_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+        for id in ["1", "2"] {
+            outbox.push(message(id).as_bytes()).unwrap();
+        }
+        let claim = outbox.claim().unwrap().unwrap();
+        Connection::open(&path).unwrap().execute("DELETE FROM waiting WHERE control_id = '1'", []).unwrap();
+        assert!(matches!(outbox.settle(&claim, Settlement::Delivered), Err(OutboxError::ClaimLost)));
+        assert_eq!(outbox.claim().unwrap().unwrap().entry.control_id, "2");
+    }
+
+    #[test]
     fn a_damaged_message_is_set_aside_and_not_sent() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("outbox.db");

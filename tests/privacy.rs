@@ -7,7 +7,8 @@ use std::error::Error as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Deaf, SHORT, dead_endpoint, message_of};
+use common::{Deaf, LONG, SHORT, dead_endpoint, message_of};
+use mllp_client::outbox::{Forwarder, MemoryOutbox, Outbox};
 use mllp_client::testing::{Receiver, Step};
 use mllp_client::{AckCode, Client, Error, ErrorKind};
 
@@ -127,6 +128,10 @@ fn nothing_says_what_is_in_a_message() {
     #[cfg(feature = "tls")]
     dangerous_switches_are_warned_about_once();
 
+    events.lock().unwrap().extend(forwarded(answer(&format!("MSA|AE|1|{MARKER}\r{err}"))));
+    events.lock().unwrap().extend(forwarded(answer(&format!("MSA|AA|1|{MARKER}\r{err}"))));
+    events.lock().unwrap().extend(forwarded(Step::frame(MARKER)));
+
     let kind = |expected: fn(&ErrorKind) -> bool| errors.iter().any(|error| expected(error.kind()));
     for (name, provoked) in [
         ("Config", kind(|kind| matches!(kind, ErrorKind::Config(_)))),
@@ -151,6 +156,30 @@ fn nothing_says_what_is_in_a_message() {
     for said in errors.iter().flat_map(shown).chain(records).chain(events) {
         assert!(!said.contains(MARKER), "{said}");
     }
+}
+
+/// What a forwarder, its outbox and what is in it show, where each message is answered so.
+fn forwarded(step: Step) -> Vec<String> {
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let receiver = Receiver::scripted([step.clone(), step]).unwrap();
+    let outbox = MemoryOutbox::new(10, 1_000);
+    let client = Client::builder(&receiver.endpoint()).timeout(SHORT).build().unwrap();
+    let tell = Arc::clone(&said);
+    let builder = Forwarder::builder(outbox.clone(), client).refusals(1).initial_delay(Duration::from_millis(1));
+    let builder = builder.on_event(move |event| tell.lock().unwrap().push(format!("{event:?}")));
+    said.lock().unwrap().push(format!("{builder:?}"));
+    outbox.push(marked().as_bytes()).unwrap();
+    let forwarder = builder.start().unwrap();
+    assert!(forwarder.drain(LONG).unwrap());
+    let shown = format!("{forwarder:?} {:?} {outbox:?} {:?}", forwarder.status(), outbox.stopped(0, 10));
+    said.lock().unwrap().push(shown);
+    assert!(forwarder.stop(LONG));
+    for message in [marked().repeat(20), MARKER.to_owned(), marked().repeat(8)] {
+        let pushed = (0..2).map(|_| outbox.push(message.as_bytes()));
+        said.lock().unwrap().extend(pushed.filter_map(Result::err).map(|error| format!("{error} {error:?}")));
+    }
+    assert!(outbox.claim().unwrap().is_none_or(|claim| !format!("{claim:?}").contains(MARKER)));
+    said.lock().unwrap().clone()
 }
 
 /// Here, since this program records what is logged.

@@ -230,8 +230,24 @@ impl Shared {
         }
     }
 
-    fn has(&self, claim: &Claim) -> Result<(), OutboxError> {
-        if self.turn().claimed() == Some(claim.entry.id) { Ok(()) } else { Err(OutboxError::ClaimLost) }
+    /// The same, of what this handle has claimed.
+    fn change_claimed(
+        &self,
+        claim: &Claim,
+        state: &str,
+        attempts: u32,
+        refusals: u32,
+        why: &str,
+    ) -> Result<(), OutboxError> {
+        if self.turn().claimed() != Some(claim.entry.id) {
+            return Err(OutboxError::ClaimLost);
+        }
+        let changed = self.change(claim, state, attempts, refusals, why);
+        if let Err(OutboxError::ClaimLost) = changed {
+            // Another has it, or it was settled by a call whose answer was lost.
+            self.turn().give_back(None);
+        }
+        changed
     }
 
     /// Runs a script about a stopped entry.
@@ -314,25 +330,20 @@ impl Outbox for RedisOutbox {
     fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
         let Entry { attempts, refusals, last_failure, .. } = &claim.entry;
         let why = last_failure.as_deref().unwrap_or_default();
-        self.shared.has(claim)?;
-        self.shared.change(claim, EntryState::Sending.as_str(), *attempts, *refusals, why)
+        self.shared.change_claimed(claim, EntryState::Sending.as_str(), *attempts, *refusals, why)
     }
 
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
         let shared = &*self.shared;
-        shared.has(claim)?;
         let state = match outcome {
             Settlement::Delivered => "delivered",
             stays => stays.leads_to().as_str(),
         };
         let attempts = claim.entry.attempts.saturating_add(1);
         let refusals = claim.entry.refusals.saturating_add(outcome.refused().into());
-        let settled = shared.change(claim, state, attempts, refusals, outcome.why().unwrap_or_default());
-        match &settled {
-            Ok(()) => shared.turn().give_back(outcome.rest()),
-            // Another has it, or it was settled by a call whose answer was lost.
-            Err(OutboxError::ClaimLost) => shared.turn().give_back(None),
-            Err(_) => {}
+        let settled = shared.change_claimed(claim, state, attempts, refusals, outcome.why().unwrap_or_default());
+        if settled.is_ok() {
+            shared.turn().give_back(outcome.rest());
         }
         settled
     }

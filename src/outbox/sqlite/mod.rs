@@ -231,7 +231,12 @@ impl Shared {
 
     /// Changes the claimed entry, or finds that it is not there any more.
     fn change_claimed(&self, claim: &Claim, change: Change) -> Result<(), OutboxError> {
-        if self.lock().turn.claimed() != Some(claim.entry.id) || self.change(claim.entry.id, change)? == 0 {
+        if self.lock().turn.claimed() != Some(claim.entry.id) {
+            return Err(OutboxError::ClaimLost);
+        }
+        if self.change(claim.entry.id, change)? == 0 {
+            // Somebody has removed it, as with a shell; the line goes on.
+            self.lock().turn.give_back(None);
             return Err(OutboxError::ClaimLost);
         }
         Ok(())
