@@ -220,7 +220,7 @@ impl Client {
     /// ```
     pub fn request<'a, M: AsRef<[u8]> + ?Sized>(&'a self, message: &'a M) -> Request<'a> {
         let Settings { timeout, terms, .. } = &**self.pool.settings();
-        Request { client: self, message: message.as_ref(), timeout: *timeout, terms: *terms }
+        Request { client: self, message: message.as_ref(), timeout: *timeout, until: None, terms: *terms }
     }
 
     /// Makes sure that a connection is open, inside both limits: at the start of a program, to learn early that the receiver
@@ -335,6 +335,7 @@ pub struct Request<'a> {
     client: &'a Client,
     message: &'a [u8],
     timeout: Duration,
+    until: Option<Instant>,
     terms: Terms,
 }
 
@@ -346,9 +347,7 @@ impl<'a> Request<'a> {
 
     /// Ends the call at this instant at the latest, whatever its limit. A limit of the application acknowledgment's own is not cut short.
     pub fn until(self, end: Instant) -> Self {
-        // A limit of zero would be taken for a mistake.
-        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
-        Request { timeout: self.timeout.min(left), ..self }
+        Request { until: Some(end), ..self }
     }
 
     /// Which acknowledgment ends the exchange, in place of the client's choice
@@ -434,7 +433,7 @@ impl<'a> Request<'a> {
     }
 
     fn conclude<T>(&self, call: impl FnOnce(&Deadline) -> Result<T, Error>) -> Result<T, Error> {
-        let deadline = Deadline::after(self.timeout);
+        let deadline = Deadline::after(self.timeout).no_later_than(self.until);
         let limits = [("timeout", Some(self.timeout)), ("application_timeout", self.terms.application_timeout)];
         let result = match limits.iter().find(|(_, limit)| *limit == Some(Duration::ZERO)) {
             Some((name, _)) => {

@@ -20,6 +20,16 @@ impl Deadline {
         Deadline { started, at: started + limit.min(FAR), limit }
     }
 
+    /// The same, but for an instant that comes first.
+    pub(crate) fn no_later_than(self, end: Option<Instant>) -> Self {
+        match end {
+            Some(end) if end < self.at => {
+                Deadline { at: end, limit: end.saturating_duration_since(self.started), ..self }
+            }
+            _ => self,
+        }
+    }
+
     /// The limit as it was set.
     pub(crate) fn limit(&self) -> Duration {
         self.limit
@@ -81,6 +91,16 @@ mod tests {
         let call = Deadline::after(HOUR);
         assert_eq!(call.or_within(HOUR / 2).limit(), HOUR / 2);
         assert_eq!(call.or_within(HOUR * 2).limit(), HOUR);
+    }
+
+    #[test]
+    fn an_instant_that_comes_first_counts() {
+        let call = Deadline::after(HOUR);
+        let now = Instant::now();
+        assert_eq!(call.no_later_than(None).limit(), HOUR);
+        assert_eq!(call.no_later_than(Some(now + HOUR * 2)).limit(), HOUR);
+        assert!(call.no_later_than(Some(now + HOUR / 2)).remaining().is_some_and(|left| left <= HOUR / 2));
+        assert_eq!(call.no_later_than(Some(now)).remaining(), None);
     }
 
     #[test]

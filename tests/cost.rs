@@ -13,7 +13,7 @@ use mllp_client::testing::Receiver;
 
 const EXCHANGES: u64 = 1000;
 const CALLS_EACH: u64 = 3;
-const CALLS_BESIDES: u64 = 20;
+const CALLS_BESIDES: u64 = 100;
 
 const LARGE: usize = 10_000_000;
 const MEMORY_BESIDES: usize = 2 * 1024 * 1024;

@@ -167,7 +167,7 @@ fn memory_is_bounded() {
     let full = |result| matches!(result, Err(OutboxError::Full { .. }));
     let by_count = MemoryOutbox::new(2, usize::MAX);
     let by_bytes = MemoryOutbox::new(usize::MAX, 2 * size);
-    for outbox in [by_count, by_bytes] {
+    for (outbox, by_bytes) in [(by_count, false), (by_bytes, true)] {
         outbox.push(message("1").as_bytes()).unwrap();
         outbox.push(message("2").as_bytes()).unwrap();
         assert!(full(outbox.push(message("3").as_bytes())));
@@ -190,7 +190,14 @@ fn memory_is_bounded() {
         outbox.clone().drop_oldest_when_full().push(message("4").as_bytes()).unwrap();
         assert_eq!((outbox.pending().unwrap().waiting, outbox.dropped()), (2, 1));
         outbox.settle(&claim, Settlement::Delivered).unwrap();
-        assert_eq!(outbox.claim().unwrap().unwrap().entry.control_id, "4");
+        let claim = outbox.claim().unwrap().unwrap();
+        assert_eq!(claim.entry.control_id, "4");
+        // For what would not fit all the same, nothing is thrown away.
+        outbox.settle(&claim, Settlement::Dead { why: "x" }).unwrap();
+        outbox.push(message("5").as_bytes()).unwrap();
+        let large = common::message_of("6", 2 * size);
+        let pushed = outbox.clone().drop_oldest_when_full().push(&large);
+        assert_eq!((full(pushed), outbox.dropped()), if by_bytes { (true, 1) } else { (false, 2) });
     }
     let small = MemoryOutbox::new(10, size - 1);
     let refused = small.push(message("1").as_bytes()).unwrap_err();
@@ -274,6 +281,37 @@ mod redis {
             }
         };
         assert_eq!((claim.entry.id, outbox.pending().unwrap().waiting), (first, 1));
+    }
+
+    #[test]
+    fn a_full_server_is_drained() {
+        let Some(redis) = Redis::start() else { return };
+        let mut server = ::redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+        let mut limit = |bytes: &str| {
+            ::redis::cmd("CONFIG").arg(&["SET", "maxmemory", bytes]).exec(&mut server).unwrap();
+        };
+        let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap().lease(Duration::from_millis(200));
+        for id in ["1", "2"] {
+            outbox.push(message(id).as_bytes()).unwrap();
+        }
+        limit("1");
+        let full = outbox.push(message("3").as_bytes()).unwrap_err();
+        assert!(matches!(full, OutboxError::Full { .. }), "{full:?}");
+        // A holder that has just come, too, gets what is there and says what became of it.
+        let other = RedisOutbox::open(&redis.url(), "ehr").unwrap();
+        let claim = other.claim().unwrap().unwrap();
+        other.begin(&claim).unwrap();
+        other.settle(&claim, Settlement::Retry { after: Duration::ZERO, refused: false, why: "x" }).unwrap();
+        let claim = other.claim().unwrap().unwrap();
+        other.settle(&claim, Settlement::Dead { why: "x" }).unwrap();
+        assert!(other.requeue(claim.entry.id).unwrap());
+        for id in ["1", "2"] {
+            let claim = other.claim().unwrap().unwrap();
+            assert_eq!(claim.entry.control_id, id);
+            other.settle(&claim, Settlement::Delivered).unwrap();
+        }
+        limit("0");
+        outbox.push(message("3").as_bytes()).unwrap();
     }
 
     #[test]
@@ -418,6 +456,18 @@ mod sqlite {
             assert_eq!(before.is_none(), fs::read(path(name)).is_err(), "{name}");
         }
         assert!(matches!(SqliteOutbox::open(directory.path(), "ehr"), Err(OutboxError::Storage { .. })));
+    }
+
+    #[test]
+    fn a_file_of_two_names_has_one_claim() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, other] = ["outbox.db", "other.db"].map(|name| directory.path().join(name));
+        let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+        std::os::unix::fs::symlink(&path, &other).unwrap();
+        outbox.push(message("1").as_bytes()).unwrap();
+        let claim = outbox.claim().unwrap();
+        assert!(claim.is_some());
+        assert_eq!(SqliteOutbox::open(&other, "ehr").unwrap().claim().unwrap(), None);
     }
 
     #[test]

@@ -31,6 +31,9 @@ const IDLE: Duration = Duration::from_millis(100);
 /// A message that is tried again keeps its place, and those behind it wait. One that is dead is kept in the outbox
 /// ([`Outbox::stopped`]), and the others go on, unless [`pause_on_dead`](ForwarderBuilder::pause_on_dead) is asked for.
 ///
+/// An outbox has one forwarder at a time, its clones included: stop one before you start another on a clone, since stopping gives up the
+/// claim that clones share. Handles of their own, in one process or several, stand by for each other.
+///
 /// It has the client to itself: where [`stop`](Forwarder::stop) or dropping it must end an exchange, they close the client.
 ///
 /// # Examples

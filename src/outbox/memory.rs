@@ -87,7 +87,12 @@ impl MemoryOutbox {
         let mut queue = self.shared.lock();
         match self.when_full {
             WhenFull::DropOldest => {
-                while !self.has_room_for(&queue, size) && queue.drop_oldest() {}
+                // Nothing is thrown away for a message that would not fit all the same.
+                let kept = || queue.waiting.values().filter(|entry| !queue.may_drop(entry)).chain(queue.dead.values());
+                let bytes: usize = kept().map(|entry| entry.message.len()).sum();
+                if kept().count() < self.max_entries && bytes + size <= self.max_bytes {
+                    while !self.has_room_for(&queue, size) && queue.drop_oldest() {}
+                }
                 queue
             }
             WhenFull::Wait(limit) => {
@@ -110,14 +115,17 @@ impl Shared {
 
 impl Queue {
     fn drop_oldest(&mut self) -> bool {
-        let claimed = self.turn.claimed();
-        let expendable = |entry: &&Entry| entry.state == EntryState::Waiting && Some(entry.id) != claimed;
-        let Some(id) = self.waiting.values().find(expendable).map(|entry| entry.id) else { return false };
+        let oldest = self.waiting.values().find(|entry| self.may_drop(entry));
+        let Some(id) = oldest.map(|entry| entry.id) else { return false };
         let entry = self.waiting.remove(&id);
         self.forget(entry);
         self.dropped += 1;
         log::warn!("an outbox in memory is full and has thrown away its entry {id}, as it was told to");
         true
+    }
+
+    fn may_drop(&self, entry: &Entry) -> bool {
+        entry.state == EntryState::Waiting && Some(entry.id) != self.turn.claimed()
     }
 
     fn forget(&mut self, entry: Option<Entry>) -> bool {

@@ -1,4 +1,6 @@
+#!lua flags=allow-oom
 -- KEYS[1]: the destination; ARGV: holder, lease in milliseconds.
+-- It is to work where memory is full, since what is delivered makes room.
 -- Takes or renews the lease, and returns its fencing token and the head; nothing if another holds it or nothing waits.
 local base = KEYS[1]
 local holder = redis.call('GET', base .. ':holder')

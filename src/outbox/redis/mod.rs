@@ -33,8 +33,9 @@ const LEASE: Duration = Duration::from_secs(45);
 /// Each destination has keys of its own, beginning with `mllp-outbox:{destination}:`. Many handles may push; one at a time may claim,
 /// by a lease that it renews with each claim. A holder that has ended, or is cut off, loses the lease when its time is over, and another takes
 /// over, with a higher fencing token: what the former holder settles after that is refused ([`OutboxError::ClaimLost`]), and since
-/// [`Claim::until`] is the limit of its exchange, it does not send any more either. The clock for this is each machine's monotonic one; a
-/// machine that is suspended as a whole has to be fenced by other means.
+/// [`Claim::until`] is the limit of its exchange, it does not send any more either. The holder's clock for this is its machine's monotonic one, the
+/// server's is the time of day there: where that is set forward by more than a lease, or a machine is suspended as a whole, two may send
+/// for a moment.
 ///
 /// A push whose answer is lost is repeated once over a new connection, without the message being stored twice. If that fails too, the
 /// message may be stored or not; to push it again is safe where the receiver recognises a repeated control ID.
@@ -223,7 +224,7 @@ impl Shared {
     /// Changes the entry of a claim, unless another has taken over since.
     fn change(&self, claim: &Claim, state: &str, attempts: u32, refusals: u32, why: &str) -> Result<(), OutboxError> {
         let mut call = self.call(&self.scripts.settle);
-        call.arg(claim.token).arg(claim.entry.id).arg(state).arg(attempts).arg(refusals).arg(why);
+        call.arg(claim.token).arg(claim.entry.id).arg(state).arg(attempts).arg(refusals).arg(why).arg(&self.holder);
         match self.run::<i64>(&call)? {
             0 => Err(OutboxError::ClaimLost),
             _ => Ok(()),

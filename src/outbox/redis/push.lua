@@ -1,8 +1,8 @@
 -- KEYS[1]: the destination; ARGV: pusher, which of its pushes this is, message, control ID, time.
--- A push that is repeated because its answer was lost is answered again.
+-- A push that is repeated because its answer was lost is answered again; one that comes after a later one is late, and no push any more.
 local base, pusher = KEYS[1], KEYS[1] .. ':pusher:' .. ARGV[1]
 local last = redis.call('HMGET', pusher, 'push', 'id')
-if last[1] == ARGV[2] then
+if last[1] and tonumber(ARGV[2]) <= tonumber(last[1]) then
     return tonumber(last[2])
 end
 local id = redis.call('INCR', base .. ':last')

@@ -1,10 +1,16 @@
--- KEYS[1]: the destination; ARGV: fencing token, number, new state (or 'delivered'), attempts, refusals, failure.
--- Returns 0 if another has taken over since, or the entry does not wait any more.
+#!lua flags=allow-oom
+-- KEYS[1]: the destination; ARGV: fencing token, number, new state (or 'delivered'), attempts, refusals, failure, holder.
+-- Returns 0 if another has taken over since, or the entry does not wait any more; repeated because its answer was lost, what it did then.
 local base, id, state = KEYS[1], ARGV[2], ARGV[3]
 local entry = base .. ':entry:' .. id
-if redis.call('GET', base .. ':fence') ~= ARGV[1] or not redis.call('ZSCORE', base .. ':waiting', id) then
+local settled = ARGV[1] .. ' ' .. id .. ' ' .. state
+local holder = redis.call('GET', base .. ':holder')
+if redis.call('GET', base .. ':fence') ~= ARGV[1] or holder and holder ~= ARGV[7] then
     return 0
+elseif not redis.call('ZSCORE', base .. ':waiting', id) then
+    return redis.call('GET', base .. ':settled') == settled and 1 or 0
 end
+redis.call('SET', base .. ':settled', settled)
 if state == 'delivered' then
     redis.call('ZREM', base .. ':waiting', id)
     redis.call('DEL', entry)

@@ -8,7 +8,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -81,7 +81,9 @@ pub struct SqliteOutbox {
 
 /// What the handles of a file have in common.
 struct Storage {
+    /// Its path as it was given, for errors.
     path: String,
+    place: PathBuf,
     group: Group,
     reader: Mutex<Connection>,
 }
@@ -112,11 +114,13 @@ impl SqliteOutbox {
     pub fn open(path: impl AsRef<Path>, destination: &str) -> Result<SqliteOutbox, OutboxError> {
         let path = path.as_ref();
         let shown = path.display().to_string();
-        create(path).map_err(|error| unusable(&shown, error))?;
-        let connect = || connect(path).map_err(|error| failure(&shown, error));
+        // The lock has to be the same whatever the file is called, and wherever the program goes.
+        let path = create(path).and_then(|()| path.canonicalize()).map_err(|error| unusable(&shown, error))?;
+        let connect = || connect(&path).map_err(|error| failure(&shown, error));
         let mut writer = connect()?;
         schema::prepare(&mut writer).map_err(|error| error.of_file(&shown))?;
-        let storage = Storage { path: shown.clone(), group: Group::new(writer), reader: Mutex::new(connect()?) };
+        let reader = Mutex::new(connect()?);
+        let storage = Storage { path: shown, place: path, group: Group::new(writer), reader };
         SqliteOutbox::of(Arc::new(storage), destination)
     }
 
@@ -204,8 +208,9 @@ impl Shared {
     /// Whether this handle may claim: it holds the lock, or gets it.
     fn may_claim(&self, line: &mut Line) -> Result<bool, OutboxError> {
         if line.lock.is_none() {
-            let path = format!("{}-claim-{}", self.storage.path, self.destination);
-            let unusable = |error| unusable(&path, error);
+            let mut path = self.storage.place.clone().into_os_string();
+            path.push(format!("-claim-{}", self.destination));
+            let unusable = |error| unusable(&path.to_string_lossy(), error);
             let file =
                 private(OpenOptions::new().write(true).create(true).truncate(false)).open(&path).map_err(unusable)?;
             match try_lock(&file) {
@@ -289,8 +294,11 @@ impl Change {
                 &[&destination, &id, &EntryState::Sending.as_str()],
             ),
             Change::Deliver { keep: false, .. } => {
-                execute("DELETE FROM message WHERE id = ?1", &[&id])?;
-                execute(LEAVE, &[&destination, &id])
+                let there = execute(LEAVE, &[&destination, &id])?;
+                if there > 0 {
+                    execute("DELETE FROM message WHERE id = ?1", &[&id])?;
+                }
+                Ok(there)
             }
             Change::Deliver { keep: true, attempts } => {
                 execute(
@@ -378,10 +386,14 @@ impl Outbox for SqliteOutbox {
         if line.turn.claimed().is_some() || !self.shared.may_claim(&mut line)? {
             return Ok(None);
         }
-        if let Some(keep) = self.keep.filter(|_| line.next_purge.is_none_or(|next| next.remaining().is_none())) {
-            // What is left over is for the next time.
-            let left_over = self.shared.purge(keep)? == PURGE_AT_ONCE;
+        if line.next_purge.is_none_or(|next| next.remaining().is_none()) {
+            // What is left over is for the next time. What is damaged among the delivered concerns nobody who waits.
+            let purged = self.shared.purge(self.keep.unwrap_or_default());
+            let left_over = matches!(purged, Ok(PURGE_AT_ONCE));
             line.next_purge = (!left_over).then(|| Deadline::after(PURGE));
+            if let Err(error) = purged {
+                log::warn!("what was delivered long ago cannot be removed: {error}");
+            }
         }
         let Some((head, intact)) = self.shared.head()? else {
             return Ok(None);
