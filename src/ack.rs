@@ -374,6 +374,7 @@ pub enum AckParseError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzzing::oracle;
 
     const MSH: &str = "MSH|^~\\&|EHR|H|LAB|H|20260101||ACK^R01|1|P|2.5\r";
 
@@ -545,6 +546,16 @@ mod tests {
         fn any_bytes_are_read_somehow(raw: Vec<u8>, rest: Vec<u8>) {
             look(&raw);
             look(&[MSH.as_bytes(), b"MSA|AA|1|", &raw, b"\rERR|", &rest].concat());
+        }
+
+        #[test]
+        fn a_naive_reading_reads_the_same(raw in oracle::pieces(&[
+            b"MSH|^~\\&|", b"MSH$%", b"MSA|AA|1", b"MSA$CE$", b"MSA", b"\r", b"\n", b"|", b"$", b"^", b"ca", b" 1", b"\x06", b"ERR|",
+        ])) {
+            let read = Ack::parse(&raw[..]).map(|ack| (ack.code(), ack.control_id().into_owned()));
+            let expected = oracle::acknowledgment(&raw)
+                .map(|ack| (ack.code, String::from_utf8_lossy(&ack.control_id).into_owned()));
+            proptest::prop_assert_eq!(read, expected);
         }
     }
 }

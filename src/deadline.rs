@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+#[cfg(fuzzing)]
+use crate::fuzzing::world::now;
+
 /// A limit longer than this is no limit in practice; it keeps the arithmetic on instants from overflowing.
 const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 10);
 
@@ -16,7 +19,7 @@ pub(crate) struct Deadline {
 impl Deadline {
     /// The clock of a call starts here.
     pub(crate) fn after(limit: Duration) -> Self {
-        let started = Instant::now();
+        let started = now();
         Deadline { started, at: started + limit.min(FAR), limit }
     }
 
@@ -37,7 +40,7 @@ impl Deadline {
 
     /// What is left of it; `None` once it has passed.
     pub(crate) fn remaining(&self) -> Option<Duration> {
-        self.at.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        self.at.checked_duration_since(now()).filter(|left| !left.is_zero())
     }
 
     /// Whether it passes before another does.
@@ -47,7 +50,7 @@ impl Deadline {
 
     /// Time since the call began.
     pub(crate) fn elapsed(&self) -> Duration {
-        self.started.elapsed()
+        now().saturating_duration_since(self.started)
     }
 
     /// This deadline, or the one of a step that begins now and may take `limit`: whichever comes first.
@@ -58,11 +61,17 @@ impl Deadline {
 
     /// A fair part of what is left, where `parts` steps have yet to share it. It still names the whole limit.
     pub(crate) fn share(&self, parts: usize) -> Deadline {
-        let now = Instant::now();
+        let now = now();
         let left = self.at.saturating_duration_since(now);
         let parts = u32::try_from(parts.max(1)).unwrap_or(u32::MAX);
         Deadline { at: now + left / parts, ..*self }
     }
+}
+
+/// The present. A fuzzer has one of its own.
+#[cfg(not(fuzzing))]
+fn now() -> Instant {
+    Instant::now()
 }
 
 #[cfg(test)]

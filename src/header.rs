@@ -78,6 +78,7 @@ fn absent_if_null(field: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzzing::oracle;
 
     const ORIGINAL: Asked = Asked::ORIGINAL;
 
@@ -163,6 +164,19 @@ mod tests {
         fn any_bytes_are_read_somehow(raw: Vec<u8>, rest: Vec<u8>) {
             let _ = Header::read(&raw);
             let _ = Header::read(&[b"MSH|", &raw[..], b"|||", &rest].concat());
+        }
+
+        #[test]
+        fn a_naive_reading_reads_the_same(message in oracle::pieces(&[
+            b"MSH|^~\\&|||||||A|", b"MSH$%*$$$$$$$A$1", b"FHS|^~\\&", b"BHS|^~\\&|||||||||", b"|P|2.5|||", b"AL", b"NE", b"\r", b"\n",
+            b"|", b"$", b"^", b"~", b"\"\"", b" 1 ",
+        ])) {
+            let read = Header::read(&message).map(|header| oracle::Header {
+                control_id: header.control_id.to_vec(),
+                commit: header.asked.commit,
+                application: header.asked.application,
+            });
+            proptest::prop_assert_eq!(read, oracle::header(&message));
         }
     }
 }

@@ -177,6 +177,9 @@ mod endpoint;
 mod error;
 mod event;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod header;
 mod inbox;
 pub mod messages;
@@ -188,6 +191,7 @@ mod places;
 mod pool;
 mod reconnect;
 mod segment;
+#[cfg_attr(fuzzing, path = "fuzzing/socket.rs")]
 mod socket;
 mod stream;
 #[cfg(feature = "testing")]

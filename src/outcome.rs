@@ -232,6 +232,7 @@ impl<'m> Outcomes<'m> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzzing::oracle::{self, Meaning};
     use AckMode::{Application, Commit, FromHeader};
 
     const ORIGINAL: Asked = Asked { commit: false, application: true };
@@ -359,6 +360,36 @@ mod tests {
                 panic!()
             };
             assert_eq!(outcome.leaves_no_doubt(&ack), expected, "{asked:?} {verify} {code}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_sequence_goes_by_the_rules(
+            mode in proptest::sample::select(&[FromHeader, Application, Commit][..]),
+            verify: bool,
+            commit: bool,
+            application: bool,
+            answers in proptest::collection::vec(("AA|AE|AR|CA|CE|CR", "1|2|"), 0..6),
+        ) {
+            let header = Header { control_id: b"1", asked: Asked { commit, application } };
+            let naive = oracle::Header { control_id: b"1".to_vec(), commit, application };
+            let mut outcome = Outcome::of(&header, rules(mode, verify));
+            for (code, id) in answers {
+                let verdict = outcome.take(format!("MSH|^~\\&|\rMSA|{code}|{id}\r").as_bytes());
+                let ack = oracle::acknowledgment(format!("MSH|^~\\&|\rMSA|{code}|{id}\r").as_bytes()).unwrap();
+                let meaning = oracle::meaning(&naive, mode, verify, ack.code, id.as_bytes());
+                let agrees = match meaning {
+                    Meaning::GoesOn => matches!(verdict, Ok(Verdict::GoesOn)),
+                    Meaning::Ends => matches!(verdict, Ok(Verdict::Ends(_))),
+                    Meaning::Refused => matches!(verdict, Err(ErrorKind::Nak(_))),
+                    Meaning::Doubt => matches!(verdict, Err(ErrorKind::UnmatchedAck(_) | ErrorKind::MalformedAck(_))),
+                };
+                proptest::prop_assert!(agrees, "{meaning:?}: {verdict:?}");
+                if meaning != Meaning::GoesOn {
+                    break;
+                }
+            }
         }
     }
 }

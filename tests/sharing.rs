@@ -163,8 +163,9 @@ fn a_receiver_that_restarts_agrees_with_every_failure() {
             let stats = client.stats();
             assert_eq!([stats.acknowledged, stats.failed], counted);
             assert!(counted[0] + counted[1] == (THREADS * EACH) as u64 && stats.connections_opened > 10);
-            // At each restart no more than what was under way can have been lost.
-            assert!(counted[1] <= ((RESTARTS + 1) * 2 * most) as u64, "{counted:?}");
+            // At each restart no more can have been lost, on each connection, than what was under way, what the receiver accepted while
+            // it stopped, and what waited in its queue then.
+            assert!(counted[1] <= ((RESTARTS + 1) * 3 * most) as u64, "{counted:?}");
         }
     }
 }
