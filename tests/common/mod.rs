@@ -4,6 +4,7 @@
 
 #[cfg(feature = "tls")]
 pub mod certificates;
+pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;
 
