@@ -1,11 +1,15 @@
-"""A receiver from python-hl7: prints its port, serves until its standard input ends.
+"""A receiver and a sender from python-hl7.
 
-It refuses messages that ask for it in MSH-5, and accepts the others.
+    receive     prints its port, serves until its standard input ends; refuses what asks for it in MSH-5
+    send PORT   sends the messages of a JSON array on its standard input, prints a code and a control ID for each
 """
 
 import asyncio
+import json
 import sys
 
+import hl7
+from hl7.client import MLLPClient
 from hl7.mllp import start_hl7_server
 
 
@@ -22,11 +26,21 @@ async def serve(reader, writer):
         writer.close()
 
 
-async def main():
+async def receive():
     server = await start_hl7_server(serve, "127.0.0.1", 0, encoding="utf-8", limit=16 * 1024 * 1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     server.close()
 
 
-asyncio.run(main())
+def send(port):
+    with MLLPClient("127.0.0.1", port) as client:
+        for message in json.load(sys.stdin):
+            answer = hl7.parse(client.send_message(message).strip(b"\x0b\x1c\r").decode())
+            print(answer["MSA"][0][1], answer["MSA"][0][2])
+
+
+if sys.argv[1] == "receive":
+    asyncio.run(receive())
+else:
+    send(int(sys.argv[2]))
