@@ -208,11 +208,13 @@ fn the_limit_of_the_call_ends_the_attempts() {
     let begun = Instant::now();
     let error = client.request(&message("2")).timeout(SHORT * 2).send().unwrap_err();
     refused(&error);
-    assert!(begun.elapsed() < SHORT * 2 + Duration::from_millis(250));
+    let taken = begun.elapsed();
+    assert!(taken < SHORT * 2 + Duration::from_millis(250), "{taken:?}");
     let attempts = attempts.lock().unwrap();
     assert!((5..=25).contains(&attempts.len()), "{attempts:?}");
     assert!(attempts.iter().rev().skip(1).all(|(_, retry_in)| retry_in.is_some()), "{attempts:?}");
-    assert_eq!(attempts.last().unwrap().1, None);
+    // It ends when the next attempt would come too late, or when waiting for that took longer than it should have.
+    assert!(attempts.last().unwrap().1.is_none() || taken >= SHORT * 2, "{attempts:?}");
 }
 
 #[test]
