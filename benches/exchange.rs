@@ -1,6 +1,7 @@
-//! What an exchange costs beside a bare `write` and `read` on the same kind of socket, in the same run.
+//! What an exchange costs beside a bare `write` and `read` on the same kind of socket, and beside hl7-mllp-codec on tokio, in the same
+//! run.
 //!
-//! The three take turns, so that whatever else the machine does meets all of them, and a ratio is the median of the rounds'
+//! All take turns, so that whatever else the machine does meets all of them, and a ratio is the median of the rounds'
 //! own. The bare socket is set up as the client's: TCP_NODELAY, and a time-out for reading and writing. The table is printed
 //! twice: with the ends on a core each, and with both on one (the only table under `taskset -c 0`), where waking the other core
 //! does not hide what the client costs.
@@ -9,25 +10,38 @@ mod common;
 
 use std::hint::black_box;
 
-use common::{compare, connect, exchange_bare, message, placements, run_on, serve};
+use bytes::BytesMut;
+use common::{compare, connect, exchange_bare, message, note, placements, run_on, serve};
+use futures_util::{SinkExt, StreamExt};
+use hl7_mllp_codec::MllpCodec;
 use mllp_client::{Client, frame::Framing};
+use tokio_util::codec::Framed;
 
 const SIZES: [(&str, usize); 5] =
     [("200 B", 200), ("1 KB", 1_000), ("64 KB", 64_000), ("1 MB", 1_000_000), ("10 MB", 10_000_000)];
 
 fn main() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("there is a poll to have");
     for (title, here, there) in placements() {
         run_on(here);
-        println!("\n{title:<24}{:>12}{:>12}{:>8}{:>12}{:>8}", "bare", "exchange", "", "send", "");
+        println!(
+            "\n{title:<24}{:>12}{:>12}{:>8}{:>12}{:>8}{:>12}{:>8}",
+            "bare", "exchange", "", "send", "", "codec", ""
+        );
         for (name, size) in SIZES {
             let message = message(size);
             let frame = Framing::default().encode(&message).expect("the message has no framing byte");
-            let address = serve(3, there, |stream| stream);
+            let address = serve(4, there, |stream| stream);
             let mut bare = connect(address);
             let endpoint = format!("mllp://{address}");
             let mut connection = Client::builder(&endpoint).connect().expect("the receiver listens");
             let client = Client::new(&endpoint).expect("the endpoint is one");
-            let ([bare, exchange, send], [_, exchange_ratio, send_ratio]) = compare(
+            let mut codec = runtime.block_on(async {
+                let stream = tokio::net::TcpStream::connect(address).await.expect("the receiver listens");
+                stream.set_nodelay(true).expect("a TCP socket takes it");
+                Framed::new(stream, MllpCodec::new())
+            });
+            let ([bare, exchange, send, peer], [_, exchange_ratio, send_ratio, peer_ratio]) = compare(
                 size,
                 [
                     &mut || exchange_bare(&mut bare, &frame),
@@ -37,9 +51,22 @@ fn main() {
                     &mut || {
                         black_box(client.send(&message).expect("it is accepted"));
                     },
+                    &mut || {
+                        runtime.block_on(async {
+                            codec.send(BytesMut::from(&message[..])).await.expect("the receiver reads");
+                            black_box(codec.next().await.expect("it is answered").expect("it is a frame"));
+                        });
+                    },
                 ],
             );
-            println!("{name:<24}{bare:>9.2} us{exchange:>9.2} us{exchange_ratio:>8.3}{send:>9.2} us{send_ratio:>8.3}");
+            print!("{name:<24}{bare:>9.2} us{exchange:>9.2} us{exchange_ratio:>8.3}{send:>9.2} us{send_ratio:>8.3}");
+            println!("{peer:>9.2} us{peer_ratio:>8.3}");
+            let chart = format!("Exchange, {title}");
+            for (what, ratio) in
+                [("exchange", exchange_ratio), ("send", send_ratio), ("hl7-mllp-codec on tokio", peer_ratio)]
+            {
+                note(&chart, name, what, ratio);
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How fast a frame's end is found, beside `memchr` alone on the same bytes, in the same run.
+//! How fast a frame's end is found, beside `memchr` alone on the same bytes, and beside the decoder of hl7-mllp-codec, in the same run.
 //!
 //! `memchr` looks for the End Block only; the scanner looks for a Start Block as well, as a truncated frame would show one.
 //! `memchr2`, which looks for both, is the limit of that.
@@ -8,39 +8,49 @@ mod common;
 use std::hint::black_box;
 use std::time::Instant;
 
-use common::median;
+use bytes::BytesMut;
+use common::{median, note};
+use hl7_mllp_codec::MllpCodec;
 use memchr::{memchr, memchr2};
 use mllp_client::frame::{END_BLOCK, Framing, START_BLOCK, Scanner};
+use tokio_util::codec::Decoder;
 
 const ROUNDS: usize = 31;
 const PIECE: usize = 1_460;
 
 fn main() {
     println!(
-        "\n{:<10}{:>14}{:>14}{:>14}{:>9}{:>9}{:>20}",
-        "GB/s", "memchr", "memchr2", "scanner", "/1", "/2", "1 460-byte pieces"
+        "\n{:<10}{:>14}{:>14}{:>14}{:>9}{:>9}{:>20}{:>14}",
+        "GB/s", "memchr", "memchr2", "scanner", "/1", "/2", "1 460-byte pieces", "codec"
     );
     for (name, size) in [("1 KB", 1_000), ("64 KB", 64_000), ("10 MB", 10_000_000)] {
         let content = vec![b'x'; size];
         let frame = Framing::default().encode(&content).expect("the content has no framing byte");
         let mut scanner = Scanner::new(Framing::default(), usize::MAX);
         let repeats = (50_000_000 / size).max(3);
-        let mut rates = [const { Vec::new() }; 4];
+        let mut rates = [const { Vec::new() }; 5];
         for _ in 0..ROUNDS {
             let taken = [
                 rate(size, repeats, || memchr(END_BLOCK, black_box(&frame[1..]))),
                 rate(size, repeats, || memchr2(START_BLOCK, END_BLOCK, black_box(&frame[1..]))),
                 rate(size, repeats, || scanner.scan(black_box(&frame)).expect("it is a frame").map(|found| found.end)),
                 rate(size, repeats, || in_pieces(&mut scanner, black_box(&frame))),
+                rate(size, repeats.min(20_000), || {
+                    // It takes its bytes away, so that they are new each time.
+                    let mut received = BytesMut::from(black_box(&frame[..]));
+                    MllpCodec::new().decode(&mut received).expect("it is a frame").map(|content| content.len())
+                }),
             ];
             rates.iter_mut().zip(taken).for_each(|(rates, rate)| rates.push(rate));
         }
-        let [one, two, scanned, pieces] = rates.map(|rates| median(rates.into_iter()));
+        let [one, two, scanned, pieces, codec] = rates.map(|rates| median(rates.into_iter()));
         println!(
-            "{name:<10}{one:>14.1}{two:>14.1}{scanned:>14.1}{:>9.2}{:>9.2}{pieces:>20.1}",
+            "{name:<10}{one:>14.1}{two:>14.1}{scanned:>14.1}{:>9.2}{:>9.2}{pieces:>20.1}{codec:>14.1}",
             scanned / one,
             scanned / two
         );
+        note("Finding a frame's end, beside memchr", name, "scan", one / scanned);
+        note("Finding a frame's end, beside memchr", name, "hl7-mllp-codec", one / codec);
     }
 }
 

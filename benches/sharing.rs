@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::net::TcpStream;
 use std::thread;
 
-use common::{compare, compare_runs, connect, exchange_bare, message, placements, run_on, serve, serve_anywhere};
+use common::{compare, compare_runs, connect, exchange_bare, message, note, placements, run_on, serve, serve_anywhere};
 use mllp_client::{Client, frame::Framing};
 
 const SIZE: usize = 1_000;
@@ -24,7 +24,7 @@ fn main() {
 fn threads(message: &[u8]) {
     let frame = Framing::default().encode(message).expect("the message has no framing byte");
     println!("{:<24}{:>14}{:>14}{:>8}", "threads, connections", "bare", "send", "");
-    for threads in [4, 16] {
+    for threads in [1, 4, 16] {
         let address = serve_anywhere(2 * threads);
         let mut bare: Vec<TcpStream> = (0..threads).map(|_| connect(address)).collect();
         let builder = Client::builder(&format!("mllp://{address}")).max_connections(threads);
@@ -52,6 +52,7 @@ fn threads(message: &[u8]) {
         let rate = |run: f64| (threads * EACH) as f64 / run;
         let name = format!("{threads}, {threads}");
         println!("{name:<24}{:>12.0}/s{:>12.0}/s{:>8.3}", rate(bare), rate(send), 1.0 / ratio);
+        note("Threads that share a client", &format!("{threads} on {threads} connections"), "send", ratio);
     }
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::hint::black_box;
 
-use common::{compare, connect, exchange_bare, message, placements, run_on, serve};
+use common::{compare, connect, exchange_bare, message, note, placements, run_on, serve};
 use mllp_client::{Client, TlsConfig, frame::Framing};
 use native_tls::{Certificate, Identity, TlsAcceptor, TlsConnector};
 
@@ -39,6 +39,7 @@ fn main() {
                 }],
             );
             println!("{name:<29}{bare:>9.2} us{exchange:>9.2} us{ratio:>8.3}");
+            note(&format!("Exchange over TLS, {title}"), name, "exchange", ratio);
         }
     }
 }

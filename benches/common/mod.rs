@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
+use std::fs::OpenOptions;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -116,6 +117,14 @@ pub fn compare_runs<const N: usize>(mut works: [&mut dyn FnMut(); N]) -> ([f64; 
         indices.map(|index| median_of(&|round| round[index])),
         indices.map(|index| median_of(&|round| round[index] / round[0])),
     )
+}
+
+/// Notes a figure for the chart, where `MLLP_BENCH_RECORD` names a file: how long something takes, the limit being one.
+pub fn note(chart: &str, row: &str, what: &str, ratio: f64) {
+    if let Some(path) = std::env::var_os("MLLP_BENCH_RECORD") {
+        let mut record = OpenOptions::new().append(true).create(true).open(path).expect("the record can be written");
+        writeln!(record, "{chart}\t{row}\t{what}\t{ratio:.4}").expect("the record can be written");
+    }
 }
 
 fn time(work: &mut dyn FnMut()) -> f64 {
