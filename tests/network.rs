@@ -1,24 +1,27 @@
-//! What takes a network of its own: a firewall that forgets a connection without a word, a name that moves to another address.
+//! What takes a network of its own: a firewall that forgets a connection without a word, a name that moves to another address, a wire that
+//! loses, delays, overtakes and repeats packets.
 //!
 //! Each scene is played in a network namespace (and one for mounts) that this program makes by starting itself again under
-//! `unshare`, with a user namespace besides where it takes that. Where that is not permitted, or `ip` or `nft` is missing, the scenes say that they were skipped, unless
+//! `unshare`, with a user namespace besides where it takes that. Where that is not permitted, or `ip`, `nft`, `python3` or a tun device is missing, the scenes say that they were skipped, unless
 //! `MLLP_NETWORK_REQUIRED` is set.
 
 mod common;
 
-use std::process::{Command, ExitStatus};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 use std::{env, fs, io, thread};
 
-use common::{LONG, SHORT, eventually, limited, message};
+use common::{LONG, SHORT, eventually, limited, message, message_of};
 use mllp_client::testing::{Receiver, Step};
 use mllp_client::{Client, ClientBuilder, Delivery, ErrorKind, Event, Phase, Reconnect};
 
-const SCENES: [(&str, fn()); 3] = [
+const SCENES: [(&str, fn()); 4] = [
     ("keepalive_finds_a_cut", keepalive_finds_a_cut),
     ("the_limit_ends_a_call_over_a_cut", the_limit_ends_a_call_over_a_cut),
     ("a_name_is_resolved_anew_for_each_attempt", a_name_is_resolved_anew_for_each_attempt),
+    ("a_bad_wire_costs_time_only", a_bad_wire_costs_time_only),
 ];
 
 fn main() {
@@ -36,12 +39,13 @@ fn main() {
 }
 
 fn play_all() {
-    let rehearsal = ["sh", "-c", "ip link set lo up && nft list ruleset"];
+    let rehearsal =
+        ["sh", "-c", "ip link set lo up && nft list ruleset && ip tuntap add wire mode tun && python3 --version"];
     let spaces = [&["--net", "--mount"][..], &["--map-root-user", "--net", "--mount"]];
     let Some(spaces) = spaces.iter().find(|spaces| run("unshare", &[spaces, &rehearsal[..]].concat()).is_ok()) else {
         assert!(env::var_os("MLLP_NETWORK_REQUIRED").is_none(), "no network of its own can be made here");
         println!(
-            "skipped: no network of its own can be made here (it takes `unshare`, `ip`, `nft` and the right to use them)"
+            "skipped: no network of its own can be made here (it takes `unshare`, `ip`, `nft`, `python3`, a tun device and the right to use them)"
         );
         return;
     };
@@ -132,4 +136,65 @@ fn a_name_is_resolved_anew_for_each_attempt() {
         second
     });
     assert_eq!(second.received(), [message("2").into_bytes()]);
+}
+
+/// A wire of its own between a client and its receiver.
+struct Wire {
+    process: Child,
+}
+
+impl Wire {
+    fn new(character: &str) -> Wire {
+        let mut process = Command::new("python3")
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/network/wire.py"))
+            .args(character.split_whitespace())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "ready\n");
+        Wire { process }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        self.process.wait().unwrap();
+    }
+}
+
+fn a_bad_wire_costs_time_only() {
+    // Delay and jitter (ms), loss and repetition (parts), rate (bytes a second), the largest packet.
+    for (name, character, count, size) in [
+        ("far away", "40 0 0 0 0 1500", 10, 20_000),
+        ("overtaking", "5 20 0 0 0 1500", 30, 20_000),
+        ("losing", "2 2 0.05 0 0 1500", 30, 20_000),
+        ("repeating", "2 5 0 0.3 0 1500", 30, 20_000),
+        ("slow", "1 0 0 0 50000 1500", 3, 20_000),
+        ("in small pieces", "1 1 0 0 0 140", 10, 20_000),
+        ("all of it", "5 10 0.02 0.1 200000 576", 20, 5_000),
+    ] {
+        let _wire = Wire::new(character);
+        let receiver = Receiver::builder().address("10.99.0.1:0").unwrap().answering(|_| Step::accept()).unwrap();
+        let endpoint = receiver.endpoint().replace("10.99.0.1", "10.99.0.2");
+        let client = client(Client::builder(&endpoint));
+        for number in 0..count {
+            let id = format!("M{number}");
+            let sent = if number % 3 == 0 { message_of(&id, size) } else { message(&id).into_bytes() };
+            assert_eq!(client.send(&sent).unwrap().control_id(), id, "{name}");
+            assert_eq!(receiver.received().last(), Some(&sent), "{name}");
+        }
+        assert_eq!((receiver.connections(), receiver.received().len()), (1, count), "{name}");
+        // What takes longer than it may ends in time, over this wire too, and its answer is nobody else's.
+        let hasty = Duration::from_millis(20);
+        let large = message_of("HASTY", 100 * size);
+        let error = limited(hasty, || client.request(&large).timeout(hasty).send()).unwrap_err();
+        assert!(error.is_timeout(), "{name}: {error:?}");
+        assert_eq!(client.send(message("NEXT")).unwrap().control_id(), "NEXT", "{name}");
+        let came = receiver.received().contains(&large);
+        assert!(!came || error.delivery() == Delivery::Unknown, "{name}: {error:?}, and it came");
+    }
 }
