@@ -471,6 +471,21 @@ mod sqlite {
     }
 
     #[test]
+    fn its_files_are_their_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let directory = tempfile::tempdir().unwrap();
+        let outbox = SqliteOutbox::open(directory.path().join("outbox.db"), "ehr").unwrap();
+        outbox.push(message("1").as_bytes()).unwrap();
+        outbox.claim().unwrap().unwrap();
+        let files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(Result::unwrap).collect();
+        assert!(files.len() >= 3, "the outbox, its log, its claim: {files:?}");
+        for file in files {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+        }
+    }
+
+    #[test]
     fn what_a_shell_removes_does_not_stop_the_line() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("outbox.db");
