@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mllp_client::testing::{Receiver, ReceiverBuilder};
-use mllp_client::{Client, ClientBuilder, Connection};
+use mllp_client::{Client, ClientBuilder, Connection, Error};
 use socket2::{Domain, Socket, Type};
 
 /// A limit that no test reaches unless something hangs.
@@ -94,14 +94,37 @@ pub fn connection(endpoint: &str, timeout: Duration) -> Connection {
     Client::builder(endpoint).timeout(timeout).connect().unwrap()
 }
 
-/// Runs what ends by a limit, and checks both sides of it: not before, and not much after.
+/// Runs what ends by a limit, and checks both sides of it: not before, and not much after. What this thread had to wait for a core does not
+/// count.
 pub fn limited<T>(limit: Duration, call: impl FnOnce() -> T) -> T {
-    let begun = Instant::now();
+    let (begun, waited) = (Instant::now(), waited_for_a_core());
     let result = call();
-    let taken = begun.elapsed();
+    let (taken, waited) = (begun.elapsed(), waited_for_a_core() - waited);
     assert!(taken >= limit, "ended after {taken:?}, before its limit of {limit:?}");
-    assert!(taken <= limit + SLACK, "ended after {taken:?}, long after its limit of {limit:?}");
+    assert!(
+        taken <= limit + SLACK + waited,
+        "ended after {taken:?}, of which {waited:?} without a core, long after its limit of {limit:?}"
+    );
     result
+}
+
+/// How long this thread has been ready to run and has not run, where the system tells.
+fn waited_for_a_core() -> Duration {
+    let told = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = told.split_whitespace().nth(1).and_then(|waited| waited.parse().ok());
+    Duration::from_nanos(nanoseconds.unwrap_or(0))
+}
+
+/// Makes a connection whose limit is meant for what comes after: if it passes while connecting, again. How often it was tried.
+pub fn connected<T>(mut connect: impl FnMut() -> Result<T, Error>) -> (T, usize) {
+    for attempt in 1..20 {
+        match connect() {
+            Ok(connected) => return (connected, attempt),
+            Err(error) if error.is_timeout() => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    panic!("no connection");
 }
 
 /// Runs what is to end at once when something happens on another thread; `limit` is one it must not wait for.
