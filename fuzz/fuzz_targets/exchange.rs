@@ -347,5 +347,7 @@ fn message(control_id: u8, asks: u8, blocks: u8) -> Vec<u8> {
 
 fn acknowledgment(code: u8, control_id: u8) -> Vec<u8> {
     let code = ["AA", "AE", "AR", "CA", "CE", "CR"][usize::from(code % 6)];
-    format!("MSH|^~\\&|EHR|H|LAB|H|20260101||ACK|1|P|2.5\rMSA|{code}|M{}\r", control_id % 5).into_bytes()
+    // Those of messages, and what is almost one of them.
+    let control_id = ["M0", "M1", "M2", "M3", "M", "M1x", " M2 ", "m3"][usize::from(control_id % 8)];
+    format!("MSH|^~\\&|EHR|H|LAB|H|20260101||ACK|1|P|2.5\rMSA|{code}|{control_id}\r").into_bytes()
 }
