@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-#[cfg(fuzzing)]
+#[cfg(all(fuzzing, feature = "_world"))]
 use crate::fuzzing::world::now;
 
 /// A limit longer than this is no limit in practice; it keeps the arithmetic on instants from overflowing.
@@ -69,7 +69,7 @@ impl Deadline {
 }
 
 /// The present. A fuzzer has one of its own.
-#[cfg(not(fuzzing))]
+#[cfg(not(all(fuzzing, feature = "_world")))]
 fn now() -> Instant {
     Instant::now()
 }

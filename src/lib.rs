@@ -177,7 +177,7 @@ mod endpoint;
 mod error;
 mod event;
 pub mod frame;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, all(fuzzing, feature = "_world")))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod header;
@@ -191,7 +191,7 @@ mod places;
 mod pool;
 mod reconnect;
 mod segment;
-#[cfg_attr(fuzzing, path = "fuzzing/socket.rs")]
+#[cfg_attr(all(fuzzing, feature = "_world"), path = "fuzzing/socket.rs")]
 mod socket;
 mod stream;
 #[cfg(feature = "testing")]

@@ -10,15 +10,15 @@ use std::thread;
 use std::time::Duration;
 
 use common::proxy::{Direction, Fault, Proxy};
-use common::{LONG, Tidy, Transport, limited, message_of, prompt};
+use common::{LONG, Tidy, Transport, eventually, limited, message_of, prompt};
 use mllp_client::testing::{Receiver, Step};
 use mllp_client::{Client, Delivery, Error, ErrorKind, Phase};
 
 /// What a stalled call is allowed.
-const LIMIT: Duration = Duration::from_millis(100);
+const LIMIT: Duration = Duration::from_millis(250);
 
 /// So many calls wait at the same time.
-const WORKERS: usize = 16;
+const WORKERS: usize = 32;
 
 /// The message's frame: three framing bytes are around the payload.
 const FRAME: usize = 300;
@@ -61,7 +61,7 @@ fn at_every_offset(fault: Fault) {
             })
             .collect();
         let next = AtomicUsize::new(0);
-        let mut expected = thread::scope(|scope| {
+        let expected = thread::scope(|scope| {
             let work = || {
                 let mut trial = Trial::new(transport, &receiver);
                 let mut expected = Vec::new();
@@ -79,8 +79,8 @@ fn at_every_offset(fault: Fault) {
         for (name, message, came) in &expected {
             assert!(came.is_none_or(|came| came == log.contains(message)), "{name}: came: {}", log.contains(message));
         }
-        expected.retain(|(_, _, came)| came.is_some());
-        assert!(expected.len() >= places.len(), "{} of {} messages are certain", expected.len(), places.len());
+        let uncertain = expected.iter().filter(|(_, _, came)| came.is_none()).count();
+        assert!(expected.len() == 2 * places.len() && uncertain <= 1, "{uncertain} of {}", expected.len());
     }
 }
 
@@ -166,7 +166,7 @@ impl Trial {
             let result = if fault == Fault::Stall { limited(limit, send) } else { prompt(send) };
             self.judge(&name, &result.expect_err(&name), place)
         };
-        self.proxy.disarm();
+        eventually("the fault has happened", || !self.proxy.is_armed());
         [(name.clone(), undisturbed, Some(true)), (name, message, came)]
     }
 

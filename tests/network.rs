@@ -2,8 +2,8 @@
 //! loses, delays, overtakes and repeats packets.
 //!
 //! Each scene is played in a network namespace (and one for mounts) that this program makes by starting itself again under
-//! `unshare`, with a user namespace besides where it takes that. Where that is not permitted, or `ip`, `nft`, `python3` or a tun device is missing, the scenes say that they were skipped, unless
-//! `MLLP_NETWORK_REQUIRED` is set.
+//! `unshare`, with a user namespace besides where it takes that. Where that is not permitted, or `ip`, `nft`, `python3` or a tun device is
+//! missing, the scenes say that they were skipped, unless `MLLP_NETWORK_REQUIRED` is set.
 
 mod common;
 

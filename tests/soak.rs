@@ -127,7 +127,11 @@ fn soak(transport: Transport, time: Duration) {
         most(early) / 1_000_000,
         most(late) / 1_000_000,
     );
-    assert!(early.is_empty() || most(late) <= most(early) + PLAY, "memory grows: {} to {}", most(early), most(late));
+    if usages.len() < 8 {
+        println!("memory is not compared: that takes some more seconds");
+    } else {
+        assert!(most(late) <= most(early) + PLAY, "memory grows: {} to {}", most(early), most(late));
+    }
 }
 
 /// What the receiver saw of each thread's messages, which are numbered.

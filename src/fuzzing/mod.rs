@@ -1,7 +1,7 @@
-//! What fuzzers and tests see of the inside: nothing of it is in a crate that is built for use.
+//! What this crate's fuzzers and tests see of the inside. Nothing of it is in what others build, even to fuzz it.
 
-#[cfg(fuzzing)]
+#[cfg(all(fuzzing, feature = "_world"))]
 pub mod inside;
 pub mod oracle;
-#[cfg(fuzzing)]
+#[cfg(all(fuzzing, feature = "_world"))]
 pub mod world;

@@ -1,6 +1,6 @@
 //! In the place of `socket.rs`: connections to peers that are only described, in the time of the [`world`](super::world).
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,6 @@ pub(crate) struct Socket {
     line: Line,
     handle: ShutdownHandle,
     ended: bool,
-    patience: Option<Deadline>,
 }
 
 impl Socket {
@@ -43,7 +42,7 @@ impl Socket {
             address: Some(SocketAddr::from(([127, 0, 0, 1], endpoint.port()))),
             source: io::ErrorKind::ConnectionRefused.into(),
         })?;
-        Ok(Socket { line, handle, ended: false, patience: None })
+        Ok(Socket { line, handle, ended: false })
     }
 
     pub(crate) fn peer_addr(&self) -> SocketAddr {
@@ -62,9 +61,8 @@ impl Socket {
         !self.is_shut() && matches!(self.line.seen(), Seen::Nothing | Seen::Bytes)
     }
 
-    pub(crate) fn wait(&mut self, patience: Option<Deadline>) {
-        self.patience = patience;
-    }
+    /// For a TLS session, which there is none of here.
+    pub(crate) fn wait(&mut self, _: Option<Deadline>) {}
 
     pub(crate) fn read_by(&mut self, buffer: &mut [u8], deadline: &Deadline) -> io::Result<usize> {
         loop {
@@ -100,7 +98,6 @@ impl Socket {
     }
 
     pub(crate) fn never_wait(&mut self) -> io::Result<()> {
-        self.patience = None;
         Ok(())
     }
 
@@ -110,27 +107,6 @@ impl Socket {
 
     pub(crate) fn close(&self) -> io::Result<()> {
         self.line.close();
-        Ok(())
-    }
-}
-
-/// For a TLS session, which there is none of here.
-impl Read for Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.patience {
-            Some(deadline) => self.read_by(buffer, &deadline),
-            None => self.read_waiting(buffer),
-        }
-    }
-}
-
-impl Write for Socket {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let deadline = self.patience.unwrap_or(Deadline::after(Duration::ZERO));
-        self.write_by(&[IoSlice::new(bytes)], &deadline)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -45,7 +45,7 @@ pub struct Record {
     pub sent: Vec<u8>,
     /// All that was received.
     pub received: Vec<u8>,
-    /// Each write that was taken: where in what was sent it begins, and how many bytes lay unread then.
+    /// Each write that was taken: where in what was sent it begins, and how many bytes lay unread when it was asked for.
     pub writes: Vec<(usize, usize)>,
     /// Whether it was closed.
     pub closed: bool,
@@ -75,6 +75,8 @@ struct State {
     said: Duration,
     /// What it has said and nobody has read.
     unread: VecDeque<u8>,
+    /// Where that was: given back at the end, since a call's memory is measured.
+    emptied: Vec<Vec<u8>>,
     over: Option<Seen>,
     record: Record,
 }
@@ -96,6 +98,7 @@ pub fn begin(peers: Vec<Peer>, most_sent: usize) {
         State {
             said: Duration::ZERO,
             unread: VecDeque::with_capacity(said),
+            emptied: Vec::with_capacity(peer.says.len()),
             over: None,
             record: Record {
                 sent: Vec::with_capacity(most_sent),
@@ -158,8 +161,7 @@ impl Line {
     /// Waits until more has come, or so long.
     pub(crate) fn wait_for_more(&self, at_most: Duration) {
         self.with(|state, now| {
-            let next = state.peer.says.front().map_or(Duration::MAX, |(pause, _)| state.said.saturating_add(*pause));
-            *now = next.clamp(*now, *now + at_most);
+            *now = state.next_said().clamp(*now, now.saturating_add(at_most));
         });
     }
 
@@ -179,31 +181,38 @@ impl Line {
     pub(crate) fn put(&self, slices: &[IoSlice<'_>], at_most: Duration) -> io::Result<usize> {
         self.with(|state, now| {
             state.record.used_after_close |= state.record.closed;
-            state.hear(*now);
-            if state.over == Some(Seen::Reset) {
-                return Err(io::ErrorKind::ConnectionReset.into());
-            }
             let until = now.saturating_add(at_most);
+            let mut free_at = *now;
+            state.hear(*now);
+            let unread = state.unread.len();
             let most = loop {
+                state.hear(*now);
+                if state.over == Some(Seen::Reset) {
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
+                if *now >= until {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                if *now < free_at {
+                    // What it says meanwhile may end the wait.
+                    *now = free_at.min(until).min(state.next_said()).max(*now + Duration::from_nanos(1));
+                    continue;
+                }
                 match state.peer.takes.front().copied() {
                     None => break usize::MAX,
                     Some(Takes::AtMost(most)) => {
                         state.peer.takes.pop_front();
                         break most.max(1);
                     }
-                    Some(Takes::Nothing(pause)) if *now + pause < until => {
+                    Some(Takes::Nothing(pause)) => {
                         state.peer.takes.pop_front();
-                        *now += pause;
-                    }
-                    Some(Takes::Nothing(_)) => {
-                        *now = until;
-                        return Err(io::ErrorKind::TimedOut.into());
+                        free_at = now.saturating_add(pause);
                     }
                     Some(Takes::Broken) => return Err(io::ErrorKind::BrokenPipe.into()),
                 }
             };
             let before = state.record.sent.len();
-            state.record.writes.push((before, state.unread.len()));
+            state.record.writes.push((before, unread));
             for slice in slices {
                 let room = most - (state.record.sent.len() - before);
                 state.record.sent.extend_from_slice(&slice[..room.min(slice.len())]);
@@ -222,6 +231,15 @@ impl Line {
 }
 
 impl State {
+    /// When the peer says the next thing, if it ever does.
+    fn next_said(&self) -> Duration {
+        self.peer
+            .says
+            .front()
+            .filter(|_| self.over.is_none())
+            .map_or(Duration::MAX, |(pause, _)| self.said.saturating_add(*pause))
+    }
+
     /// Takes in what the peer has said until now.
     fn hear(&mut self, now: Duration) {
         while self.over.is_none() {
@@ -232,7 +250,10 @@ impl State {
             }
             self.said = due;
             match self.peer.says.pop_front() {
-                Some((_, Says::Bytes(bytes))) => self.unread.extend(bytes),
+                Some((_, Says::Bytes(bytes))) => {
+                    self.unread.extend(&bytes);
+                    self.emptied.push(bytes);
+                }
                 Some((_, Says::End)) => self.over = Some(Seen::End),
                 Some((_, Says::Reset)) => self.over = Some(Seen::Reset),
                 None => {}

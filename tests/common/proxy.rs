@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
+use super::pass;
+
 /// What happens at that byte, to both sides of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -98,6 +100,11 @@ impl Proxy {
         state.passed = [0; 2];
     }
 
+    /// Whether a fault has not happened yet.
+    pub fn is_armed(&self) -> bool {
+        self.shared.lock().armed.is_some()
+    }
+
     /// How much has been passed on to the receiver and to the client since.
     pub fn passed(&self) -> [usize; 2] {
         self.shared.lock().passed
@@ -162,12 +169,18 @@ impl Shared {
             }
             let (before, fault) = self.due(direction, count);
             let (before, after) = buffer[..count].split_at(before);
-            let after = if fault == Some(Fault::Split) { after } else { &[] };
-            if to.write_all(before).and_then(|()| to.write_all(after)).is_err() {
+            if to.write_all(before).is_err() {
                 break;
             }
             match fault {
-                None | Some(Fault::Split) => {}
+                None => {}
+                Some(Fault::Split) => {
+                    // So that the other side reads what is before alone.
+                    pass(Duration::from_millis(1));
+                    if to.write_all(after).is_err() {
+                        break;
+                    }
+                }
                 Some(Fault::Cut) => return line.end(),
                 Some(Fault::Reset) => return line.reset(),
                 Some(Fault::Stall) => line.stall(),
