@@ -292,7 +292,9 @@ fn looking_at_a_connection_is_no_use_of_it() {
             look(&client);
         }
         client.send(message("2")).unwrap();
-        assert_eq!((receiver.connections(), client.stats().failed), (2, 0));
+        // On a busy machine the second may have been idle for too long as well.
+        assert!(receiver.connections() >= 2, "{} connections", receiver.connections());
+        assert_eq!(client.stats().failed, 0);
     }
 }
 

@@ -169,6 +169,10 @@ impl Shared {
             }
             let (before, fault) = self.due(direction, count);
             let (before, after) = buffer[..count].split_at(before);
+            if fault.is_some_and(|fault| fault != Fault::Split) {
+                // Before the last of it leaves, so that no answer to that overtakes the fault.
+                line.stall();
+            }
             if to.write_all(before).is_err() {
                 break;
             }
@@ -183,7 +187,7 @@ impl Shared {
                 }
                 Some(Fault::Cut) => return line.end(),
                 Some(Fault::Reset) => return line.reset(),
-                Some(Fault::Stall) => line.stall(),
+                Some(Fault::Stall) => {}
             }
         }
         match line.fate() {
