@@ -137,7 +137,7 @@ impl Iterator for Lines<'_> {
 
     fn next(&mut self) -> Option<Line> {
         let mut from = self.at;
-        if self.text[from..].starts_with(BYTE_ORDER_MARK) {
+        while self.text[from..].starts_with(BYTE_ORDER_MARK) {
             from += BYTE_ORDER_MARK.len();
         }
         if from == self.text.len() {
@@ -206,6 +206,7 @@ mod tests {
             ("blank lines between messages", format!("{}\n \n{}", with("\n"), two), vec![one, two]),
             ("blank lines around", format!("\n\n{one}\n\n"), vec![one]),
             ("a byte-order mark", format!("\u{FEFF}{one}"), vec![one]),
+            ("two byte-order marks", format!("\u{FEFF}\u{FEFF}{one}"), vec![one]),
             ("two files with one each, put together", format!("\u{FEFF}{one}\u{FEFF}{two}"), vec![one, two]),
             ("a form feed between", format!("{one}\x0C{two}"), vec![one, two]),
             ("form feeds on lines of their own", format!("\x0C\n{one}\x0C\r\n{two}\x0C"), vec![one, two]),

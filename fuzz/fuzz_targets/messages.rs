@@ -30,7 +30,10 @@ fn expected(text: &[u8]) -> Vec<Vec<u8>> {
             [line @ .., b'\r' | b'\n' | 0x0C] => (line, false),
             line => (line, false),
         };
-        let line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line);
+        let mut line = line;
+        while let Some(rest) = line.strip_prefix(b"\xEF\xBB\xBF") {
+            line = rest;
+        }
         let blank = line.iter().all(|byte| b" \t\0\x1A".contains(byte));
         let wraps = is_named(line, &[b"FHS", b"BHS", b"BTS", b"FTS"]);
         goes_on &= !wraps && !is_named(line, &[b"MSH"]);
