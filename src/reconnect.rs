@@ -74,9 +74,14 @@ impl Reconnect {
     }
 
     fn longest_delay_after(&self, attempts: u32) -> Duration {
-        let doubled = 1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.initial_delay.saturating_mul(doubled).min(self.max_delay)
+        doubled(self.initial_delay, attempts.saturating_sub(1), self.max_delay)
     }
+}
+
+/// A delay that is twice as long each time, after so many times, up to the longest.
+pub(crate) fn doubled(initial: Duration, times: u32, longest: Duration) -> Duration {
+    let factor = 1_u32.checked_shl(times).unwrap_or(u32::MAX);
+    initial.saturating_mul(factor).min(longest)
 }
 
 /// Whether a failure to connect may be gone the next time.

@@ -7,6 +7,7 @@ use super::{Entry, Settlement};
 use crate::ack::Ack;
 use crate::ack::AckCode::{ApplicationReject, CommitReject};
 use crate::error::{Delivery, Error, ErrorKind};
+use crate::reconnect::doubled;
 
 /// What a [`Forwarder`](super::Forwarder) does with a message of which it is not known whether the receiver has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -83,8 +84,7 @@ impl Policy {
 
     /// How long to wait after a failure, where so many have come before it.
     pub(super) fn delay_after(&self, failures: u32) -> Duration {
-        let doubled = 1_u32.checked_shl(failures).unwrap_or(u32::MAX);
-        self.initial_delay.saturating_mul(doubled).min(self.max_delay)
+        doubled(self.initial_delay, failures, self.max_delay)
     }
 }
 
