@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -30,6 +31,17 @@ pub fn run(task: &Task, outbox: impl Outbox + Clone + 'static, to: &str) -> Resu
     match task {
         Task::Push { files } => files.iter().try_for_each(|file| push(&outbox, file)),
         Task::Forward { stay } => forward(outbox, to, *stay),
+    }
+}
+
+/// The exit status of the program: 2, and the reason on standard error, where it failed.
+pub fn ended(result: Result<(), Box<dyn Error>>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::from(2)
+        }
     }
 }
 
