@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{self, Command, Stdio};
 use std::{env, str};
 
-use common::message;
+use common::{Seeded, message};
 use mllp_client::outbox::{Outbox, OutboxError, Settlement, SqliteOutbox};
 use rusqlite::Connection;
 
@@ -211,16 +211,6 @@ fn step(line: &str) -> Option<Step> {
 fn bytes(hexadecimal: &str) -> Vec<u8> {
     let digits = hexadecimal.as_bytes().chunks_exact(4);
     digits.map(|byte| u8::from_str_radix(str::from_utf8(&byte[2..]).unwrap(), 16).unwrap()).collect()
-}
-
-/// Chooses numbers that look like chance, and are the same each time (a linear congruential generator).
-struct Seeded(u64);
-
-impl Seeded {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % limit
-    }
 }
 
 fn in_a_space_of_its_own(scene: &str) -> bool {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
-use common::{LONG, eventually, message};
+use common::{LONG, Seeded, eventually, message};
 use mllp_client::Client;
 use mllp_client::outbox::{Forwarder, Outbox, OutboxError};
 use mllp_client::testing::{Receiver, Step};
@@ -89,16 +89,6 @@ fn push_and_forward(outbox: impl Outbox + Clone + 'static, endpoint: &str, pushe
 
 fn numbered(number: usize) -> String {
     message(&format!("N{number}"))
-}
-
-/// Chooses numbers that look like chance, and are the same each time (a linear congruential generator).
-struct Seeded(u64);
-
-impl Seeded {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % limit
-    }
 }
 
 /// Plays a scene: the child at work, and the blows that fall on it and on those it works with.

@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use common::proxy::{Direction, Fault, Proxy};
-use common::{Transport, eventually, message_of, pass};
+use common::{Seeded, Transport, eventually, message_of, pass};
 use mllp_client::testing::{Receiver, Step};
 use mllp_client::{AckCode, Client, Delivery, Error, Event, Reconnect};
 
 const THREADS: usize = 8;
 const CONNECTIONS: usize = 3;
-const LARGEST: u64 = 1024 * 1024;
+const LARGEST: usize = 1024 * 1024;
 const TIMEOUT: Duration = Duration::from_millis(400);
 /// So long a receiver lives.
 const EPOCH: Duration = Duration::from_secs(1);
@@ -67,14 +67,14 @@ fn soak(transport: Transport, time: Duration) {
     client.connect().unwrap();
 
     let begun = Instant::now();
-    let mut random = Random(20_260_101);
+    let mut random = Seeded(20_260_101);
     let mut usages = Vec::new();
     while begun.elapsed() < time {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             for thread in 0..THREADS {
                 let (client, witness, over) = (&client, &witness, &over);
-                let mut random = Random(random.next() | 1);
+                let mut random = Seeded(random.below(usize::MAX) as u64);
                 scope.spawn(move || {
                     while !over.load(Ordering::Relaxed) {
                         send_one(client, witness, thread, &mut random);
@@ -91,8 +91,8 @@ fn soak(transport: Transport, time: Duration) {
                     _ => Fault::Split,
                 };
                 let reach = if random.below(2) == 0 { 1000 } else { LARGEST };
-                proxy.arm(direction, random.below(reach) as usize, fault);
-                pass(Duration::from_millis(random.below(50)));
+                proxy.arm(direction, random.below(reach), fault);
+                pass(Duration::from_millis(random.below(50) as u64));
             }
             proxy.disarm();
             over.store(true, Ordering::Relaxed);
@@ -184,7 +184,7 @@ impl Counts {
 }
 
 /// Sends a thread's next message, and compares what is said of it with what was seen.
-fn send_one(client: &Client, witness: &Witness, thread: usize, random: &mut Random) {
+fn send_one(client: &Client, witness: &Witness, thread: usize, random: &mut Seeded) {
     let messages = || witness.threads[thread].lock().unwrap();
     let number = {
         let mut messages = messages();
@@ -195,7 +195,7 @@ fn send_one(client: &Client, witness: &Witness, thread: usize, random: &mut Rand
     // Small ones are the rule.
     let most = 1 << random.below(21);
     let size = random.below(most);
-    let result = client.send(message_of(&id, size as usize));
+    let result = client.send(message_of(&id, size));
     let mut messages = messages();
     let seen = messages.seen == number;
     let agrees = match &result {
@@ -278,21 +278,5 @@ impl Usage {
         };
         let descriptors = fs::read_dir("/proc/self/fd").unwrap().count();
         Usage { memory: number("VmRSS") * 1024, descriptors, threads: number("Threads") }
-    }
-}
-
-/// Numbers that are the same in each run (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
     }
 }

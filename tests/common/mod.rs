@@ -46,6 +46,16 @@ pub fn message_of(control_id: &str, size: usize) -> Vec<u8> {
     message
 }
 
+/// Chooses numbers that look like chance, and are the same each time (a linear congruential generator).
+pub struct Seeded(pub u64);
+
+impl Seeded {
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+}
+
 /// What an exchange goes over.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Transport {
