@@ -195,7 +195,7 @@ impl Line {
                 }
                 if *now < free_at {
                     // What it says meanwhile may end the wait.
-                    *now = free_at.min(until).min(state.next_said()).max(*now + Duration::from_nanos(1));
+                    *now = free_at.min(until).min(state.next_said());
                     continue;
                 }
                 match state.peer.takes.front().copied() {
