@@ -595,16 +595,18 @@ impl Connection {
         }
     }
 
-    /// In MLLP release 2: a commit block does not say which sending it is for, so that no other may have come behind one.
+    /// In MLLP release 2: a commit block does not say which sending it is for, so that no other may have come behind one. Filler
+    /// may, any amount of it, and takes no room.
     fn nothing_more(&mut self, line: &mut Line) -> Result<(), Error> {
         let owed = self.owed.len();
         let clean = self.owed.settle(&mut self.inbox, &self.settings.monitor) == 0
             && Framing::is_filler(self.inbox.rest())
             && self.settings.confirm(line, owed - self.owed.len(), &Deadline::after(CONFIRM_TIMEOUT));
-        if clean {
-            return Ok(());
+        if !clean {
+            return Err(Error::judged(ErrorKind::MalformedFrame(FrameError::StrayCommitBlock), true, None));
         }
-        Err(Error::judged(ErrorKind::MalformedFrame(FrameError::StrayCommitBlock), true, None))
+        self.inbox.tidy();
+        Ok(())
     }
 
     /// Writes one frame.

@@ -88,6 +88,12 @@ fn what_was_not_stored_is_sent_again_a_few_times() {
         ("once", vec![negative()], Ok("1"), 2),
         ("twice", vec![negative(), negative()], Ok("1"), 3),
         ("once, and filler", vec![negative().then(Step::bytes(b"\n").after(SHORT / 8))], Ok("1"), 2),
+        (
+            "once, and much filler",
+            vec![negative().then(Step::bytes(vec![b'\n'; 200_000]).after(SHORT / 8))],
+            Ok("1"),
+            2,
+        ),
         ("for ever", vec![negative(), negative(), negative(), negative()], Err(3), 3),
     ] {
         let receiver = receiver(Transport::Plain, steps);
