@@ -84,7 +84,8 @@ mod tests {
     fn a_limit_of_any_length_is_taken() {
         let deadline = Deadline::after(Duration::MAX);
         assert_eq!(deadline.limit(), Duration::MAX);
-        assert!(deadline.remaining().is_some());
+        let ten_years = Duration::from_secs(10 * 365 * 86_400);
+        assert!(deadline.remaining().is_some_and(|left| left > ten_years - HOUR && left <= ten_years));
         assert!(deadline.or_within(Duration::MAX).share(3).remaining().is_some());
     }
 
@@ -96,10 +97,19 @@ mod tests {
     }
 
     #[test]
+    fn the_time_since_the_call_began_runs() {
+        let call = Deadline::after(HOUR);
+        while Instant::now() == call.started {}
+        let between = call.elapsed();
+        assert!(!between.is_zero() && between <= call.started.elapsed());
+    }
+
+    #[test]
     fn the_sooner_of_two_limits_counts_and_is_named() {
         let call = Deadline::after(HOUR);
         assert_eq!(call.or_within(HOUR / 2).limit(), HOUR / 2);
         assert_eq!(call.or_within(HOUR * 2).limit(), HOUR);
+        assert!(call.share(2).precedes(&call) && !call.precedes(&call));
     }
 
     #[test]
@@ -108,8 +118,12 @@ mod tests {
         let now = Instant::now();
         assert_eq!(call.no_later_than(None).limit(), HOUR);
         assert_eq!(call.no_later_than(Some(now + HOUR * 2)).limit(), HOUR);
-        assert!(call.no_later_than(Some(now + HOUR / 2)).remaining().is_some_and(|left| left <= HOUR / 2));
+        let sooner = call.no_later_than(Some(now + HOUR / 2));
+        assert!(sooner.remaining().is_some_and(|left| left <= HOUR / 2));
+        assert_eq!(sooner.limit(), now + HOUR / 2 - call.started);
         assert_eq!(call.no_later_than(Some(now)).remaining(), None);
+        let endless = Deadline::after(Duration::MAX);
+        assert_eq!(endless.no_later_than(Some(endless.at)).limit(), Duration::MAX, "no instant came first");
     }
 
     #[test]

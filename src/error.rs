@@ -71,8 +71,8 @@ pub enum Delivery {
     /// It left, and no usable answer came: the receiver may have it or not. Send it again only to a receiver that
     /// recognises a repeated control ID.
     Unknown,
-    /// A commit accept (CA), or a commit block of MLLP release 2, came before the failure: the receiver has it. Do not send it again; only the application's
-    /// verdict is missing.
+    /// A commit accept (CA), or a commit block of MLLP release 2, came before the failure: the receiver has it. Do not send it
+    /// again; only the application's verdict is missing.
     Committed,
     /// The receiver said no. Mend the message, or the receiver's set-up, first.
     Refused,

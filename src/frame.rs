@@ -135,7 +135,7 @@ impl Framing {
 
     /// Where a payload's last bytes make up a sequence together with the end of the frame.
     fn found_across_the_end(&self, payload: &[u8]) -> Option<usize> {
-        let kept = payload.len().min(MAX_MARKER - 1);
+        let kept = payload.len().min(MAX_MARKER);
         let seam = [&payload[payload.len() - kept..], self.end.bytes()].concat();
         let begins = |sequence: &[u8]| seam.windows(sequence.len()).position(|window| window == sequence);
         let first = begins(self.terminator()).into_iter().chain(begins(self.start.bytes())).min()?;
@@ -696,6 +696,22 @@ mod tests {
         assert_eq!(scanner.scan(b"\x0Ba\x1C\r").unwrap().unwrap().payload, b"a");
         assert_eq!(scanner.scan(b"\r\n\r\n"), Ok(None));
         assert_eq!(scanner.scan(b""), Ok(None));
+    }
+
+    /// What has been looked at and changes, against the rules, is not seen to have changed.
+    #[test]
+    fn no_byte_is_looked_at_twice() {
+        let custom = Framing::custom(b"<<", b"->").unwrap();
+        for (name, framing, first, then) in [
+            ("no more than before", Framing::default(), &b"\n\n"[..], &b"xx"[..]),
+            ("before the start", Framing::default(), b"\n\n", b"xx\n"),
+            ("the start", Framing::default(), b"\x0Bab", b"xab"),
+            ("content", Framing::default(), b"\x0Bab", b"\x0Ba\x1C\r"),
+            ("content but for the beginning of an end", custom, b"<<xy", b"<<->"),
+        ] {
+            let mut scanner = Scanner::new(framing, 64);
+            assert_eq!((scanner.scan(first), scanner.scan(then)), (Ok(None), Ok(None)), "{name}");
+        }
     }
 
     proptest::proptest! {
