@@ -363,6 +363,92 @@ mod tests {
         }
     }
 
+    /// Plays answers to a batch `B`, each of one or more acknowledgments, and tells of each answer whether it committed a message
+    /// (`+`) or not (`.`), what became of each message (`?` for one that nothing ended, `c` before it if committed), and what holds
+    /// then.
+    fn play_batch(asked: Asked, verify: bool, control_ids: &str, answers: &str) -> String {
+        let headers: Vec<_> =
+            control_ids.split_whitespace().map(|id| Header { control_id: id.as_bytes(), asked }).collect();
+        let mut outcomes = Outcomes::of([&b"B"[..]].into_iter(), &headers, rules(FromHeader, verify));
+        let mut told = String::new();
+        for answer in answers.split_whitespace() {
+            let bytes: String = answer
+                .split(',')
+                .map(|answer| answer.split_once(':').unwrap())
+                .map(|(code, id)| format!("MSH|^~\\&|\rMSA|{code}|{id}\r"))
+                .collect();
+            told += match outcomes.take(bytes.as_bytes()) {
+                Ok(true) => "+",
+                Ok(false) => ".",
+                Err(ErrorKind::UnmatchedAck(_)) => "unmatched",
+                Err(ErrorKind::MalformedAck(_)) => "malformed",
+                Err(kind) => panic!("{kind:?}"),
+            };
+        }
+        let states = [
+            (outcomes.phase() == Phase::CommitAck, "commits awaited"),
+            (outcomes.are_committed(), "committed"),
+            (outcomes.are_complete(), "complete"),
+            (outcomes.are_refused(), "refused"),
+        ];
+        for (outcome, verdict) in outcomes.into_each() {
+            told += if outcome.commit().is_some() { " c" } else { " " };
+            told += &match verdict {
+                None => "?".into(),
+                Some(Ok(ack)) => ack.code().to_string(),
+                Some(Err(ErrorKind::Nak(ack))) => ack.code().to_string(),
+                Some(Err(kind)) => panic!("{kind:?}"),
+            };
+        }
+        states.iter().filter(|(holds, _)| *holds).for_each(|(_, state)| told += &format!(", {state}"));
+        told
+    }
+
+    #[test]
+    fn transitions_of_batches() {
+        for (asked, verify, control_ids, answers, expected) in [
+            (ORIGINAL, true, "1 2", "", " ? ?"),
+            (ORIGINAL, true, "1 2", "AA:2", ". ? AA"),
+            (ORIGINAL, true, "1 2", "AA:2 AE:1", ".. AE AA, committed, complete"),
+            (ORIGINAL, true, "1 2", "AA:1,AA:2", ". AA AA, committed, complete"),
+            (ORIGINAL, true, "1 2", "AR:1 AE:2", ".. AR AE, committed, complete, refused"),
+            (ORIGINAL, true, "1 2", "AA:B", ". AA AA, committed, complete"),
+            (ORIGINAL, true, "1 2", "AE:1 AA:B", ".. AE AA, committed, complete"),
+            (ORIGINAL, true, "1 2", "AR:B", ". AR AR, committed, complete, refused"),
+            (ORIGINAL, true, "B 2", "AA:B", ". AA ?"),
+            (ORIGINAL, true, "1 2", "AA:3", "unmatched ? ?"),
+            (ORIGINAL, true, "1 2", "AA:1,AA:3", "unmatched AA ?"),
+            (ORIGINAL, true, "1 2", "AA:", "malformed ? ?"),
+            (ORIGINAL, true, "1 2", "AA:1 AA:1", ".unmatched AA ?"),
+            (ORIGINAL, true, "1 1", "AA:1 AE:1", ".. AA AE, committed, complete"),
+            (ORIGINAL, true, "1 1", "AA:1,AE:1,AE:1", "unmatched AA AE, committed, complete"),
+            (ORIGINAL, true, "1 2", "CA:1", "+ c? ?"),
+            (COMMIT, true, "1 2", "CA:1", ". CA ?, commits awaited"),
+            (COMMIT, true, "1 2", "CA:1 CE:2", ".. CA CE, committed, complete"),
+            (BOTH, true, "1 2", "", " ? ?, commits awaited"),
+            (BOTH, true, "1 2", "CA:1", "+ c? ?, commits awaited"),
+            (BOTH, true, "1 2", "CA:1 CA:1", "+. c? ?, commits awaited"),
+            (BOTH, true, "1 2", "CA:1 CA:2", "++ c? c?, committed"),
+            (BOTH, true, "1 2", "CA:2,CA:1", "+ c? c?, committed"),
+            (BOTH, true, "1 2", "CA:1,AA:1", "+ cAA ?, commits awaited"),
+            (BOTH, true, "1 2", "CA:B", "+ c? c?, committed"),
+            (BOTH, true, "1 2", "CA:B AA:B", "+. cAA cAA, committed, complete"),
+            (BOTH, true, "1 2", "CA:1 AA:2", "+. c? AA, committed"),
+            (BOTH, true, "1 2", "CE:2 CA:1 AA:1", ".+. cAA CE, committed, complete"),
+            (BOTH, true, "1 2", "CR:B", ". CR CR, committed, complete, refused"),
+            (BOTH, true, "1 1", "CA:1 CA:1", "+. c? ?, commits awaited"),
+            (ORIGINAL, false, "1 2", "AA:", ". AA ?"),
+            (ORIGINAL, false, "1 2", "AA:3 AE:4", ".. AA AE, committed, complete"),
+            (ORIGINAL, false, "1 2 3", "AA:2 AE:x AR:x", "... AE AA AR, committed, complete"),
+            (ORIGINAL, false, "1 2", "AA:3,AE:4,AE:5", ". AA AE, committed, complete"),
+            (ORIGINAL, false, "1 2", "CA:3", "+ c? ?"),
+            (ORIGINAL, false, "1 2", "CA:3,AA:3,CA:3", "+ cAA c?, committed"),
+            (ORIGINAL, false, "1 2", "AE:B", ". AE AE, committed, complete, refused"),
+        ] {
+            assert_eq!(play_batch(asked, verify, control_ids, answers), expected, "{control_ids} {verify} {answers}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn any_sequence_goes_by_the_rules(
