@@ -331,9 +331,11 @@ fn what_cannot_be_sent_touches_nothing() {
         assert!(client.exchange(payload).is_err() && connection.exchange(payload).is_err());
         assert!(client.request(payload).send_unacknowledged().is_err());
     }
-    assert!(connection.send(message("1").as_bytes()).is_ok(), "the connection is as it was");
+    let largest = message_of("1", 1000);
+    assert_eq!(largest.len(), 1000);
+    assert!(connection.send(&largest).is_ok(), "the connection is as it was");
     assert_eq!(receiver.connections(), 1, "the client opened nothing");
-    assert_eq!(receiver.received(), [message("1").into_bytes()]);
+    assert_eq!(receiver.received(), [largest]);
 }
 
 #[test]
