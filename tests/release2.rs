@@ -213,8 +213,9 @@ fn the_time_between_two_sendings_is_inside_the_limit() {
 #[test]
 fn a_late_acknowledgment_is_committed_too() {
     let _tidy = Tidy::up();
-    let late = positive().then(Step::bytes(acknowledgment("CA", "1"))).then(Step::accept().after(SHORT / 4));
-    let receiver = receiver(Transport::Plain, [late]);
+    let committed = |id| positive().then(Step::bytes(acknowledgment("CA", id)));
+    let late = |id| Step::bytes(acknowledgment("AA", id)).after(SHORT / 4);
+    let receiver = receiver(Transport::Plain, [committed("1"), committed("2").then(late("1")).then(late("2"))]);
     let told = Arc::new(Mutex::new(0));
     let builder = release2(Transport::Plain, &receiver).ack_mode(AckMode::Commit).on_event({
         let told = Arc::clone(&told);
@@ -222,10 +223,13 @@ fn a_late_acknowledgment_is_committed_too() {
     });
     let client = builder.build().unwrap();
     client.send(message("1")).unwrap();
-    eventually("it has come", || client.is_connected() && *told.lock().unwrap() == 1);
-    assert!(receiver.wait_for(3, LONG));
-    assert_eq!(receiver.received()[1..], [b"\x06".to_vec(), b"\x06".to_vec()]);
     client.send(message("2")).unwrap();
+    eventually("both have come", || client.is_connected() && *told.lock().unwrap() == 2);
+    client.send(message("3")).unwrap();
+    assert!(receiver.wait_for(8, LONG));
+    let [one, two, three] = ["1", "2", "3"].map(|id| message(id).into_bytes());
+    let commit = || b"\x06".to_vec();
+    assert_eq!(receiver.received(), [one, commit(), two, commit(), commit(), commit(), three, commit()]);
     assert_eq!(receiver.connections(), 1);
 }
 
