@@ -312,6 +312,42 @@ fn half_a_late_acknowledgment_does_not_hold_the_next_message_up() {
 }
 
 #[test]
+fn a_large_late_acknowledgment_is_taken_in_however_many_pieces() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::scripted([Step::bytes(acknowledgment("CA", "1"))]).unwrap();
+    let (builder, told) = watched(&receiver.endpoint());
+    let client = builder.ack_mode(AckMode::Commit).build().unwrap();
+    client.send(message("1")).unwrap();
+    let mut late = acknowledgment("AA", "1");
+    late.splice(late.len() - 2..late.len() - 2, vec![b'x'; 5_000_000]);
+    thread::scope(|scope| {
+        scope.spawn(|| receiver.push(&late).unwrap());
+        eventually("it has come", || client.is_connected() && *told.lock().unwrap() == ["AA 1"]);
+    });
+    client.send(message("2")).unwrap();
+    assert_eq!(receiver.connections(), 1);
+}
+
+#[test]
+fn the_messages_of_a_batch_may_be_answered_late_too() {
+    let _tidy = Tidy::up();
+    let answers = [("CA", "1"), ("CA", "2"), ("AA", "2"), ("AE", "1")];
+    let answers = answers.map(|(code, id)| Step::bytes(acknowledgment(code, id)));
+    let receiver =
+        Receiver::scripted([answers.into_iter().reduce(|first, next| first.then(next.after(SHORT / 8))).unwrap()])
+            .unwrap();
+    let (builder, told) = watched(&receiver.endpoint());
+    let client = builder.ack_mode(AckMode::Commit).build().unwrap();
+    let mut batch = Batch::new("B1").unwrap();
+    ["1", "2"].iter().for_each(|id| batch.push(message(id)).unwrap());
+    let results = client.send_batch(&batch).unwrap();
+    assert!(results.iter().all(|result| result.as_ref().is_ok_and(|ack| ack.code() == AckCode::CommitAccept)));
+    eventually("both have come", || client.is_connected() && *told.lock().unwrap() == ["AA 2", "AE 1"]);
+    client.send(message("3")).unwrap();
+    assert_eq!(receiver.connections(), 1);
+}
+
+#[test]
 fn what_is_not_owed_stays_a_surplus() {
     let _tidy = Tidy::up();
     let answer = acknowledgment("AA", "1");

@@ -168,18 +168,31 @@ fn the_applications_limit_waits_until_all_are_committed() {
 fn a_batch_refused_early_is_not_sent_again() {
     let _tidy = Tidy::up();
     let mut batch = Batch::new("B1").unwrap();
-    (0..2).for_each(|number| batch.push(common::message_of(&number.to_string(), 32 * 1024 * 1024)).unwrap());
-    common::with_peer(
-        |mut stream| {
-            use std::io::{Read, Write};
-            stream.read_exact(&mut [0; 1000]).unwrap();
-            stream.write_all(&acknowledgment("AR", "B1")).unwrap();
-        },
-        |endpoint| {
-            let results = common::client(&endpoint, LONG).send_batch(&batch).unwrap();
-            assert_eq!(results.iter().map(described).collect::<Vec<_>>(), ["Refused AR"; 2]);
-        },
-    );
+    (1..=2).for_each(|number| batch.push(common::message_of(&number.to_string(), 16 * 1024 * 1024)).unwrap());
+    for (name, code, control_id, expected) in [
+        ("all of it", "AR", "B1", Ok(["Refused AR"; 2])),
+        ("a part of it", "AR", "1", Err(Delivery::NotSent)),
+        ("another", "AR", "B2", Err(Delivery::NotSent)),
+        ("accepted", "AA", "B1", Err(Delivery::NotSent)),
+    ] {
+        common::with_peer(
+            |mut stream| {
+                use std::io::{Read, Write};
+                stream.read_exact(&mut [0; 1000]).unwrap();
+                stream.write_all(&acknowledgment(code, control_id)).unwrap();
+            },
+            |endpoint| {
+                let results = common::client(&endpoint, LONG).send_batch(&batch);
+                let found = results.as_ref().map(|results| results.iter().map(described).collect::<Vec<_>>());
+                let expected = expected.map(|each| each.map(str::to_owned).to_vec());
+                assert_eq!(
+                    found.map_err(Error::delivery),
+                    expected.as_ref().map_err(|&delivery| delivery).cloned(),
+                    "{name}"
+                );
+            },
+        );
+    }
 }
 
 #[test]

@@ -146,6 +146,50 @@ fn filler_while_idle_is_nothing_over(transport: Transport) {
     assert_eq!(receiver.connections(), 2);
 }
 
+/// How much is too much is a choice; that there is an end to it is not.
+#[test]
+fn filler_without_end_while_idle_ends_the_connection() {
+    common::with_peer(
+        |mut stream| {
+            read_frame(&stream);
+            stream.write_all(&acknowledgment("AA", "1")).unwrap();
+            while stream.write_all(&[b'\n'; 16 * 1024]).is_ok() {}
+        },
+        |endpoint| {
+            let (builder, told) = observed(Transport::Plain, &endpoint);
+            let client = builder.build().unwrap();
+            client.send(message("1")).unwrap();
+            eventually("enough has come", || !client.is_connected());
+            let told = told.lock().unwrap();
+            let [.., surplus, ended] = &told[..] else { panic!("{told:?}") };
+            let stale: usize = surplus.strip_prefix("surplus ").unwrap().parse().unwrap();
+            assert!(stale > 1 && ended == "disconnected", "{told:?}");
+        },
+    );
+}
+
+#[test]
+fn a_second_answer_ends_the_connection_with_the_exchange() {
+    common::with_peer(
+        |mut stream| {
+            read_frame(&stream);
+            let answer = acknowledgment("AA", "1");
+            stream.write_all(&[&answer[..], &answer].concat()).unwrap();
+            assert_eq!(common::drain(&stream), 0);
+        },
+        |endpoint| {
+            let (builder, told) = observed(Transport::Plain, &endpoint);
+            let client = builder.build().unwrap();
+            client.send(message("1")).unwrap();
+            let surplus = format!("surplus {}", acknowledgment("AA", "1").len());
+            assert!(
+                told.lock().unwrap().ends_with(&[surplus, "disconnected".to_owned()]),
+                "before anything else is sent"
+            );
+        },
+    );
+}
+
 #[test]
 fn a_connection_is_told_of_bytes_while_idle() {
     let receiver = Receiver::accepting().unwrap();
