@@ -234,6 +234,36 @@ fn a_late_acknowledgment_is_committed_too() {
 }
 
 #[test]
+fn each_late_acknowledgment_has_one_commit_block() {
+    let _tidy = Tidy::up();
+    let answer = |code, id| Step::bytes(acknowledgment(code, id));
+    let committed = |id| positive().then(answer("CA", id));
+    let steps = [committed("1"), committed("2"), negative(), answer("AA", "2").then(committed("3"))];
+    let receiver = receiver(Transport::Plain, steps);
+    let client = release2(Transport::Plain, &receiver).ack_mode(AckMode::Commit).build().unwrap();
+    let [one, two, three] = ["1", "2", "3"].map(|id| message(id).into_bytes());
+    for message in [&one, &two, &three] {
+        client.send(message).unwrap();
+    }
+    assert!(receiver.wait_for(8, LONG));
+    let commit = || b"\x06".to_vec();
+    assert_eq!(receiver.received(), [one, commit(), two, commit(), three.clone(), three, commit(), commit()]);
+}
+
+#[test]
+fn half_a_late_acknowledgment_behind_a_commit_block_might_be_another() {
+    let _tidy = Tidy::up();
+    let late = acknowledgment("AA", "1");
+    let half = Step::bytes([NOT_STORED, &late[..late.len() / 2]].concat());
+    let receiver = receiver(Transport::Plain, [positive().then(Step::bytes(acknowledgment("CA", "1"))), half]);
+    let client = release2(Transport::Plain, &receiver).ack_mode(AckMode::Commit).build().unwrap();
+    client.send(message("1")).unwrap();
+    let error = client.send(message("2")).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::MalformedFrame(FrameError::StrayCommitBlock)), "{error:?}");
+    assert_eq!((error.delivery(), client.is_connected()), (Delivery::Unknown, false));
+}
+
+#[test]
 fn a_message_without_an_acknowledgment_waits_for_its_commit_block() {
     let _tidy = Tidy::up();
     let silent = "MSH|^~\\&|||||||ORU|1|P|2.5|||NE|NE\r";
