@@ -324,7 +324,8 @@ fn what_cannot_be_sent_touches_nothing() {
     ] {
         for error in [client.send(message).unwrap_err(), connection.send(message).unwrap_err()] {
             assert!(matches!(error.kind(), ErrorKind::InvalidMessage(found) if *found == expected), "{error:?}");
-            assert_eq!(error.delivery(), Delivery::NotSent);
+            assert_eq!((error.delivery(), error.phase()), (Delivery::NotSent, None));
+            assert!(!error.is_timeout());
         }
     }
     for payload in [&b""[..], b"\x1C", &[b'x'; 1001]] {

@@ -233,6 +233,8 @@ fn a_late_acknowledgment_is_committed_too() {
     assert_eq!(receiver.connections(), 1);
 }
 
+/// A peer to which a commit block cannot be written has ended the connection, so that a look before the next use finds the same: no
+/// test tells whether it was given up at once.
 #[test]
 fn each_late_acknowledgment_has_one_commit_block() {
     let _tidy = Tidy::up();
