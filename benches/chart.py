@@ -13,7 +13,7 @@ from html import escape
 WIDTH, LEFT, ROW, SCALE = 860, 330, 17, 200
 # What takes longer than so many times the limit is drawn so long, and its figure says how long it is.
 MOST = 2.2
-COLOURS = ["#2b6cb0", "#63a4d8", "#c9802b"]
+OURS, THEIRS = ["#2b6cb0", "#63a4d8"], "#c9802b"
 
 
 def processor():
@@ -47,11 +47,12 @@ def draw(charts):
         for row, figures in rows.items():
             for what, ratio in figures.items():
                 y += ROW
-                colour = colours.setdefault(what, COLOURS[len(colours) % len(COLOURS)])
+                ours = OURS[len(colours) % len(OURS)]
+                colour = colours.setdefault(what, THEIRS if what.startswith("hl7-mllp-codec") else ours)
                 text(LEFT - 8, f"{row}, {what}", text_anchor="end")
                 length = min(ratio, MOST) * SCALE
                 body.append(f'<rect x="{LEFT}" y="{y - 11}" width="{length:.1f}" height="13" fill="{colour}"/>')
-                text(LEFT + length + 6, f"{ratio:.2f}")
+                text(LEFT + length + 6, f"{ratio:.2f}", stroke="#fff", stroke_width=4, paint_order="stroke")
         y += 6
     limit = LEFT + SCALE
     date = datetime.date.today().isoformat()

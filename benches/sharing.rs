@@ -1,6 +1,9 @@
 //! What sharing a client costs: threads with a connection each, beside as many bare loops of `write` and `read` in the same run, where
 //! the system puts them; and what a `Client` costs over a `Connection`, on one thread, placed as the other benchmarks are.
 //!
+//! A thread that is alone shares a core with its receiver: the system would put the two on one core now and on two then, and nothing else
+//! would be seen.
+//!
 //! All take turns, and a ratio is the median of the rounds' own: of the throughput, so that more is better.
 
 mod common;
@@ -10,6 +13,7 @@ use std::net::TcpStream;
 use std::thread;
 
 use common::{compare, compare_runs, connect, exchange_bare, message, note, placements, run_on, serve, serve_anywhere};
+use core_affinity::CoreId;
 use mllp_client::{Client, frame::Framing};
 
 const SIZE: usize = 1_000;
@@ -17,14 +21,19 @@ const EACH: usize = 2_000;
 
 fn main() {
     let message = message(SIZE);
-    threads(&message);
-    one_thread(&message);
+    // Before any of it is run on one core, for then there seems to be no other.
+    let placements = placements();
+    threads(&message, placements[0].1);
+    one_thread(&message, placements);
 }
 
-fn threads(message: &[u8]) {
+fn threads(message: &[u8], core: CoreId) {
     let frame = Framing::default().encode(message).expect("the message has no framing byte");
     println!("{:<24}{:>14}{:>14}{:>8}", "threads, connections", "bare", "send", "");
-    for threads in [1, 4, 16] {
+    for threads in [4, 16, 1] {
+        if threads == 1 {
+            run_on(core);
+        }
         let address = serve_anywhere(2 * threads);
         let mut bare: Vec<TcpStream> = (0..threads).map(|_| connect(address)).collect();
         let builder = Client::builder(&format!("mllp://{address}")).max_connections(threads);
@@ -56,8 +65,8 @@ fn threads(message: &[u8]) {
     }
 }
 
-fn one_thread(message: &[u8]) {
-    for (title, here, there) in placements() {
+fn one_thread(message: &[u8], placements: Vec<(&str, CoreId, CoreId)>) {
+    for (title, here, there) in placements {
         run_on(here);
         let address = serve(2, there, |stream| stream);
         let endpoint = format!("mllp://{address}");
