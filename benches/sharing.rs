@@ -23,46 +23,44 @@ fn main() {
     let message = message(SIZE);
     // Before any of it is run on one core, for then there seems to be no other.
     let placements = placements();
-    threads(&message, placements[0].1);
+    println!("{:<24}{:>14}{:>14}{:>8}", "threads, connections", "bare", "send", "");
+    share(4, &message);
+    share(16, &message);
+    run_on(placements[0].1);
+    share(1, &message);
     one_thread(&message, placements);
 }
 
-fn threads(message: &[u8], core: CoreId) {
+fn share(threads: usize, message: &[u8]) {
     let frame = Framing::default().encode(message).expect("the message has no framing byte");
-    println!("{:<24}{:>14}{:>14}{:>8}", "threads, connections", "bare", "send", "");
-    for threads in [4, 16, 1] {
-        if threads == 1 {
-            run_on(core);
-        }
-        let address = serve_anywhere(2 * threads);
-        let mut bare: Vec<TcpStream> = (0..threads).map(|_| connect(address)).collect();
-        let builder = Client::builder(&format!("mllp://{address}")).max_connections(threads);
-        let client = builder.build().expect("the settings are sound");
-        let ([bare, send], [_, ratio]) = compare_runs([
-            &mut || {
-                thread::scope(|scope| {
-                    for stream in &mut bare {
-                        scope.spawn(|| (0..EACH).for_each(|_| exchange_bare(stream, &frame)));
-                    }
-                });
-            },
-            &mut || {
-                thread::scope(|scope| {
-                    for _ in 0..threads {
-                        scope.spawn(|| {
-                            for _ in 0..EACH {
-                                black_box(client.send(message).expect("it is accepted"));
-                            }
-                        });
-                    }
-                });
-            },
-        ]);
-        let rate = |run: f64| (threads * EACH) as f64 / run;
-        let name = format!("{threads}, {threads}");
-        println!("{name:<24}{:>12.0}/s{:>12.0}/s{:>8.3}", rate(bare), rate(send), 1.0 / ratio);
-        note("Threads that share a client", &format!("{threads} on {threads} connections"), "send", ratio);
-    }
+    let address = serve_anywhere(2 * threads);
+    let mut bare: Vec<TcpStream> = (0..threads).map(|_| connect(address)).collect();
+    let builder = Client::builder(&format!("mllp://{address}")).max_connections(threads);
+    let client = builder.build().expect("the settings are sound");
+    let ([bare, send], [_, ratio]) = compare_runs([
+        &mut || {
+            thread::scope(|scope| {
+                for stream in &mut bare {
+                    scope.spawn(|| (0..EACH).for_each(|_| exchange_bare(stream, &frame)));
+                }
+            });
+        },
+        &mut || {
+            thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| {
+                        for _ in 0..EACH {
+                            black_box(client.send(message).expect("it is accepted"));
+                        }
+                    });
+                }
+            });
+        },
+    ]);
+    let rate = |run: f64| (threads * EACH) as f64 / run;
+    let name = format!("{threads}, {threads}");
+    println!("{name:<24}{:>12.0}/s{:>12.0}/s{:>8.3}", rate(bare), rate(send), 1.0 / ratio);
+    note("Threads that share a client", &format!("{threads} on {threads} connections"), "send", ratio);
 }
 
 fn one_thread(message: &[u8], placements: Vec<(&str, CoreId, CoreId)>) {

@@ -183,13 +183,9 @@ fn a_batch_refused_early_is_not_sent_again() {
             },
             |endpoint| {
                 let results = common::client(&endpoint, LONG).send_batch(&batch);
-                let found = results.as_ref().map(|results| results.iter().map(described).collect::<Vec<_>>());
+                let found = results.map(|results| results.iter().map(described).collect::<Vec<_>>());
                 let expected = expected.map(|each| each.map(str::to_owned).to_vec());
-                assert_eq!(
-                    found.map_err(Error::delivery),
-                    expected.as_ref().map_err(|&delivery| delivery).cloned(),
-                    "{name}"
-                );
+                assert_eq!(found.map_err(|error| error.delivery()), expected, "{name}");
             },
         );
     }

@@ -31,6 +31,11 @@ fn negative() -> Step {
     Step::bytes(NOT_STORED)
 }
 
+/// Stored, and then the commit accept.
+fn committed(control_id: &str) -> Step {
+    positive().then(Step::bytes(acknowledgment("CA", control_id)))
+}
+
 fn release2(transport: Transport, receiver: &Receiver) -> ClientBuilder {
     transport.builder(&receiver.endpoint()).timeout(LONG).release2(true)
 }
@@ -213,7 +218,6 @@ fn the_time_between_two_sendings_is_inside_the_limit() {
 #[test]
 fn a_late_acknowledgment_is_committed_too() {
     let _tidy = Tidy::up();
-    let committed = |id| positive().then(Step::bytes(acknowledgment("CA", id)));
     let late = |id| Step::bytes(acknowledgment("AA", id)).after(SHORT / 4);
     let receiver = receiver(Transport::Plain, [committed("1"), committed("2").then(late("1")).then(late("2"))]);
     let told = Arc::new(Mutex::new(0));
@@ -238,9 +242,8 @@ fn a_late_acknowledgment_is_committed_too() {
 #[test]
 fn each_late_acknowledgment_has_one_commit_block() {
     let _tidy = Tidy::up();
-    let answer = |code, id| Step::bytes(acknowledgment(code, id));
-    let committed = |id| positive().then(answer("CA", id));
-    let steps = [committed("1"), committed("2"), negative(), answer("AA", "2").then(committed("3"))];
+    let late = Step::bytes(acknowledgment("AA", "2"));
+    let steps = [committed("1"), committed("2"), negative(), late.then(committed("3"))];
     let receiver = receiver(Transport::Plain, steps);
     let client = release2(Transport::Plain, &receiver).ack_mode(AckMode::Commit).build().unwrap();
     let [one, two, three] = ["1", "2", "3"].map(|id| message(id).into_bytes());
@@ -257,7 +260,7 @@ fn half_a_late_acknowledgment_behind_a_commit_block_might_be_another() {
     let _tidy = Tidy::up();
     let late = acknowledgment("AA", "1");
     let half = Step::bytes([NOT_STORED, &late[..late.len() / 2]].concat());
-    let receiver = receiver(Transport::Plain, [positive().then(Step::bytes(acknowledgment("CA", "1"))), half]);
+    let receiver = receiver(Transport::Plain, [committed("1"), half]);
     let client = release2(Transport::Plain, &receiver).ack_mode(AckMode::Commit).build().unwrap();
     client.send(message("1")).unwrap();
     let error = client.send(message("2")).unwrap_err();
