@@ -189,6 +189,7 @@ pub(crate) struct Layout {
     code: AckCode,
     control_id: Span,
     text: Span,
+    msa_end: usize,
 }
 
 impl Layout {
@@ -210,11 +211,23 @@ impl Layout {
             code: AckCode::read(code).ok_or(AckParseError::UnknownCode)?,
             control_id: Span::within(raw, control_id.trim_ascii()),
             text: Span::within(raw, text),
+            msa_end: Span::within(raw, msa).to,
         })
     }
 
     pub(crate) fn code(&self) -> AckCode {
         self.code
+    }
+
+    /// Whether another MSA segment of the same bytes is about the same message, or names none, and says the opposite.
+    pub(crate) fn is_contradicted(&self, raw: &[u8]) -> bool {
+        let opposite = |msa: &[u8]| {
+            let [code, control_id] = self.delimiters.fields(msa, [1, 2]);
+            let (code, control_id) = (self.delimiters.component(code, 1).trim_ascii(), control_id.trim_ascii());
+            (control_id.is_empty() || control_id == self.control_id(raw))
+                && AckCode::read(code).is_some_and(|code| code.is_accept() != self.code.is_accept())
+        };
+        segments(&raw[self.msa_end..]).any(|segment| is_named(segment, b"MSA", self.delimiters) && opposite(segment))
     }
 
     /// MSA-2 as it stands in the bytes that this layout was read from.
@@ -369,6 +382,9 @@ pub enum AckParseError {
     /// MSA-2 is empty or absent, so that nothing tells which message is meant.
     #[error("the answer does not say which message it acknowledges (MSA-2 is empty)")]
     NoControlId,
+    /// It holds two verdicts on one message, of which one accepts it and the other does not.
+    #[error("the answer both accepts and refuses the message")]
+    Contradictory,
 }
 
 #[cfg(test)]

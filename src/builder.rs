@@ -7,14 +7,14 @@ use std::time::Duration;
 use crate::ack::AckMode;
 use crate::charset::Charset;
 use crate::client::Client;
-use crate::connection::{Connection, Settings, Terms};
+use crate::connection::Connection;
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Monitor};
 use crate::frame::Framing;
-use crate::pool;
-use crate::reconnect::Reconnect;
+use crate::pool::{self, Reconnect};
+use crate::settings::{AckPolicy, Settings};
 use crate::socket::{self, ShutdownHandle};
 use crate::stream;
 use crate::tls::{Connector, TlsConfig};
@@ -46,10 +46,11 @@ pub struct ClientBuilder {
     max_ack_size: usize,
     max_message_size: usize,
     verify_control_id: bool,
+    allow_repeated_control_ids: bool,
     charset: Result<Charset, Error>,
     framing: Framing,
     release2: bool,
-    terms: Terms,
+    ack_policy: AckPolicy,
     pool: pool::Options,
     monitor: Monitor,
 }
@@ -65,14 +66,16 @@ impl ClientBuilder {
             max_ack_size: 10 * 1024 * 1024,
             max_message_size: usize::MAX,
             verify_control_id: true,
+            allow_repeated_control_ids: false,
             charset: Ok(Charset::UTF_8),
             framing: Framing::default(),
             release2: false,
-            terms: Terms::default(),
+            ack_policy: AckPolicy::default(),
             pool: pool::Options {
                 max_connections: 1,
                 idle_timeout: None,
                 max_connection_age: None,
+                messages_per_connection: None,
                 reconnect: Reconnect::default(),
             },
             monitor: Monitor::default(),
@@ -109,9 +112,19 @@ impl ClientBuilder {
         ClientBuilder { verify_control_id: verify, ..self }
     }
 
+    /// Whether messages may be sent with a control ID (MSH-10) that the connection has carried before. A late or second
+    /// acknowledgment of the earlier message is then taken for the later one's, as it carries the same control ID: for senders that cannot do
+    /// otherwise, such as those that give every message the same one. Without it such a message goes over another connection, and on a
+    /// [`Connection`] it is refused ([`MessageError::ControlIdInUse`](crate::MessageError::ControlIdInUse)). That is done in any case while an
+    /// application acknowledgment of the earlier message may still come. A batch in which a control ID stands twice is always refused.
+    /// Defaults to `false`.
+    pub fn allow_repeated_control_ids(self, allow: bool) -> Self {
+        ClientBuilder { allow_repeated_control_ids: allow, ..self }
+    }
+
     /// Which acknowledgment ends an exchange. Defaults to [`AckMode::FromHeader`]: what MSH-15 and MSH-16 of each message ask for.
     pub fn ack_mode(mut self, mode: AckMode) -> Self {
-        self.terms.ack_mode = mode;
+        self.ack_policy.mode = mode;
         self
     }
 
@@ -119,7 +132,7 @@ impl ClientBuilder {
     /// [`timeout`](ClientBuilder::timeout): the time that an application takes to process a message is often another than the one a
     /// system takes to store it. Defaults to none, `timeout` covering both; zero is refused.
     pub fn application_timeout(mut self, limit: Duration) -> Self {
-        self.terms.application_timeout = Some(limit);
+        self.ack_policy.application_timeout = Some(limit);
         self
     }
 
@@ -166,6 +179,14 @@ impl ClientBuilder {
     /// spreads connections, not messages. Defaults to none; zero is refused.
     pub fn max_connection_age(mut self, limit: Duration) -> Self {
         self.pool.max_connection_age = Some(limit);
+        self
+    }
+
+    /// How many messages a connection of a [`Client`] carries before it is closed and the next message gets another. `1` is for receivers
+    /// that close the connection after each answer: a message that is sent on a connection which the receiver is just closing
+    /// ends as [`Unknown`](crate::Delivery::Unknown). A batch counts as one message. Defaults to no limit; zero is refused.
+    pub fn messages_per_connection(mut self, n: u32) -> Self {
+        self.pool.messages_per_connection = Some(n);
         self
     }
 
@@ -228,10 +249,10 @@ impl ClientBuilder {
         let deadline = Deadline::after(settings.timeout);
         let opened = Connection::open(&settings, &deadline, ShutdownHandle::new());
         match &opened {
-            Ok(connection) => connection.tell_connected(),
+            Ok(connection) => connection.emit_connected(),
             Err(error) => {
                 let endpoint = &settings.endpoint;
-                settings.monitor.tell(&Event::ConnectFailed { endpoint, error, attempt: 1, retry_in: None });
+                settings.monitor.emit(&Event::ConnectFailed { endpoint, error, attempt: 1, retry_in: None });
             }
         }
         settings.monitor.conclude(opened, &deadline)
@@ -243,7 +264,7 @@ impl ClientBuilder {
         for (name, limit) in [
             ("timeout", Some(self.timeout)),
             ("connect_timeout", Some(self.connect_timeout)),
-            ("application_timeout", self.terms.application_timeout),
+            ("application_timeout", self.ack_policy.application_timeout),
             ("keepalive", self.socket.keepalive),
             ("idle_timeout", self.pool.idle_timeout),
             ("max_connection_age", self.pool.max_connection_age),
@@ -254,6 +275,9 @@ impl ClientBuilder {
         }
         if self.pool.max_connections == 0 {
             return refuse("max_connections must be at least one".to_owned());
+        }
+        if self.pool.messages_per_connection == Some(0) {
+            return refuse("messages_per_connection must be at least one".to_owned());
         }
         if self.socket.keepalive.is_some_and(|idle| idle > MAX_KEEPALIVE) {
             return refuse(format!("keepalive must be at most {MAX_KEEPALIVE:?}"));
@@ -276,9 +300,10 @@ impl ClientBuilder {
             max_ack_size: self.max_ack_size,
             max_message_size: self.max_message_size,
             verify_control_id: self.verify_control_id,
+            allow_repeated_control_ids: self.allow_repeated_control_ids,
             charset: self.charset?,
             release2: self.release2,
-            terms: self.terms,
+            ack_policy: self.ack_policy,
             monitor: self.monitor,
         };
         Ok((Arc::new(settings), self.pool))
@@ -298,10 +323,12 @@ mod tests {
         assert_eq!(settings.stream.socket.local_address, None);
         assert_eq!((settings.max_ack_size, settings.max_message_size), (10_485_760, usize::MAX));
         assert_eq!(settings.framing, Framing::default());
-        assert!(settings.verify_control_id && !settings.release2 && settings.stream.tls.is_none());
+        assert!(settings.verify_control_id && !settings.allow_repeated_control_ids && !settings.release2);
+        assert!(settings.stream.tls.is_none());
         assert_eq!((pool.max_connections, pool.idle_timeout, pool.max_connection_age), (1, None, None));
+        assert_eq!(pool.messages_per_connection, None);
         assert_eq!(pool.reconnect, Reconnect::default());
-        assert_eq!((settings.terms.ack_mode, settings.terms.application_timeout), (AckMode::FromHeader, None));
+        assert_eq!((settings.ack_policy.mode, settings.ack_policy.application_timeout), (AckMode::FromHeader, None));
     }
 
     #[test]

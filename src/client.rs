@@ -9,14 +9,16 @@ use crate::batch::Batch;
 use crate::builder::ClientBuilder;
 #[cfg(feature = "charset")]
 use crate::charset::Charset;
-use crate::connection::{Connection, Exchange, Settings, Terms};
+use crate::connection::{Connection, Conversation};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Delivery, Error, ErrorKind, MessageError, Phase};
 use crate::event::Stats;
+use crate::exchange::{Batched, Message};
+#[cfg(feature = "charset")]
 use crate::header::Header;
-use crate::outcome::{Outcomes, Verdict};
 use crate::pool::{self, Lease, Pool};
+use crate::settings::{AckPolicy, Settings};
 
 /// Sends messages to one receiver and returns their acknowledgments.
 ///
@@ -101,10 +103,10 @@ impl Client {
     #[cfg_attr(docsrs, doc(cfg(feature = "charset")))]
     pub fn send_text(&self, message: &str) -> Result<Ack, Error> {
         let settings = self.pool.settings();
-        let Settings { timeout, terms, charset, monitor, .. } = &**settings;
+        let Settings { timeout, ack_policy: policy, charset, monitor, .. } = &**settings;
         let deadline = Deadline::after(*timeout);
         // Looked at as text: an offset is one in the text, and in some sets a byte that is the half of a character looks like a delimiter.
-        let sent = settings.check_message(message.as_bytes(), terms.ack_mode).and_then(|header| {
+        let sent = settings.check_message(message.as_bytes(), policy.mode).and_then(|header| {
             let encode = |text: &str| {
                 let charset = Charset::of_message(message.as_bytes()).unwrap_or(Ok(*charset))?;
                 charset.encode(text)
@@ -114,7 +116,8 @@ impl Client {
             let control_id = encode(&String::from_utf8_lossy(header.control_id)).map_err(refused)?;
             settings.check_payload(&bytes)?;
             let header = Header { control_id: &control_id, ..header };
-            self.run(&deadline, |connection| connection.send_within(&bytes, &header, terms, &deadline))
+            let awaited = || Message::new(&bytes, &header, settings.ack_rules(policy));
+            self.run(&deadline, |connection| connection.converse(&bytes, awaited(), policy, &deadline))
         });
         monitor.conclude(sent, &deadline)
     }
@@ -158,22 +161,14 @@ impl Client {
     /// ```
     pub fn send_batch(&self, batch: &Batch) -> Result<Vec<Result<Ack, Error>>, Error> {
         let settings = self.pool.settings();
-        let Settings { timeout, terms, monitor, .. } = &**settings;
+        let Settings { timeout, ack_policy: policy, monitor, .. } = &**settings;
         let deadline = Deadline::after(*timeout);
         let text = batch.to_bytes();
-        let sent = settings.check_payload(&text).and_then(|()| {
-            let headers = batch
-                .messages()
-                .map(|message| settings.check_message(message, terms.ack_mode))
-                .collect::<Result<Vec<Header<'_>>, Error>>()?;
-            if headers.is_empty() {
-                return Err(Error::before_sending(ErrorKind::InvalidMessage(MessageError::Empty)));
-            }
-            self.run(&deadline, |connection| {
-                let outcomes = Outcomes::of(batch.control_ids(), &headers, settings.rules(terms));
-                connection.send_batch_within(&text, outcomes, terms, &deadline)
-            })
-        });
+        let sent =
+            settings.check_payload(&text).and_then(|()| settings.check_batch(batch, policy.mode)).and_then(|headers| {
+                let awaited = || Batched::new(batch.control_ids(), &headers, settings.ack_rules(policy));
+                self.run(&deadline, |connection| connection.converse(&text, awaited(), policy, &deadline))
+            });
         let results = monitor.conclude(sent, &deadline)?;
         Ok(results.into_iter().map(|result| monitor.conclude(result, &deadline)).collect())
     }
@@ -219,8 +214,8 @@ impl Client {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn request<'a, M: AsRef<[u8]> + ?Sized>(&'a self, message: &'a M) -> Request<'a> {
-        let Settings { timeout, terms, .. } = &**self.pool.settings();
-        Request { client: self, message: message.as_ref(), timeout: *timeout, until: None, terms: *terms }
+        let Settings { timeout, ack_policy, .. } = &**self.pool.settings();
+        Request { client: self, message: message.as_ref(), timeout: *timeout, until: None, policy: *ack_policy }
     }
 
     /// Makes sure that a connection is open, inside both limits: at the start of a program, to learn early that the receiver
@@ -230,7 +225,7 @@ impl Client {
     ///
     /// [`ErrorKind::Connect`], [`ErrorKind::Tls`], [`ErrorKind::Timeout`] or [`ErrorKind::Closed`].
     pub fn connect(&self) -> Result<(), Error> {
-        self.connected(|lease| lease.sound().is_some())
+        self.connected(|lease, deadline| lease.is_fit(deadline))
     }
 
     /// Closes the connections that are idle and opens a fresh one. Messages under way are not disturbed; if they use as many connections as
@@ -241,16 +236,15 @@ impl Client {
     /// As [`connect`](Client::connect).
     pub fn reconnect(&self) -> Result<(), Error> {
         self.pool.drop_idle();
-        self.connected(|_| false)
+        self.connected(|_, _| Ok(false))
     }
 
-    fn connected(&self, suffices: impl FnOnce(&mut Lease<'_>) -> bool) -> Result<(), Error> {
+    fn connected(&self, suffices: impl FnOnce(&mut Lease<'_>, &Deadline) -> Result<bool, Error>) -> Result<(), Error> {
         let settings = self.pool.settings();
         let deadline = Deadline::after(settings.timeout);
-        let connected = self
-            .pool
-            .take(&deadline)
-            .and_then(|mut lease| if suffices(&mut lease) { Ok(()) } else { lease.connect(&deadline).map(|_| ()) });
+        let connected = self.pool.acquire(&deadline).and_then(|mut lease| {
+            if suffices(&mut lease, &deadline)? { Ok(()) } else { lease.connect(&deadline).map(|_| ()) }
+        });
         settings.monitor.conclude(connected, &deadline)
     }
 
@@ -275,40 +269,38 @@ impl Client {
         &self.pool.settings().endpoint
     }
 
-    /// Runs one exchange on a sound connection. If it turns out dead before the message's end has left, nobody has seen the
-    /// message, and it goes out on a fresh one.
+    /// Runs one exchange on a connection that is fit for use. If it turns out dead before the message's end has left, nobody has
+    /// seen the message, and it goes out on a fresh one.
     fn run<T>(
         &self,
         deadline: &Deadline,
         exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.begin(deadline, exchange).map(|(_, result)| result)
-    }
-
-    /// The same, of an exchange that is only begun: with the connection that it goes on.
-    fn begin<T>(
-        &self,
-        deadline: &Deadline,
-        mut exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
-    ) -> Result<(Lease<'_>, T), Error> {
-        let mut lease = self.pool.take(deadline)?;
-        let begun = exchange_on(&mut lease, deadline, &mut exchange)?;
-        Ok((lease, begun))
+        let mut lease = self.pool.acquire(deadline)?;
+        exchange_on(&mut lease, deadline, exchange)
     }
 }
 
 fn exchange_on<T>(
     lease: &mut Lease<'_>,
     deadline: &Deadline,
-    exchange: &mut impl FnMut(&mut Connection) -> Result<T, Error>,
+    mut exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    if let Some(connection) = lease.sound_to_use() {
+    if lease.is_fit(deadline)?
+        && let Some(connection) = lease.connection()
+    {
         match exchange(connection) {
-            Err(error) if was_dead_already(&error) || is_ambiguous_here(&error) => {}
-            result => return result,
+            Err(error) if was_dead_already(&error) => lease.lose(),
+            Err(error) if is_ambiguous_here(&error) => {}
+            result => {
+                lease.count_exchange();
+                return result;
+            }
         }
     }
-    exchange(lease.connect(deadline)?)
+    let result = exchange(lease.connect(deadline)?);
+    lease.count_exchange();
+    result
 }
 
 fn was_dead_already(error: &Error) -> bool {
@@ -318,9 +310,9 @@ fn was_dead_already(error: &Error) -> bool {
         && error.response().is_none()
 }
 
-/// Whether the answer could not be told from one that is owed on this connection, but on another can.
+/// Whether the answer could not be told from one for an earlier message on this connection, but on another can.
 fn is_ambiguous_here(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::AckOwed))
+    matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::ControlIdInUse))
 }
 
 impl fmt::Debug for Client {
@@ -336,7 +328,7 @@ pub struct Request<'a> {
     message: &'a [u8],
     timeout: Duration,
     until: Option<Instant>,
-    terms: Terms,
+    policy: AckPolicy,
 }
 
 impl<'a> Request<'a> {
@@ -353,14 +345,14 @@ impl<'a> Request<'a> {
     /// Which acknowledgment ends the exchange, in place of the client's choice
     /// ([`ack_mode`](ClientBuilder::ack_mode)).
     pub fn ack_mode(mut self, mode: AckMode) -> Self {
-        self.terms.ack_mode = mode;
+        self.policy.mode = mode;
         self
     }
 
     /// The limit of waiting for the application acknowledgment after a commit accept, in place of the client's
     /// ([`application_timeout`](ClientBuilder::application_timeout)). Zero is refused when it is sent.
     pub fn application_timeout(mut self, limit: Duration) -> Self {
-        self.terms.application_timeout = Some(limit);
+        self.policy.application_timeout = Some(limit);
         self
     }
 
@@ -371,30 +363,40 @@ impl<'a> Request<'a> {
     /// As [`Client::send`].
     pub fn send(self) -> Result<Ack, Error> {
         let settings = self.client.pool.settings();
+        let Request { message, policy, .. } = &self;
         self.conclude(|deadline| {
-            let header = settings.check_message(self.message, self.terms.ack_mode)?;
-            self.client.run(deadline, |connection| connection.send_within(self.message, &header, &self.terms, deadline))
+            let header = settings.check_message(message, policy.mode)?;
+            let awaited = || Message::new(message, &header, settings.ack_rules(policy));
+            self.client.run(deadline, |connection| connection.converse(message, awaited(), policy, deadline))
         })
     }
 
     /// Sends the message and returns its acknowledgments one by one as they come: in the enhanced mode the commit accept,
     /// then the application acknowledgment. The last is the one that ends the exchange.
     ///
-    /// The connection is taken for as long as the iterator lives. Dropped before its end, it closes the connection, for an answer is
-    /// still owed. Limits go on while nobody asks for the next item; that of the application counts from the moment its commit accept is
-    /// handed out.
+    /// The connection is taken until the last acknowledgment has been handed out. An iterator dropped before closes the connection, for an
+    /// answer is outstanding. Limits go on while nobody asks for the next item; that of the application counts from the moment its
+    /// commit accept is handed out.
     ///
     /// # Errors
     ///
     /// As [`Client::send`], as far as sending goes. The iterator's items are the rest; after an error there are no more.
     pub fn acks(self) -> Result<Acks<'a>, Error> {
         let settings = self.client.pool.settings();
-        let Request { client, message, terms, .. } = self;
+        let Request { client, message, policy, .. } = self;
         self.conclude(|deadline| {
-            let header = settings.check_message(message, terms.ack_mode)?;
-            let (lease, exchange) =
-                client.begin(deadline, |connection| connection.begin(message, &header, &terms, deadline))?;
-            Ok(Acks { client, lease, exchange: Some(exchange), deadline: *deadline })
+            let header = settings.check_message(message, policy.mode)?;
+            let mut lease = client.pool.acquire(deadline)?;
+            let conversation = exchange_on(&mut lease, deadline, |connection| {
+                let awaited = Message::new(message, &header, settings.ack_rules(&policy));
+                let conversation = connection.begin(message, awaited, &policy, deadline)?;
+                if !conversation.is_over() {
+                    return Ok(conversation);
+                }
+                let closed = || Error::before_sending(ErrorKind::Closed);
+                Err(conversation.end().err().unwrap_or_else(closed))
+            })?;
+            Ok(Acks { client, under_way: Some((conversation, lease)), deadline: *deadline })
         })
     }
 
@@ -408,7 +410,7 @@ impl<'a> Request<'a> {
         self.conclude(|deadline| {
             settings.check_payload(self.message)?;
             self.client.run(deadline, |connection| {
-                let reply = connection.exchange_within(self.message, deadline)?;
+                let reply = connection.converse_unread(self.message, deadline)?;
                 Ok(connection.reply(reply).to_vec())
             })
         })
@@ -434,7 +436,7 @@ impl<'a> Request<'a> {
 
     fn conclude<T>(&self, call: impl FnOnce(&Deadline) -> Result<T, Error>) -> Result<T, Error> {
         let deadline = Deadline::after(self.timeout).no_later_than(self.until);
-        let limits = [("timeout", Some(self.timeout)), ("application_timeout", self.terms.application_timeout)];
+        let limits = [("timeout", Some(self.timeout)), ("application_timeout", self.policy.application_timeout)];
         let result = match limits.iter().find(|(_, limit)| *limit == Some(Duration::ZERO)) {
             Some((name, _)) => {
                 Err(Error::before_sending(ErrorKind::Config(format!("{name} must be longer than zero"))))
@@ -459,9 +461,8 @@ impl fmt::Debug for Request<'_> {
 #[must_use = "the connection is closed if nobody waits for the acknowledgments"]
 pub struct Acks<'a> {
     client: &'a Client,
-    /// Absent once it has ended. Dropped before the lease: its socket has its place for as long as it exists.
-    exchange: Option<Exchange<'a>>,
-    lease: Lease<'a>,
+    /// Absent once the exchange is over. The conversation is dropped first: its socket has its slot for as long as it exists.
+    under_way: Option<(Conversation<Message<'a>>, Lease<'a>)>,
     deadline: Deadline,
 }
 
@@ -469,27 +470,23 @@ impl Iterator for Acks<'_> {
     type Item = Result<Ack, Error>;
 
     fn next(&mut self) -> Option<Result<Ack, Error>> {
-        let mut exchange = self.exchange.take()?;
-        let heard = match self.lease.connection() {
-            Some(connection) => connection.hear(&mut exchange),
-            None => return None,
-        };
-        let ack = match heard {
-            Ok(Verdict::GoesOn) => {
-                let commit = exchange.commit().cloned();
-                self.exchange = Some(exchange);
-                return commit.map(Ok);
-            }
-            Ok(Verdict::Ends(ack)) => Ok(ack),
-            Err(error) => Err(error),
-        };
-        Some(self.client.pool.settings().monitor.conclude(ack, &self.deadline))
+        let (mut conversation, mut lease) = self.under_way.take()?;
+        lease.connection()?.next_answer(&mut conversation);
+        if !conversation.is_over() {
+            let commit = conversation.awaited().commit().cloned();
+            self.under_way = Some((conversation, lease));
+            return commit.map(Ok);
+        }
+        let end = conversation.end();
+        // Others may have the connection before the caller looks at what came.
+        drop(lease);
+        Some(self.client.pool.settings().monitor.conclude(end, &self.deadline))
     }
 }
 
 impl fmt::Debug for Acks<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Acks").field("client", &self.client).field("ended", &self.exchange.is_none()).finish()
+        f.debug_struct("Acks").field("client", &self.client).field("ended", &self.under_way.is_none()).finish()
     }
 }
 
@@ -527,29 +524,37 @@ where
             self.lease = None;
             return None;
         };
-        let Settings { timeout, terms, monitor, .. } = &**self.client.pool.settings();
+        let Settings { timeout, ack_policy, monitor, .. } = &**self.client.pool.settings();
         let deadline = Deadline::after(*timeout);
-        let sent = self.send(message.as_ref(), terms, &deadline);
+        let sent = self.send(message.as_ref(), ack_policy, &deadline);
         if sent.is_err() && !self.keep_going {
             self.stopped = true;
             self.lease = None;
+        }
+        // Idle from now on, and in use again with the next message.
+        if let Some(lease) = &mut self.lease {
+            lease.rest();
         }
         Some(monitor.conclude(sent, &deadline))
     }
 }
 
 impl<I> SendAll<'_, I> {
-    fn send(&mut self, message: &[u8], terms: &Terms, deadline: &Deadline) -> Result<Ack, Error> {
+    fn send(&mut self, message: &[u8], policy: &AckPolicy, deadline: &Deadline) -> Result<Ack, Error> {
         let pool = &self.client.pool;
-        let header = pool.settings().check_message(message, terms.ack_mode)?;
+        let settings = pool.settings();
+        let header = settings.check_message(message, policy.mode)?;
         let lease = match &mut self.lease {
             Some(lease) => {
                 lease.renew();
                 lease
             }
-            none => none.insert(pool.take(deadline)?),
+            none => none.insert(pool.acquire(deadline)?),
         };
-        exchange_on(lease, deadline, &mut |connection| connection.send_within(message, &header, terms, deadline))
+        exchange_on(lease, deadline, |connection| {
+            let awaited = Message::new(message, &header, settings.ack_rules(policy));
+            connection.converse(message, awaited, policy, deadline)
+        })
     }
 }
 

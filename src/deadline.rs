@@ -2,9 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-#[cfg(all(fuzzing, feature = "_world"))]
-use crate::fuzzing::world::now;
-
 /// A limit longer than this is no limit in practice; it keeps the arithmetic on instants from overflowing.
 const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 10);
 
@@ -68,9 +65,12 @@ impl Deadline {
     }
 }
 
-/// The present. A fuzzer has one of its own.
-#[cfg(not(all(fuzzing, feature = "_world")))]
+/// Now. A simulation has a clock of its own.
 fn now() -> Instant {
+    #[cfg(any(test, fuzzing))]
+    if let Some(now) = crate::simulation::now() {
+        return now;
+    }
     Instant::now()
 }
 

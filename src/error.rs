@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ack::{Ack, AckParseError};
@@ -42,23 +43,45 @@ struct Inner {
     kind: ErrorKind,
     delivery: Delivery,
     commit: Option<Ack>,
-    response: Option<Vec<u8>>,
-    heard: Option<Heard>,
+    evidence: Evidence,
 }
 
-/// What had come of an answer when the time was over.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Heard {
-    pub(crate) bytes: usize,
-    pub(crate) start_block: bool,
+/// What `Display` and [`Error::response`] add to the kind of a failure.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Evidence {
+    /// The answer that was the problem. Shared, since one answer may be about many messages.
+    pub(crate) response: Option<Arc<[u8]>>,
+    pub(crate) hint: Option<Hint>,
 }
 
-impl fmt::Display for Heard {
+/// What probably lies behind a failure, and which setting helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hint {
+    /// This many bytes of an answer had come, with a Start Block and without an end.
+    HalfAnAnswer { bytes: usize },
+    /// This many bytes had come, and no Start Block among them.
+    NoStartBlock { bytes: usize },
+    /// An answer had come whole but for the Carriage Return behind its End Block.
+    NoCarriageReturn,
+    /// A commit accept had come that the message does not ask for, or that is the only answer it is sure to get.
+    CommitAcceptAlone,
+}
+
+impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.bytes;
-        match self.start_block {
-            true => write!(f, "{bytes} bytes of an answer had come, without its end"),
-            false => write!(f, "{bytes} bytes had come, no Start Block: the receiver answers without MLLP framing"),
+        match self {
+            Hint::HalfAnAnswer { bytes } => write!(f, "{bytes} bytes of an answer had come, without its end"),
+            Hint::NoStartBlock { bytes } => {
+                write!(f, "{bytes} bytes had come, no Start Block: the receiver answers without MLLP framing")
+            }
+            Hint::NoCarriageReturn => f.write_str(
+                "an answer had come whole but for the Carriage Return after its End Block; for a receiver that never \
+                 sends it, set Framing::allow_missing_carriage_return",
+            ),
+            Hint::CommitAcceptAlone => f.write_str(
+                "a commit accept (CA) had come and no application acknowledgment; for a receiver that sends only the \
+                 CA, set AckMode::Commit",
+            ),
         }
     }
 }
@@ -124,7 +147,7 @@ impl fmt::Display for Phase {
 }
 
 /// The kinds of failure. Each says when it is raised and what to do.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// An endpoint or a setting that cannot be. Correct the configuration; nothing was opened.
@@ -140,7 +163,7 @@ pub enum ErrorKind {
         /// The address that was tried last; `None` if the name did not resolve.
         address: Option<SocketAddr>,
         /// The system's reason.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The TLS session could not be made, or broke: an untrusted or expired certificate, another name, a peer that does not speak
     /// TLS. A client certificate that the receiver refuses shows in the handshake (not sent) or, under TLS 1.3, on the first
@@ -166,7 +189,7 @@ pub enum ErrorKind {
         /// How many bytes of an answer had come.
         received: usize,
         /// The system's reason; `None` for an orderly end of stream.
-        source: Option<io::Error>,
+        source: Option<Arc<io::Error>>,
     },
     /// On a [`Connection`](crate::Connection): bytes had come that belong to no exchange. Open another connection; a
     /// [`Client`](crate::Client) does so by itself.
@@ -206,31 +229,9 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The same again, for another whom it concerns. What the system said keeps its number, or its kind and words.
-    pub(crate) fn copy(&self) -> ErrorKind {
-        let again = |source: &io::Error| match source.raw_os_error() {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => io::Error::new(source.kind(), source.to_string()),
-        };
-        match self {
-            ErrorKind::Config(problem) => ErrorKind::Config(problem.clone()),
-            ErrorKind::InvalidMessage(error) => ErrorKind::InvalidMessage(*error),
-            ErrorKind::Connect { address, source } => ErrorKind::Connect { address: *address, source: again(source) },
-            ErrorKind::Tls(error) => ErrorKind::Tls(error.clone()),
-            ErrorKind::Timeout { phase, limit } => ErrorKind::Timeout { phase: *phase, limit: *limit },
-            ErrorKind::Disconnected { phase, received, source } => {
-                let source = source.as_ref().map(again);
-                ErrorKind::Disconnected { phase: *phase, received: *received, source }
-            }
-            ErrorKind::Desync { stale } => ErrorKind::Desync { stale: *stale },
-            ErrorKind::MalformedFrame(error) => ErrorKind::MalformedFrame(*error),
-            ErrorKind::AckTooLarge { limit } => ErrorKind::AckTooLarge { limit: *limit },
-            ErrorKind::MalformedAck(error) => ErrorKind::MalformedAck(*error),
-            ErrorKind::UnmatchedAck(ack) => ErrorKind::UnmatchedAck(ack.clone()),
-            ErrorKind::Nak(ack) => ErrorKind::Nak(ack.clone()),
-            ErrorKind::NotStored { sendings } => ErrorKind::NotStored { sendings: *sendings },
-            ErrorKind::Closed => ErrorKind::Closed,
-        }
+    /// A failure to connect, for the system's reason.
+    pub(crate) fn connect(address: Option<SocketAddr>, source: io::Error) -> ErrorKind {
+        ErrorKind::Connect { address, source: Arc::new(source) }
     }
 }
 
@@ -268,11 +269,18 @@ pub enum MessageError {
     /// It has no Message Control ID (MSH-10), by which its acknowledgment is known.
     #[error("it has no Message Control ID (MSH-10)")]
     NoControlId,
-    /// On a [`Connection`](crate::Connection): the acknowledgment of an earlier message may still come, and the answer to this one could not
-    /// be told from it, since their control IDs are the same or none is compared. Send it on another connection, as a
-    /// [`Client`](crate::Client) does by itself.
-    #[error("an earlier acknowledgment is owed on this connection that its own could not be told from")]
-    AckOwed,
+    /// On a [`Connection`](crate::Connection): it has carried a message with this control ID before, so that a late
+    /// acknowledgment of that one could be taken for this one's. Send it on another connection, as a
+    /// [`Client`](crate::Client) does by itself. For senders that give all messages the same control ID, see
+    /// [`allow_repeated_control_ids`](crate::ClientBuilder::allow_repeated_control_ids).
+    #[error(
+        "this connection has carried the same control ID before, so that a late acknowledgment could be taken for its own"
+    )]
+    ControlIdInUse,
+    /// A batch has a control ID twice: two of its messages, or a message and the batch or file, so that an acknowledgment could
+    /// be meant for either.
+    #[error("two parts of the batch have the same control ID")]
+    RepeatedControlId,
     /// A batch's trailer (BTS-1, FTS-1) counts other than what is there: something is missing.
     #[error("the trailer counts {said}, and there are {found}")]
     WrongCount {
@@ -309,49 +317,17 @@ pub enum MessageError {
 impl Error {
     /// A failure before any byte of the End Block can have left.
     pub(crate) fn before_sending(kind: ErrorKind) -> Error {
-        Error::judged(kind, false, None)
+        Error::new(kind, Delivery::NotSent, None, Evidence::default())
     }
 
-    /// A failure of an exchange. `left` tells whether the End Block may have left, `commit` is the CA that had come.
-    pub(crate) fn judged(kind: ErrorKind, left: bool, commit: Option<Ack>) -> Error {
-        let delivery = match kind {
-            ErrorKind::Nak(_) | ErrorKind::NotStored { .. } => Delivery::Refused,
-            _ if commit.is_some() => Delivery::Committed,
-            _ if left => Delivery::Unknown,
-            _ => Delivery::NotSent,
-        };
-        Error(Box::new(Inner { kind, delivery, commit, response: None, heard: None }))
+    /// A failure, what became of the message, and what shows both.
+    pub(crate) fn new(kind: ErrorKind, delivery: Delivery, commit: Option<Ack>, evidence: Evidence) -> Error {
+        Error(Box::new(Inner { kind, delivery, commit, evidence }))
     }
 
     /// The same failure to connect, for another call that waited for what became of the attempt.
     pub(crate) fn shared(&self) -> Error {
-        Error::before_sending(self.0.kind.copy())
-    }
-
-    /// Puts a better reason, if there is one, in the place of what was first seen.
-    pub(crate) fn because(mut self, reason: Option<ErrorKind>) -> Error {
-        self.0.kind = reason.unwrap_or(self.0.kind);
-        self
-    }
-
-    /// Adds the reply that was the problem.
-    pub(crate) fn with_response(mut self, response: &[u8]) -> Error {
-        self.0.response = Some(response.to_vec());
-        self
-    }
-
-    /// The same failure, after a commit block.
-    pub(crate) fn once_stored(mut self, stored: bool) -> Error {
-        if stored && self.0.delivery == Delivery::Unknown {
-            self.0.delivery = Delivery::Committed;
-        }
-        self
-    }
-
-    /// Adds what had come of an answer.
-    pub(crate) fn with_heard(mut self, heard: Heard) -> Error {
-        self.0.heard = Some(heard);
-        self
+        Error::before_sending(self.0.kind.clone())
     }
 
     /// What happened.
@@ -382,7 +358,7 @@ impl Error {
     pub fn response(&self) -> Option<&[u8]> {
         match &self.0.kind {
             ErrorKind::Nak(ack) | ErrorKind::UnmatchedAck(ack) => Some(ack.raw()),
-            _ => self.0.response.as_deref(),
+            _ => self.0.evidence.response.as_deref(),
         }
     }
 
@@ -403,8 +379,8 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0.kind)?;
-        if let Some(heard) = &self.0.heard {
-            write!(f, "; {heard}")?;
+        if let Some(hint) = &self.0.evidence.hint {
+            write!(f, "; {hint}")?;
         }
         match (&self.0.kind, self.0.delivery) {
             // These say it themselves.
@@ -423,15 +399,19 @@ impl fmt::Debug for Error {
             .field("kind", &self.0.kind)
             .field("delivery", &self.0.delivery)
             .field("commit", &self.0.commit)
-            .field("response_len", &self.0.response.as_ref().map(Vec::len))
-            .field("heard", &self.0.heard)
+            .field("response_len", &self.0.evidence.response.as_ref().map(|response| response.len()))
+            .field("hint", &self.0.evidence.hint)
             .finish()
     }
 }
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        std::error::Error::source(&self.0.kind)
+        match &self.0.kind {
+            // The system's own error, so that it can be downcast.
+            ErrorKind::Connect { source, .. } | ErrorKind::Disconnected { source: Some(source), .. } => Some(&**source),
+            kind => std::error::Error::source(kind),
+        }
     }
 }
 
@@ -440,6 +420,16 @@ mod tests {
     use std::error::Error as _;
 
     use super::*;
+
+    /// A failure after the frame has left, and perhaps after a commit accept.
+    fn sent(kind: ErrorKind, commit: Option<Ack>) -> Error {
+        let delivery = match (&kind, &commit) {
+            (ErrorKind::Nak(_), _) => Delivery::Refused,
+            (_, Some(_)) => Delivery::Committed,
+            (_, None) => Delivery::Unknown,
+        };
+        Error::new(kind, delivery, commit, Evidence::default())
+    }
 
     fn ack(code: &str) -> Ack {
         Ack::parse(format!("MSH|^~\\&|\rMSA|{code}|1|Marker\r")).unwrap()
@@ -452,31 +442,20 @@ mod tests {
     }
 
     #[test]
-    fn delivery_follows_from_what_left_and_what_came() {
-        let timeout = || ErrorKind::Timeout { phase: Phase::Send, limit: Duration::from_secs(1) };
-        for (name, error, expected) in [
-            ("nothing left", Error::judged(timeout(), false, None), Delivery::NotSent),
-            ("left", Error::judged(timeout(), true, None), Delivery::Unknown),
-            ("committed", Error::judged(timeout(), true, Some(ack("CA"))), Delivery::Committed),
-            ("refused", Error::judged(ErrorKind::Nak(ack("AE")), true, None), Delivery::Refused),
-            ("refused early", Error::judged(ErrorKind::Nak(ack("AR")), false, None), Delivery::Refused),
-            ("refused late", Error::judged(ErrorKind::Nak(ack("AE")), true, Some(ack("CA"))), Delivery::Refused),
-        ] {
-            assert_eq!(error.delivery(), expected, "{name}");
-        }
-    }
-
-    #[test]
     fn evidence() {
-        let nak = Error::judged(ErrorKind::Nak(ack("AE")), true, None);
+        let nak = sent(ErrorKind::Nak(ack("AE")), None);
         assert_eq!(nak.nak(), Some(&ack("AE")));
         assert_eq!(nak.response(), Some(ack("AE").raw()));
-        let unmatched = Error::judged(ErrorKind::UnmatchedAck(ack("AA")), true, Some(ack("CA")));
+        let unmatched = sent(ErrorKind::UnmatchedAck(ack("AA")), Some(ack("CA")));
         assert_eq!(unmatched.response(), Some(ack("AA").raw()));
         assert_eq!(unmatched.commit(), Some(&ack("CA")));
         assert!(unmatched.nak().is_none());
-        let garbage =
-            Error::judged(ErrorKind::MalformedAck(AckParseError::NotHl7), true, None).with_response(b"Marker");
+        let garbage = Error::new(
+            ErrorKind::MalformedAck(AckParseError::NotHl7),
+            Delivery::Unknown,
+            None,
+            Evidence { response: Some(b"Marker"[..].into()), hint: None },
+        );
         assert_eq!(garbage.response(), Some(&b"Marker"[..]));
         for error in [nak, unmatched, garbage] {
             assert!(!format!("{error} {error:?} {error:#?}").contains("Marker"), "{error:?}");
@@ -497,26 +476,25 @@ mod tests {
             (
                 Error::before_sending(ErrorKind::Connect {
                     address: Some(([127, 0, 0, 1], 99).into()),
-                    source: reset(),
+                    source: reset().into(),
                 }),
                 "cannot connect to 127.0.0.1:99; the message was not sent",
                 Some(reset().to_string()),
             ),
             (
-                Error::before_sending(ErrorKind::Connect { address: None, source: reset() }),
+                Error::before_sending(ErrorKind::Connect { address: None, source: reset().into() }),
                 "cannot connect; the message was not sent",
                 Some(reset().to_string()),
             ),
             (
-                Error::judged(ErrorKind::Timeout { phase: Phase::ApplicationAck, limit }, true, None),
+                sent(ErrorKind::Timeout { phase: Phase::ApplicationAck, limit }, None),
                 "timed out after 30s while waiting for the application acknowledgment; whether the receiver has the \
                  message is unknown",
                 None,
             ),
             (
-                Error::judged(
-                    ErrorKind::Disconnected { phase: Phase::CommitAck, received: 7, source: Some(reset()) },
-                    true,
+                sent(
+                    ErrorKind::Disconnected { phase: Phase::CommitAck, received: 7, source: Some(reset().into()) },
                     None,
                 ),
                 "the connection ended while waiting for the commit acknowledgment, after 7 bytes of an answer; whether \
@@ -524,16 +502,16 @@ mod tests {
                 Some(reset().to_string()),
             ),
             (
-                Error::judged(ErrorKind::MalformedFrame(FrameError::NoStartBlock { first: b'M' }), true, None),
+                sent(ErrorKind::MalformedFrame(FrameError::NoStartBlock { first: b'M' }), None),
                 "the answer is not an MLLP frame; whether the receiver has the message is unknown",
                 Some(FrameError::NoStartBlock { first: b'M' }.to_string()),
             ),
             (
-                Error::judged(ErrorKind::UnmatchedAck(ack("AA")), true, Some(ack("CA"))),
+                sent(ErrorKind::UnmatchedAck(ack("AA")), Some(ack("CA"))),
                 "the answer acknowledges another message, with control ID \"1\"; the receiver has committed the message",
                 None,
             ),
-            (Error::judged(ErrorKind::Nak(ack("CR")), true, None), "the receiver answered CR", None),
+            (sent(ErrorKind::Nak(ack("CR")), None), "the receiver answered CR", None),
         ] {
             assert_eq!(error.to_string(), said);
             assert_eq!(error.source().map(ToString::to_string), cause);

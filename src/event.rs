@@ -50,13 +50,15 @@ pub enum Event<'a> {
         /// Time since the call began.
         elapsed: Duration,
     },
-    /// An application acknowledgment came for a message whose exchange a commit accept had ended
-    /// ([`AckMode::Commit`](crate::AckMode::Commit), or MSH-16 `NE`). It is told when the connection is used next. On a connection
-    /// that is closed before, or where 64 later messages have gone the same way, it is lost.
+    /// An acknowledgment came for a message whose exchange had ended on this connection: the application's, where a commit accept
+    /// had ended it ([`AckMode::Commit`](crate::AckMode::Commit), or MSH-16 `NE`), the same again, or an AE after the AA. It
+    /// is passed over, and the connection stays. The observer learns of it when the connection is used next; where the
+    /// connection is closed before, the acknowledgment is lost. Of messages that have all their acknowledgments, the last 1 024
+    /// on a connection are recognised.
     LateAck {
         /// The control ID of the message that it acknowledges (MSA-2).
         control_id: &'a str,
-        /// Its code: AA, AE or AR.
+        /// Its code.
         code: AckCode,
         /// The acknowledgment.
         ack: &'a Ack,
@@ -135,10 +137,10 @@ impl Monitor {
 
     /// Passes on a call's result, telling of its failure.
     pub(crate) fn conclude<T>(&self, result: Result<T, Error>, deadline: &Deadline) -> Result<T, Error> {
-        result.inspect_err(|error| self.tell(&Event::Failed { error, elapsed: deadline.elapsed() }))
+        result.inspect_err(|error| self.emit(&Event::Failed { error, elapsed: deadline.elapsed() }))
     }
 
-    pub(crate) fn tell(&self, event: &Event<'_>) {
+    pub(crate) fn emit(&self, event: &Event<'_>) {
         self.counters.count(event);
         write_log(event);
         if let Some(observer) = &self.observer {

@@ -287,6 +287,13 @@ impl Scanner {
         self.content.is_some()
     }
 
+    /// Whether the frame that these bytes begin is whole but for the Carriage Return behind its End Block.
+    pub(crate) fn lacks_only_its_return(&self, received: &[u8]) -> bool {
+        self.content.is_some()
+            && self.carriage_return == Return::Required
+            && received.ends_with(self.framing.terminator())
+    }
+
     /// Forgets a frame that will not be finished.
     pub(crate) fn reset(&mut self) {
         self.content = None;
@@ -414,7 +421,9 @@ pub enum FrameError {
     },
     /// An End Block that no Carriage Return follows. Some peers never send it; see
     /// [`Framing::allow_missing_carriage_return`].
-    #[error("End Block without Carriage Return at offset {offset}")]
+    #[error(
+        "End Block without Carriage Return at offset {offset}; Framing::allow_missing_carriage_return accepts that"
+    )]
     EndBlockWithoutCarriageReturn {
         /// Where in the content.
         offset: usize,

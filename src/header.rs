@@ -19,6 +19,8 @@ pub(crate) struct Asked {
     pub(crate) commit: bool,
     /// The application acknowledgment: AA, AE or AR.
     pub(crate) application: bool,
+    /// Whether the application acknowledgment comes only on an error (ER) or only on success (SU).
+    pub(crate) conditional: bool,
 }
 
 impl<'m> Header<'m> {
@@ -49,9 +51,22 @@ impl<'m> Header<'m> {
     }
 }
 
+/// The control IDs of a batch and of all messages in it (FHS-11, BHS-11, MSH-10).
+pub(crate) fn control_ids(batch: &[u8]) -> impl Iterator<Item = &[u8]> {
+    segment::segments(batch).filter_map(|segment| {
+        let number = match segment.get(..3)? {
+            b"MSH" => 10,
+            b"FHS" | b"BHS" => 11,
+            _ => return None,
+        };
+        let [control_id] = Delimiters::of_header(segment)?.header_fields(segment, [number]);
+        Some(absent_if_null(control_id.trim_ascii())).filter(|control_id| !control_id.is_empty())
+    })
+}
+
 impl Asked {
     /// Original mode: one application acknowledgment.
-    const ORIGINAL: Asked = Asked { commit: false, application: true };
+    const ORIGINAL: Asked = Asked { commit: false, application: true, conditional: false };
 
     /// MSH-15 and MSH-16 (Table 0155). Both empty is the original mode; otherwise an empty one counts as NE. What is
     /// conditional (ER, SU) is waited for, since its condition is not known beforehand.
@@ -61,7 +76,8 @@ impl Asked {
             return Asked::ORIGINAL;
         }
         let awaited = |condition: &[u8]| !condition.is_empty() && !condition.eq_ignore_ascii_case(b"NE");
-        Asked { commit: awaited(accept), application: awaited(application) }
+        let conditional = [&b"ER"[..], b"SU"].iter().any(|condition| application.eq_ignore_ascii_case(condition));
+        Asked { commit: awaited(accept), application: awaited(application), conditional }
     }
 
     /// Whether there is nothing to wait for.
@@ -83,7 +99,7 @@ mod tests {
     const ORIGINAL: Asked = Asked::ORIGINAL;
 
     fn asked(commit: bool, application: bool) -> Asked {
-        Asked { commit, application }
+        Asked { commit, application, conditional: false }
     }
 
     #[test]
@@ -132,7 +148,8 @@ mod tests {
             ("|||AL|", asked(true, false)),
             ("|||AL", asked(true, false)),
             ("||||AL", asked(false, true)),
-            ("|||ER|SU", asked(true, true)),
+            ("|||ER|SU", Asked { conditional: true, ..asked(true, true) }),
+            ("|||AL|er", Asked { conditional: true, ..asked(true, true) }),
             ("|||NE|", asked(false, false)),
             ("||| al ^x~NE|ne", asked(true, false)),
             ("|||\"\"|AL", asked(false, true)),
@@ -156,6 +173,22 @@ mod tests {
                 let _ = Header::read(&changed);
             }
             let _ = (Header::read(&sample[..place]), Header::read(&sample[place..]));
+        }
+    }
+
+    #[test]
+    fn control_ids_of_a_batch() {
+        for (name, text, expected) in [
+            (
+                "a file",
+                "FHS|^~\\&|||||||||F\rBHS$%*!@$$$$$$$$$B\rMSH|^~\\&|||||||ADT| 1 |P\rPID|1\rMSH|^~\\&|||||||ADT|2\rBTS|2\rFTS|1\r",
+                "F B 1 2",
+            ),
+            ("without its own", "BHS|^~\\&\nMSH|^~\\&|||||||ADT|1\nMSH|^~\\&|||||||ADT|\"\"\n", "1"),
+            ("nothing", "", ""),
+        ] {
+            let found: Vec<_> = super::control_ids(text.as_bytes()).map(String::from_utf8_lossy).collect();
+            assert_eq!(found.join(" "), expected, "{name}");
         }
     }
 

@@ -176,22 +176,20 @@ mod deadline;
 mod endpoint;
 mod error;
 mod event;
+mod exchange;
 pub mod frame;
-#[cfg(any(test, all(fuzzing, feature = "_world")))]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod header;
-mod inbox;
 pub mod messages;
-mod outage;
 pub mod outbox;
-mod outcome;
-mod owed;
-mod places;
 mod pool;
-mod reconnect;
 mod segment;
-#[cfg_attr(all(fuzzing, feature = "_world"), path = "fuzzing/socket.rs")]
+mod settings;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod simulation;
 mod socket;
 mod stream;
 #[cfg(feature = "testing")]
@@ -208,7 +206,7 @@ pub use connection::Connection;
 pub use endpoint::Endpoint;
 pub use error::{Delivery, Error, ErrorKind, MessageError, Phase};
 pub use event::{Event, Stats};
-pub use reconnect::Reconnect;
+pub use pool::Reconnect;
 pub use socket::ShutdownHandle;
 pub use tls::TlsError;
 #[cfg(feature = "tls")]

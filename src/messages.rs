@@ -92,9 +92,11 @@ impl std::fmt::Debug for Split<'_> {
     }
 }
 
-const WRAPPERS: [&[u8; 3]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
+/// The names of the segments that make up batches and files around messages.
+pub(crate) const WRAPPERS: [&[u8; 3]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
 
-fn is_named(segment: &[u8], names: &[&[u8; 3]]) -> bool {
+/// Whether a segment has one of these names.
+pub(crate) fn is_named(segment: &[u8], names: &[&[u8; 3]]) -> bool {
     // A segment's name is followed by the field separator, which is no letter and no digit; a trailer may have no field.
     names.iter().any(|name| segment.starts_with(*name))
         && segment.get(3).is_none_or(|separator| !separator.is_ascii_alphanumeric())

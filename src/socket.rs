@@ -21,10 +21,9 @@ const ARMING_TOLERANCE: Duration = Duration::from_millis(1);
 /// So often a TLS session may look for more without any waiting and without any answer coming of it; its tickets take four or so.
 const MAX_LOOKS: u32 = 256;
 
-/// The flags that make `recv` look without taking and without waiting, where the system has both. `MSG_PEEK` is 2
-/// everywhere, `MSG_DONTWAIT` is not.
-const PEEK_AT_ONCE: Option<i32> = if cfg!(any(target_os = "linux", target_os = "android")) {
-    Some(0x02 | 0x40)
+/// The flag that makes one call not wait (`MSG_DONTWAIT`), where the system has it.
+const AT_ONCE: Option<i32> = if cfg!(any(target_os = "linux", target_os = "android")) {
+    Some(0x40)
 } else if cfg!(any(
     target_vendor = "apple",
     target_os = "freebsd",
@@ -32,10 +31,13 @@ const PEEK_AT_ONCE: Option<i32> = if cfg!(any(target_os = "linux", target_os = "
     target_os = "openbsd",
     target_os = "dragonfly"
 )) {
-    Some(0x02 | 0x80)
+    Some(0x80)
 } else {
     None
 };
+
+/// The flag that makes `recv` look without taking (`MSG_PEEK`), which is the same everywhere.
+const PEEK: i32 = 0x02;
 
 /// The flag that makes writing to an ended connection an error and no SIGPIPE, which would end a program that is not Rust's own.
 /// A plain write has it from the standard library, and Apple's sockets from `socket2`.
@@ -60,7 +62,8 @@ enum Waiting {
 
 /// A connected socket, whose reads and writes end by a deadline.
 ///
-/// As [`Read`] and [`Write`], for a TLS library that knows nothing of deadlines, it goes by its [patience](Socket::wait).
+/// As [`Read`] and [`Write`], for a TLS library that knows nothing of deadlines, it goes by one that is
+/// [set](Socket::set_deadline) before.
 pub(crate) struct Socket {
     tcp: Arc<TcpStream>,
     handle: ShutdownHandle,
@@ -68,9 +71,11 @@ pub(crate) struct Socket {
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
     /// Until when [`Read`] and [`Write`] wait; not at all if there is none.
-    patience: Option<Deadline>,
+    deadline: Option<Deadline>,
     /// How often [`Read`] may still look, where it does not wait.
     looks: u32,
+    /// Whether [`Write`] would have had to wait, and did not.
+    write_blocked: bool,
     ended: bool,
 }
 
@@ -105,10 +110,11 @@ impl Socket {
         !self.is_shut() && matches!(self.peek(), Ok(Waiting::Nothing | Waiting::Bytes))
     }
 
-    /// How long [`Read`] and [`Write`] wait from now on: until a deadline, or not at all.
-    pub(crate) fn wait(&mut self, patience: Option<Deadline>) {
-        self.patience = patience;
+    /// Until when [`Read`] and [`Write`] wait from now on; not at all if there is no deadline.
+    pub(crate) fn set_deadline(&mut self, deadline: Option<Deadline>) {
+        self.deadline = deadline;
         self.looks = MAX_LOOKS;
+        self.write_blocked = false;
     }
 
     /// Reads some bytes; none at the end of the stream. A passed deadline is `TimedOut`.
@@ -123,7 +129,7 @@ impl Socket {
     }
 
     /// Reads what is already there; if that is nothing, it is `WouldBlock`.
-    pub(crate) fn read_waiting(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.peek()? {
             Waiting::Nothing => Err(io::ErrorKind::WouldBlock.into()),
             Waiting::EndOfStream | Waiting::Bytes => self.take(buffer),
@@ -146,9 +152,35 @@ impl Socket {
         }
     }
 
+    /// Writes what the system takes at once; if that is nothing, it is `WouldBlock`.
+    fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let socket = SockRef::from(&*self.tcp);
+        match AT_ONCE {
+            Some(flag) => socket.send_with_flags(bytes, flag | NO_SIGNAL),
+            None => {
+                socket.set_nonblocking(true)?;
+                let written = (&*self.tcp).write(bytes);
+                socket.set_nonblocking(false)?;
+                written
+            }
+        }
+    }
+
+    /// Whether [`Write`] would have had to wait since there is no deadline.
+    pub(crate) fn is_write_blocked(&self) -> bool {
+        self.write_blocked
+    }
+
+    /// Has TCP acknowledge at once what has been received, and not with the next bytes that leave. It holds for a while only.
+    pub(crate) fn acknowledge_now(&self) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        // A system that does not take it goes on as before.
+        let _ = SockRef::from(&*self.tcp).set_tcp_quickack(true);
+    }
+
     /// Lets no further read or write wait, whatever the peer does.
     pub(crate) fn never_wait(&mut self) -> io::Result<()> {
-        self.patience = None;
+        self.deadline = None;
         self.tcp.set_nonblocking(true)
     }
 
@@ -173,8 +205,8 @@ impl Socket {
         let socket = SockRef::from(&*self.tcp);
         let mut byte = [MaybeUninit::uninit()];
         loop {
-            let peeked = match PEEK_AT_ONCE {
-                Some(flags) => socket.recv_with_flags(&mut byte, flags),
+            let peeked = match AT_ONCE {
+                Some(flag) => socket.recv_with_flags(&mut byte, flag | PEEK),
                 None => {
                     socket.set_nonblocking(true)?;
                     let peeked = socket.peek(&mut byte);
@@ -195,13 +227,13 @@ impl Socket {
 
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.patience {
-            Some(deadline) => self.read_by(buffer, &deadline),
+        match self.deadline {
+            Some(deadline) => self.read_by(buffer, &deadline).map_err(resumable),
             None => {
                 self.looks = self.looks.checked_sub(1).ok_or_else(|| {
                     io::Error::new(io::ErrorKind::InvalidData, "the peer says more than TLS needs while nothing is due")
                 })?;
-                self.read_waiting(buffer)
+                self.try_read(buffer)
             }
         }
     }
@@ -209,15 +241,25 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.patience {
-            Some(deadline) => self.write_by(&[IoSlice::new(bytes)], &deadline),
-            None => (&*self.tcp).write(bytes),
+        match self.deadline {
+            Some(deadline) => self.write_by(&[IoSlice::new(bytes)], &deadline).map_err(resumable),
+            None => {
+                let result = self.try_write(bytes);
+                self.write_blocked |= matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+                result
+            }
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// A deadline that has passed, in the words of a socket that does not block: to a TLS library anything else is the end of the session,
+/// so that nothing more could be read from it.
+fn resumable(error: io::Error) -> io::Error {
+    if is_deadline(&error) { io::ErrorKind::WouldBlock.into() } else { error }
 }
 
 impl fmt::Debug for Socket {
@@ -232,12 +274,21 @@ fn arm(
     armed: &mut Option<Duration>,
     set: impl FnOnce(Duration) -> io::Result<()>,
 ) -> io::Result<()> {
-    let left = deadline.remaining().ok_or(io::ErrorKind::TimedOut)?;
+    let left = deadline.remaining().ok_or_else(deadline_passed)?;
     if armed.is_none_or(|armed| armed.abs_diff(left) > ARMING_TOLERANCE) {
         set(left)?;
         *armed = Some(left);
     }
     Ok(())
+}
+
+/// The error of a deadline that has passed. `TimedOut` of the system's, with its number, is TCP's word for a dead connection.
+fn deadline_passed() -> io::Error {
+    io::ErrorKind::TimedOut.into()
+}
+
+fn is_deadline(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
 }
 
 /// Whether a call came back only to have the clock asked: an expired socket time-out is `WouldBlock` on Unix and
@@ -256,7 +307,7 @@ fn resolve(endpoint: &Endpoint, options: &Options, attempt: &Deadline) -> Result
         Ok(literal) => vec![(literal, endpoint.port()).into()],
         Err(_) => (endpoint.host(), endpoint.port())
             .to_socket_addrs()
-            .map_err(|source| ErrorKind::Connect { address: None, source })?
+            .map_err(|source| ErrorKind::connect(None, source))?
             .collect(),
     };
     if attempt.remaining().is_none() {
@@ -264,7 +315,7 @@ fn resolve(endpoint: &Endpoint, options: &Options, attempt: &Deadline) -> Result
     }
     let Some(&first) = found.first() else {
         let source = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        return Err(ErrorKind::Connect { address: None, source });
+        return Err(ErrorKind::connect(None, source));
     };
     let usable = |address: &SocketAddr| options.local_address.is_none_or(|local| local.is_ipv4() == address.is_ipv4());
     let addresses: Vec<SocketAddr> = found.into_iter().filter(usable).collect();
@@ -273,7 +324,7 @@ fn resolve(endpoint: &Endpoint, options: &Options, attempt: &Deadline) -> Result
             io::ErrorKind::AddrNotAvailable,
             "the host has no address of the local address's family (IPv4 or IPv6)",
         );
-        return Err(ErrorKind::Connect { address: Some(first), source });
+        return Err(ErrorKind::connect(Some(first), source));
     }
     Ok(addresses)
 }
@@ -298,8 +349,9 @@ fn open_any(
                     peer: address,
                     read_timeout: None,
                     write_timeout: None,
-                    patience: None,
+                    deadline: None,
                     looks: 0,
+                    write_blocked: false,
                     ended: false,
                 });
             }
@@ -310,7 +362,7 @@ fn open_any(
             }
             Err(source) => {
                 log::debug!("{address}: {source}");
-                failure = ErrorKind::Connect { address: Some(address), source };
+                failure = ErrorKind::connect(Some(address), source);
             }
         }
     }
@@ -503,16 +555,16 @@ mod tests {
         let mut socket = open_any(&[address], &options(), &deadline, ShutdownHandle::new()).unwrap();
         let (mut peer, _) = listener.accept().unwrap();
         let mut byte = [0];
-        socket.wait(None);
+        socket.set_deadline(None);
         assert_eq!(socket.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         peer.write_all(&[b'x'; 2 * MAX_LOOKS as usize]).unwrap();
         socket.read_by(&mut byte, &deadline).unwrap();
-        socket.wait(None);
+        socket.set_deadline(None);
         for _ in 0..MAX_LOOKS {
             assert_eq!(socket.read(&mut byte).unwrap(), 1);
         }
         assert_eq!(socket.read(&mut byte).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        socket.wait(None);
+        socket.set_deadline(None);
         assert_eq!(socket.read(&mut byte).unwrap(), 1);
     }
 

@@ -2,11 +2,14 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Phase};
+#[cfg(any(test, fuzzing))]
+use crate::simulation;
 use crate::socket::{self, ShutdownHandle, Socket};
 use crate::tls::{Connector, Session, TlsError};
 
@@ -41,6 +44,18 @@ pub(crate) enum Halt {
     Peer(Option<io::Error>),
 }
 
+impl Halt {
+    /// What it means for a call that was in this phase, `received` bytes of an answer having come.
+    pub(crate) fn into_kind(self, phase: Phase, received: usize, limit: Duration) -> ErrorKind {
+        match self {
+            Halt::Deadline => ErrorKind::Timeout { phase, limit },
+            Halt::Shutdown => ErrorKind::Closed,
+            Halt::Tls(error) => ErrorKind::Tls(error),
+            Halt::Peer(source) => ErrorKind::Disconnected { phase, received, source: source.map(Arc::new) },
+        }
+    }
+}
+
 /// An open connection's byte stream.
 pub(crate) struct Stream {
     channel: Channel,
@@ -50,6 +65,8 @@ pub(crate) struct Stream {
 enum Channel {
     Plain(Socket),
     Tls(Box<Session<Socket>>),
+    #[cfg(any(test, fuzzing))]
+    Simulated(simulation::Channel),
 }
 
 impl Stream {
@@ -61,10 +78,15 @@ impl Stream {
         handle: ShutdownHandle,
     ) -> Result<Stream, Error> {
         let attempt = deadline.or_within(options.connect_timeout);
+        #[cfg(any(test, fuzzing))]
+        if let Some(connected) = simulation::connect(endpoint, &handle) {
+            let channel = Channel::Simulated(connected.map_err(Error::before_sending)?);
+            return Ok(Stream { channel, buffer: Vec::new() });
+        }
         let open = || {
             let mut socket = Socket::open(endpoint, &options.socket, &attempt, handle.clone())?;
             let Some(connector) = &options.tls else { return Ok(Channel::Plain(socket)) };
-            socket.wait(Some(attempt));
+            socket.set_deadline(Some(attempt));
             let session = connector.handshake(socket).map_err(|error| {
                 if handle.is_shut() {
                     ErrorKind::Closed
@@ -81,12 +103,32 @@ impl Stream {
     }
 
     pub(crate) fn peer_addr(&self) -> SocketAddr {
-        self.socket().peer_addr()
+        match &self.channel {
+            Channel::Plain(socket) => socket.peer_addr(),
+            Channel::Tls(session) => session.stream().peer_addr(),
+            #[cfg(any(test, fuzzing))]
+            Channel::Simulated(channel) => channel.peer_addr(),
+        }
     }
 
     /// Whether the peer has not ended the connection, as far as can be seen without reading.
     pub(crate) fn seems_open(&self) -> bool {
-        self.socket().seems_open()
+        match &self.channel {
+            Channel::Plain(socket) => socket.seems_open(),
+            Channel::Tls(session) => session.stream().seems_open(),
+            #[cfg(any(test, fuzzing))]
+            Channel::Simulated(channel) => channel.seems_open(),
+        }
+    }
+
+    /// Whether a [`ShutdownHandle`] was used.
+    pub(crate) fn is_shut(&self) -> bool {
+        match &self.channel {
+            Channel::Plain(socket) => socket.is_shut(),
+            Channel::Tls(session) => session.stream().is_shut(),
+            #[cfg(any(test, fuzzing))]
+            Channel::Simulated(channel) => channel.is_shut(),
+        }
     }
 
     /// Reads some bytes, at least one.
@@ -94,52 +136,68 @@ impl Stream {
         let result = match &mut self.channel {
             Channel::Plain(socket) => socket.read_by(buffer, deadline),
             Channel::Tls(session) => {
-                session.stream_mut().wait(Some(*deadline));
+                session.stream_mut().set_deadline(Some(*deadline));
                 session.read(buffer)
             }
+            #[cfg(any(test, fuzzing))]
+            Channel::Simulated(channel) => channel.read_by(buffer, deadline),
         };
         self.some(result, Some(deadline))
     }
 
     /// Reads what is already there; `None` if that is nothing. Through TLS, since a session has things of its own to say, such
-    /// as the tickets of TLS 1.3, that are no bytes of the peer's.
-    pub(crate) fn read_waiting(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Halt> {
+    /// as the tickets of TLS 1.3, that are no bytes of the peer's. It does not wait, in either direction.
+    pub(crate) fn try_read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Halt> {
         let result = match &mut self.channel {
-            Channel::Plain(socket) => socket.read_waiting(buffer),
+            Channel::Plain(socket) => socket.try_read(buffer),
             Channel::Tls(session) => {
-                session.stream_mut().wait(None);
-                session.read(buffer)
+                session.stream_mut().set_deadline(None);
+                let result = session.read(buffer);
+                // A half may be of a ticket, and it may be of a late answer. What cannot be told apart cannot be trusted.
+                let doubt = if session.stream().is_write_blocked() {
+                    Some("the peer takes nothing, while TLS has something to say to it")
+                } else {
+                    let nothing = matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+                    (nothing && session.is_inside_a_record())
+                        .then_some("half a TLS record had come while nothing was due")
+                };
+                doubt.map_or(result, |doubt| Err(io::Error::new(io::ErrorKind::InvalidData, doubt)))
             }
+            #[cfg(any(test, fuzzing))]
+            Channel::Simulated(channel) => channel.try_read(buffer),
         };
-        match (result, &self.channel) {
-            (Err(error), Channel::Tls(session))
-                if error.kind() == io::ErrorKind::WouldBlock && session.is_inside_a_record() =>
-            {
-                // It may be a ticket, and it may be a late answer. What cannot be told apart cannot be trusted.
-                let half =
-                    io::Error::new(io::ErrorKind::InvalidData, "half a TLS record had come while nothing was due");
-                Err(self.halt(half, None))
-            }
-            (Err(error), _) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            (result, _) => self.some(result, None).map(Some),
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            result => self.some(result, None).map(Some),
         }
     }
 
-    /// Writes all parts, in order, as one frame. A failure tells how many of their bytes may have left.
+    /// Has TCP acknowledge at once what has been received, where the system can be told so.
+    pub(crate) fn acknowledge_now(&self) {
+        match &self.channel {
+            Channel::Plain(socket) => socket.acknowledge_now(),
+            Channel::Tls(session) => session.stream().acknowledge_now(),
+            #[cfg(any(test, fuzzing))]
+            Channel::Simulated(_) => {}
+        }
+    }
+
+    /// Writes all parts, in order, as one frame. A failure says how many of their bytes may have left.
     pub(crate) fn write_frame(&mut self, parts: [&[u8]; 3], deadline: &Deadline) -> Result<(), (usize, Halt)> {
-        let total: usize = parts.iter().map(|part| part.len()).sum();
         let mut written = 0;
+        let buffer = &mut self.buffer;
         let result = match &mut self.channel {
-            Channel::Plain(socket) if total <= RECORD => {
-                self.buffer.clear();
-                parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
-                write_all(&self.buffer, &mut written, |rest| socket.write_by(&[IoSlice::new(rest)], deadline))
+            Channel::Plain(socket) => {
+                write_plain(parts, buffer, &mut written, |slices| socket.write_by(slices, deadline))
             }
-            Channel::Plain(socket) => write_strides(parts, &mut written, |slices| socket.write_by(slices, deadline)),
             Channel::Tls(session) => {
-                session.stream_mut().wait(Some(*deadline));
-                self.buffer.clear();
-                write_records(parts, &mut self.buffer, &mut written, |bytes| session.write(bytes))
+                session.stream_mut().set_deadline(Some(*deadline));
+                buffer.clear();
+                write_records(parts, buffer, &mut written, |bytes| session.write(bytes))
+            }
+            #[cfg(any(test, fuzzing))]
+            Channel::Simulated(channel) => {
+                write_plain(parts, buffer, &mut written, |slices| channel.write_by(slices, deadline))
             }
         };
         result.map_err(|error| (written, self.halt(error, Some(deadline))))
@@ -147,12 +205,17 @@ impl Stream {
 
     /// Tells the peer the end where the protocol has a word for it, without waiting, and ends both directions.
     pub(crate) fn close(&mut self) -> io::Result<()> {
-        if let Channel::Tls(session) = &mut self.channel {
-            session.stream_mut().never_wait()?;
-            // Politeness: what the peer does with it makes no difference any more.
-            let _ = session.shutdown();
+        match &mut self.channel {
+            Channel::Plain(socket) => socket.close(),
+            Channel::Tls(session) => {
+                session.stream_mut().never_wait()?;
+                // Politeness: what the peer does with it makes no difference any more.
+                let _ = session.shutdown();
+                session.stream().close()
+            }
+            #[cfg(any(test, fuzzing))]
+            Channel::Simulated(channel) => channel.close(),
         }
-        self.socket().close()
     }
 
     /// Makes sure that what was written can arrive, before the connection is closed for good, on a peer of which nothing is
@@ -160,23 +223,26 @@ impl Stream {
     /// what it has not sent: so this side ends, and the peer's end is read to its own, until the deadline.
     pub(crate) fn finish(&mut self, deadline: &Deadline) {
         let Channel::Tls(session) = &mut self.channel else { return };
-        session.stream_mut().wait(Some(*deadline));
+        session.stream_mut().set_deadline(Some(*deadline));
         let ended = session.shutdown().and_then(|()| session.stream_mut().end());
         let mut unread = [0; 4096];
         while ended.is_ok() && matches!(session.stream_mut().read_by(&mut unread, deadline), Ok(1..)) {}
     }
 
-    fn socket(&self) -> &Socket {
+    /// Whether the peer's end of stream has been read.
+    fn has_ended(&self) -> bool {
         match &self.channel {
-            Channel::Plain(socket) => socket,
-            Channel::Tls(session) => session.stream(),
+            Channel::Plain(socket) => socket.has_ended(),
+            Channel::Tls(session) => session.stream().has_ended(),
+            #[cfg(any(test, fuzzing))]
+            Channel::Simulated(channel) => channel.has_ended(),
         }
     }
 
     /// At least one byte, or the reason why there is none.
     fn some(&self, result: io::Result<usize>, deadline: Option<&Deadline>) -> Result<usize, Halt> {
         match result {
-            Ok(0) if self.socket().is_shut() => Err(Halt::Shutdown),
+            Ok(0) if self.is_shut() => Err(Halt::Shutdown),
             Ok(0) => Err(Halt::Peer(None)),
             Ok(count) => Ok(count),
             Err(error) => Err(self.halt(error, deadline)),
@@ -185,12 +251,11 @@ impl Stream {
 
     /// What an error means: whatever a socket reports after a shutdown or a deadline, these are the reason.
     fn halt(&self, error: io::Error, deadline: Option<&Deadline>) -> Halt {
-        let socket = self.socket();
-        if socket.is_shut() {
+        if self.is_shut() {
             Halt::Shutdown
         } else if deadline.is_some_and(|deadline| deadline.remaining().is_none()) {
             Halt::Deadline
-        } else if socket.has_ended() {
+        } else if self.has_ended() {
             // Without a word of farewell in TLS. A frame has an end of its own, so that nothing can be cut off unnoticed.
             Halt::Peer(None)
         } else if error.kind() == io::ErrorKind::InvalidData {
@@ -199,6 +264,22 @@ impl Stream {
             TlsError::of_session(&error).map_or(Halt::Peer(Some(error)), Halt::Tls)
         }
     }
+}
+
+/// Writes the parts of a frame: put together in the buffer where that is the faster, and otherwise without copying.
+fn write_plain(
+    parts: [&[u8]; 3],
+    buffer: &mut Vec<u8>,
+    written: &mut usize,
+    mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
+) -> io::Result<()> {
+    let total: usize = parts.iter().map(|part| part.len()).sum();
+    if total > RECORD {
+        return write_strides(parts, written, write);
+    }
+    buffer.clear();
+    parts.iter().for_each(|part| buffer.extend_from_slice(part));
+    write_all(buffer, written, |rest| write(&[IoSlice::new(rest)]))
 }
 
 /// Writes all bytes, adding to the count what has been written.

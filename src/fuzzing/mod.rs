@@ -1,7 +1,5 @@
-//! What this crate's fuzzers and tests see of the inside. Nothing of it is in what others build, even to fuzz it.
+//! What this crate's fuzzers and tests see of the inside.
 
-#[cfg(all(fuzzing, feature = "_world"))]
+#[cfg(fuzzing)]
 pub mod inside;
 pub mod oracle;
-#[cfg(all(fuzzing, feature = "_world"))]
-pub mod world;

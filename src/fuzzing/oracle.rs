@@ -232,7 +232,7 @@ pub enum Meaning {
     Doubt,
 }
 
-/// What it means by its code and control ID, by what the message asks for, and by the mode.
+/// What it means by its code and control ID, by what the message asks for, and by the mode, where nothing else is outstanding.
 pub fn meaning(header: &Header, mode: AckMode, verify: bool, code: AckCode, control_id: &[u8]) -> Meaning {
     let application_is_awaited = match mode {
         AckMode::FromHeader => header.application,
@@ -240,6 +240,7 @@ pub fn meaning(header: &Header, mode: AckMode, verify: bool, code: AckCode, cont
         AckMode::Commit => false,
     };
     match code.as_str() {
+        "AE" | "AR" | "CE" | "CR" if verify && control_id.is_empty() => Meaning::Refused,
         _ if verify && control_id != header.control_id => Meaning::Doubt,
         "AA" => Meaning::Ends,
         "CA" if application_is_awaited => Meaning::GoesOn,

@@ -7,7 +7,7 @@ use super::{Entry, Settlement};
 use crate::ack::Ack;
 use crate::ack::AckCode::{ApplicationReject, CommitReject};
 use crate::error::{Delivery, Error, ErrorKind};
-use crate::reconnect::doubled;
+use crate::pool::doubled;
 
 /// What a [`Forwarder`](super::Forwarder) does with a message of which it is not known whether the receiver has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

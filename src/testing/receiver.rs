@@ -13,8 +13,8 @@ use super::peer::Peer;
 use super::step::{Ending, Step};
 #[cfg(feature = "testing-tls")]
 use super::tls::ServerTls;
+use crate::connection::RecvBuffer;
 use crate::frame::Framing;
-use crate::inbox::Inbox;
 
 /// So many connections are served at the same time; further ones wait in the system's queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -303,12 +303,12 @@ impl Shared {
 
     /// Serves one connection to its end.
     fn serve(&self, peer: &Peer) -> Ending {
-        let mut inbox = Inbox::new(self.framing.clone(), MAX_MESSAGE);
+        let mut buffer = RecvBuffer::new(self.framing.clone(), MAX_MESSAGE);
         loop {
-            match inbox.frame() {
+            match buffer.frame() {
                 Err(_) => return Ending::Close,
                 Ok(Some(place)) => {
-                    let message = inbox.content(place);
+                    let message = buffer.content(place);
                     self.record(message);
                     let step = (self.respond)(message);
                     match self.play(&step, message, peer) {
@@ -317,9 +317,13 @@ impl Shared {
                         Err(_) => return Ending::Close,
                     }
                 }
-                Ok(None) => match peer.read(inbox.space()) {
+                Ok(None) => match buffer
+                    .space()
+                    .map_err(|_| io::ErrorKind::InvalidData.into())
+                    .and_then(|space| peer.read(space))
+                {
                     Ok(0) => return Ending::Close,
-                    Ok(count) => inbox.received(count),
+                    Ok(count) => buffer.received(count),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(_) => return Ending::Close,
                 },

@@ -1,35 +1,35 @@
-//! Who tries to reach a receiver that may be away, and when; the others wait for what becomes of it.
+//! Who tries to reach a receiver that may be away, and when. The others wait for the result.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::reconnect::Reconnect;
+use super::sync::{self, AtomicU64, Condvar, Mutex, MutexGuard};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Phase};
-use crate::reconnect::Reconnect;
 
-/// For so long a failure that is not to be followed by another attempt speaks for the receiver as it is now.
-const NEWS: Duration = Duration::from_secs(1);
+/// How long a failure that no further attempt is to follow stands for the receiver's present state.
+const RECENT: Duration = Duration::from_secs(1);
 
 /// What is known of whether the receiver can be reached.
 #[derive(Debug)]
-pub(crate) struct Outage {
+pub(crate) struct Dialer {
     policy: Reconnect,
-    state: Mutex<State>,
+    state: Mutex<Reachability>,
     changed: Condvar,
     /// How many attempts have failed ever. Beside the lock, since every call asks for it.
     failures: AtomicU64,
 }
 
 #[derive(Debug)]
-struct State {
-    /// Whether it ever was reached.
+struct Reachability {
+    /// Whether the receiver was ever reached.
     reached: bool,
     /// Whether it may be away: nobody has reached it since a connection was lost. Only one call at a time tries then.
     doubtful: bool,
     /// Whether one does.
     trying: bool,
-    /// How many wait for that one, or for the time of the next attempt.
+    /// How many calls wait for that one, or for the time of the next attempt.
     waiting: usize,
     /// How many attempts have failed, one after the other.
     attempts: u32,
@@ -43,12 +43,12 @@ struct Failure {
     error: Error,
     /// When to try again, if at all.
     next: Option<Deadline>,
-    news_until: Deadline,
+    recent_until: Deadline,
 }
 
-/// A moment in the history of failures. Those after it are failures of a call that began then, whoever tried.
+/// A point in the history of failures. Those after it are failures of a call that began then, whoever tried.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment(u64);
+pub(crate) struct Epoch(u64);
 
 /// A failed attempt, as the call that made it sees it.
 #[derive(Debug)]
@@ -58,15 +58,22 @@ pub(crate) struct FailedAttempt<'a> {
     pub(crate) retry_in: Option<Duration>,
 }
 
-impl Outage {
+impl Dialer {
     pub(crate) fn new(policy: Reconnect) -> Self {
-        let state =
-            State { reached: false, doubtful: true, trying: false, waiting: 0, attempts: 0, last: None, closed: false };
-        Outage { policy, state: Mutex::new(state), changed: Condvar::new(), failures: AtomicU64::new(0) }
+        let state = Reachability {
+            reached: false,
+            doubtful: true,
+            trying: false,
+            waiting: 0,
+            attempts: 0,
+            last: None,
+            closed: false,
+        };
+        Dialer { policy, state: Mutex::new(state), changed: Condvar::new(), failures: AtomicU64::new(0) }
     }
 
-    pub(crate) fn now(&self) -> Moment {
-        Moment(self.failures.load(Ordering::Relaxed))
+    pub(crate) fn now(&self) -> Epoch {
+        Epoch(self.failures.load(Ordering::Relaxed))
     }
 
     /// A connection was lost: the receiver may be away.
@@ -75,7 +82,7 @@ impl Outage {
     }
 
     /// The last failure of a call that began at this moment, if the receiver has not been reached since.
-    pub(crate) fn failure_since(&self, began: Moment) -> Option<Error> {
+    pub(crate) fn failure_since(&self, began: Epoch) -> Option<Error> {
         let state = self.lock();
         let last = state.last.as_ref().filter(|_| self.has_failed_since(began));
         last.map(|failure| failure.error.shared())
@@ -90,25 +97,25 @@ impl Outage {
     /// Reaches the receiver for a call that began at this moment, by attempts of its own or after those of others.
     pub(crate) fn reach<T>(
         &self,
-        began: Moment,
+        began: Epoch,
         deadline: &Deadline,
         mut attempt: impl FnMut() -> Result<T, Error>,
-        tell: impl Fn(FailedAttempt<'_>),
+        report: impl Fn(FailedAttempt<'_>),
     ) -> Result<T, Error> {
         let mut waits = None;
         loop {
-            let trial = self.turn(began, deadline)?;
+            let permit = self.permit(began, deadline)?;
             drop(waits);
             let error = match attempt() {
                 Ok(reached) => {
-                    trial.succeeded();
+                    permit.succeeded();
                     return Ok(reached);
                 }
                 Err(error) => error,
             };
-            let (number, retry) = trial.failed(&error, deadline);
+            let (number, retry) = permit.failed(&error, deadline);
             let retry_in = retry.as_ref().map(|(retry_in, _)| *retry_in);
-            tell(FailedAttempt { error: &error, number, retry_in });
+            report(FailedAttempt { error: &error, number, retry_in });
             match retry {
                 Some((_, waiter)) => waits = Some(waiter),
                 None => return Err(error),
@@ -117,37 +124,36 @@ impl Outage {
     }
 
     /// Waits until the call may try.
-    fn turn(&self, began: Moment, deadline: &Deadline) -> Result<Trial<'_>, Error> {
+    fn permit(&self, began: Epoch, deadline: &Deadline) -> Result<Permit<'_>, Error> {
         let mut state = self.lock();
         loop {
             if state.closed {
                 return Err(Error::before_sending(ErrorKind::Closed));
             }
             if !state.doubtful {
-                return Ok(Trial { outage: self, alone: false });
+                return Ok(Permit { dialer: self, alone: false });
             }
             let Some(pause) = state.pause(self.has_failed_since(began), deadline)? else {
                 state.trying = true;
-                return Ok(Trial { outage: self, alone: true });
+                return Ok(Permit { dialer: self, alone: true });
             };
             state.waiting += 1;
-            state = self.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
+            state = sync::wait(&self.changed, state, pause);
             state.waiting -= 1;
         }
     }
 
-    fn has_failed_since(&self, began: Moment) -> bool {
+    fn has_failed_since(&self, began: Epoch) -> bool {
         self.failures.load(Ordering::Relaxed) > began.0
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change of the state is a few assignments, so that a panic cannot leave it half done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Reachability> {
+        sync::lock(&self.state)
     }
 }
 
-impl State {
-    /// How long a call has to wait before it looks again; not at all if it is to try now.
+impl Reachability {
+    /// How long a call has to wait before it looks again; `None` if it is to try now.
     fn pause(&mut self, failed_since: bool, deadline: &Deadline) -> Result<Option<Duration>, Error> {
         let Some(left) = deadline.remaining() else {
             return Err(match &self.last {
@@ -163,7 +169,7 @@ impl State {
             Some(Failure { next: Some(next), .. }) if next.precedes(deadline) && (failed_since || self.waiting > 0) => {
                 Ok(next.remaining())
             }
-            Some(failure) if failed_since && failure.news_until.remaining().is_some() => Err(failure.error.shared()),
+            Some(failure) if failed_since && failure.recent_until.remaining().is_some() => Err(failure.error.shared()),
             _ => {
                 // Nobody has tried of late, and nobody is about to.
                 self.attempts = 0;
@@ -174,66 +180,66 @@ impl State {
 }
 
 /// The right to make one attempt.
-struct Trial<'o> {
-    outage: &'o Outage,
+struct Permit<'d> {
+    dialer: &'d Dialer,
     alone: bool,
 }
 
-impl<'o> Trial<'o> {
+impl<'d> Permit<'d> {
     fn succeeded(self) {
-        let mut state = self.outage.lock();
+        let mut state = self.dialer.lock();
         state.reached = true;
         state.doubtful = false;
         state.attempts = 0;
         state.last = None;
     }
 
-    /// Which attempt it was, and in what time the same call makes the next one, for which it waits from now on.
-    fn failed(self, error: &Error, deadline: &Deadline) -> (u32, Option<(Duration, Waiter<'o>)>) {
-        let mut state = self.outage.lock();
+    /// Which attempt it was, and the delay until the same call makes the next one, for which it waits from now on.
+    fn failed(self, error: &Error, deadline: &Deadline) -> (u32, Option<(Duration, Waiter<'d>)>) {
+        let mut state = self.dialer.lock();
         if deadline.remaining().is_none() || matches!(error.kind(), ErrorKind::Closed) {
             // Cut short, which says nothing about the receiver.
             return (state.attempts.saturating_add(1), None);
         }
-        // Of several that tried together, thinking that the receiver is there, the first to fail has told the others' news.
+        // Of several that tried together, since nothing was known against the receiver, the first failure stands for all.
         if self.alone || state.last.is_none() {
             state.attempts = state.attempts.saturating_add(1);
-            let delay = self.outage.policy.delay_after(state.attempts, error.kind()).filter(|_| state.reached);
-            let (next, news_until) = (delay.map(Deadline::after), Deadline::after(NEWS));
-            state.last = Some(Failure { error: error.shared(), next, news_until });
+            let delay = self.dialer.policy.delay_after(state.attempts, error.kind()).filter(|_| state.reached);
+            let (next, recent_until) = (delay.map(Deadline::after), Deadline::after(RECENT));
+            state.last = Some(Failure { error: error.shared(), next, recent_until });
             state.doubtful = true;
-            self.outage.failures.fetch_add(1, Ordering::Relaxed);
+            self.dialer.failures.fetch_add(1, Ordering::Relaxed);
         }
         let next = state.last.as_ref().and_then(|failure| failure.next).filter(|next| next.precedes(deadline));
         let retry = next.map(|next| {
             state.waiting += 1;
-            (next.remaining().unwrap_or_default(), Waiter { outage: self.outage })
+            (next.remaining().unwrap_or_default(), Waiter { dialer: self.dialer })
         });
         (state.attempts, retry)
     }
 }
 
 /// A call between two of its attempts, counted among those who wait.
-struct Waiter<'o> {
-    outage: &'o Outage,
+struct Waiter<'d> {
+    dialer: &'d Dialer,
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.outage.lock().waiting -= 1;
+        self.dialer.lock().waiting -= 1;
     }
 }
 
-impl Drop for Trial<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.alone {
-            self.outage.lock().trying = false;
+            self.dialer.lock().trying = false;
         }
-        self.outage.changed.notify_all();
+        self.dialer.changed.notify_all();
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::cell::RefCell;
     use std::io;
@@ -246,34 +252,34 @@ mod tests {
 
     fn refused() -> Error {
         let source = io::ErrorKind::ConnectionRefused.into();
-        Error::before_sending(ErrorKind::Connect { address: None, source })
+        Error::before_sending(ErrorKind::connect(None, source))
     }
 
     fn hasty(attempts: u32) -> Reconnect {
         Reconnect::attempts(attempts).initial_delay(Duration::from_millis(2))
     }
 
-    /// An outage of a receiver that was reached before.
-    fn lost(policy: Reconnect) -> Outage {
-        let outage = Outage::new(policy);
-        outage.reach(outage.now(), &Deadline::after(LONG), || Ok(()), |_| ()).unwrap();
-        outage.suspect();
-        outage
+    /// An dialer of a receiver that was reached before.
+    fn lost(policy: Reconnect) -> Dialer {
+        let dialer = Dialer::new(policy);
+        dialer.reach(dialer.now(), &Deadline::after(LONG), || Ok(()), |_| ()).unwrap();
+        dialer.suspect();
+        dialer
     }
 
     /// What one call does: how its attempts ended, and how it did.
-    fn call(outage: &Outage, limit: Duration, mut attempts: impl FnMut() -> Result<(), Error>) -> (Vec<bool>, bool) {
-        let told = RefCell::new(Vec::new());
-        let result = outage.reach(outage.now(), &Deadline::after(limit), &mut attempts, |failed| {
-            assert_eq!(failed.number as usize, told.borrow().len() + 1);
-            told.borrow_mut().push(failed.retry_in.is_some());
+    fn call(dialer: &Dialer, limit: Duration, mut attempts: impl FnMut() -> Result<(), Error>) -> (Vec<bool>, bool) {
+        let reported = RefCell::new(Vec::new());
+        let result = dialer.reach(dialer.now(), &Deadline::after(limit), &mut attempts, |failed| {
+            assert_eq!(failed.number as usize, reported.borrow().len() + 1);
+            reported.borrow_mut().push(failed.retry_in.is_some());
         });
-        (told.into_inner(), result.is_ok())
+        (reported.into_inner(), result.is_ok())
     }
 
     #[test]
     fn a_receiver_never_reached_is_tried_once() {
-        assert_eq!(call(&Outage::new(hasty(10)), LONG, || Err(refused())), (vec![false], false));
+        assert_eq!(call(&Dialer::new(hasty(10)), LONG, || Err(refused())), (vec![false], false));
     }
 
     #[test]
@@ -285,7 +291,7 @@ mod tests {
             ("never", 3, 99, (vec![true, true, false], false)),
             ("no second", 1, 99, (vec![false], false)),
         ] {
-            let outage = lost(hasty(attempts));
+            let dialer = lost(hasty(attempts));
             // The same again, since what one call went through is no burden to the next.
             for _ in 0..2 {
                 let mut made = 0;
@@ -293,70 +299,70 @@ mod tests {
                     made += 1;
                     if made < succeeds { Err(refused()) } else { Ok(()) }
                 };
-                assert_eq!(call(&outage, LONG, attempt), expected, "{name}");
-                outage.suspect();
+                assert_eq!(call(&dialer, LONG, attempt), expected, "{name}");
+                dialer.suspect();
             }
         }
     }
 
     #[test]
     fn no_attempt_is_waited_for_that_comes_after_the_limit() {
-        let outage = lost(Reconnect::attempts(10).initial_delay(LONG).max_delay(LONG));
-        assert_eq!(call(&outage, LONG / 2, || Err(refused())), (vec![false], false));
+        let dialer = lost(Reconnect::attempts(10).initial_delay(LONG).max_delay(LONG));
+        assert_eq!(call(&dialer, LONG / 2, || Err(refused())), (vec![false], false));
         // Nobody waits for that time, so that the next call need not either.
-        assert_eq!(call(&outage, LONG * 2, || Ok(())), (vec![], true));
+        assert_eq!(call(&dialer, LONG * 2, || Ok(())), (vec![], true));
     }
 
     #[test]
     fn what_does_not_pass_is_not_tried_again() {
         let source = || io::ErrorKind::PermissionDenied.into();
-        let unusable = || Error::before_sending(ErrorKind::Connect { address: None, source: source() });
+        let unusable = || Error::before_sending(ErrorKind::connect(None, source()));
         assert_eq!(call(&lost(hasty(10)), LONG, || Err(unusable())), (vec![false], false));
     }
 
     #[test]
     fn closing_wakes_who_waits_for_the_next_attempt() {
-        let outage = lost(Reconnect::attempts(10).initial_delay(LONG));
+        let dialer = lost(Reconnect::attempts(10).initial_delay(LONG));
         thread::scope(|scope| {
             let waiting = scope.spawn(|| {
-                outage.reach(outage.now(), &Deadline::after(LONG * 2), || Err::<(), _>(refused()), |_| ()).unwrap_err()
+                dialer.reach(dialer.now(), &Deadline::after(LONG * 2), || Err::<(), _>(refused()), |_| ()).unwrap_err()
             });
-            while outage.lock().waiting == 0 {
+            while dialer.lock().waiting == 0 {
                 thread::yield_now();
             }
-            outage.close();
+            dialer.close();
             assert!(matches!(waiting.join().unwrap().kind(), ErrorKind::Closed));
         });
     }
 
     #[test]
     fn who_waits_for_another_is_not_kept_beyond_its_limit() {
-        let outage = lost(hasty(10));
-        let trial = outage.turn(outage.now(), &Deadline::after(LONG)).unwrap();
+        let dialer = lost(hasty(10));
+        let permit = dialer.permit(dialer.now(), &Deadline::after(LONG)).unwrap();
         let limit = Duration::from_millis(30);
-        let error = outage.reach(outage.now(), &Deadline::after(limit), || Ok(()), |_| ()).unwrap_err();
+        let error = dialer.reach(dialer.now(), &Deadline::after(limit), || Ok(()), |_| ()).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Timeout { phase: Phase::Connect, limit: named } if *named == limit));
-        drop(trial);
-        assert_eq!(call(&outage, LONG, || Ok(())), (vec![], true));
+        drop(permit);
+        assert_eq!(call(&dialer, LONG, || Ok(())), (vec![], true));
     }
 
     #[test]
     fn many_share_the_attempts_of_one() {
         for (name, succeeds, expected) in [("it is away", 99, 4), ("it comes back", 3, 2 + 16)] {
-            let outage = lost(hasty(4));
+            let dialer = lost(hasty(4));
             let made = AtomicUsize::new(0);
-            let began = outage.now();
+            let began = dialer.now();
             // Held until all are there.
-            let first = outage.turn(began, &Deadline::after(LONG)).unwrap();
+            let first = dialer.permit(began, &Deadline::after(LONG)).unwrap();
             let attempt = || {
                 let number = made.fetch_add(1, Ordering::Relaxed) + 1;
                 if number < succeeds { Err(refused()) } else { Ok(()) }
             };
             let results: Vec<_> = thread::scope(|scope| {
                 let calls: Vec<_> = (0..16)
-                    .map(|_| scope.spawn(|| outage.reach(began, &Deadline::after(LONG), attempt, |_| ())))
+                    .map(|_| scope.spawn(|| dialer.reach(began, &Deadline::after(LONG), attempt, |_| ())))
                     .collect();
-                while outage.lock().waiting < 16 {
+                while dialer.lock().waiting < 16 {
                     thread::yield_now();
                 }
                 drop(first);
@@ -374,55 +380,55 @@ mod tests {
 
     #[test]
     fn of_several_that_try_together_one_counts() {
-        let outage = lost(hasty(3));
-        outage.reach(outage.now(), &Deadline::after(LONG), || Ok(()), |_| ()).unwrap();
-        let (began, deadline) = (outage.now(), Deadline::after(LONG));
-        let trials: Vec<_> = (0..5).map(|_| outage.turn(began, &deadline).unwrap()).collect();
-        for trial in trials {
-            assert!(matches!(trial.failed(&refused(), &deadline), (1, Some(_))));
+        let dialer = lost(hasty(3));
+        dialer.reach(dialer.now(), &Deadline::after(LONG), || Ok(()), |_| ()).unwrap();
+        let (began, deadline) = (dialer.now(), Deadline::after(LONG));
+        let permits: Vec<_> = (0..5).map(|_| dialer.permit(began, &deadline).unwrap()).collect();
+        for permit in permits {
+            assert!(matches!(permit.failed(&refused(), &deadline), (1, Some(_))));
         }
-        let told = RefCell::new(Vec::new());
+        let reported = RefCell::new(Vec::new());
         let attempt = || Err::<(), _>(refused());
-        outage.reach(began, &deadline, attempt, |failed| told.borrow_mut().push(failed.number)).unwrap_err();
-        assert_eq!(told.into_inner(), [2, 3]);
-        assert!(outage.failure_since(began).is_some() && outage.failure_since(outage.now()).is_none());
+        dialer.reach(began, &deadline, attempt, |failed| reported.borrow_mut().push(failed.number)).unwrap_err();
+        assert_eq!(reported.into_inner(), [2, 3]);
+        assert!(dialer.failure_since(began).is_some() && dialer.failure_since(dialer.now()).is_none());
     }
 
     #[test]
     fn who_is_about_to_wait_counts_as_waiting() {
-        let outage = lost(hasty(2));
+        let dialer = lost(hasty(2));
         let deadline = Deadline::after(LONG);
         let tries_too = |_: FailedAttempt<'_>| {
-            // Another call, while the first tells of its failure.
-            let mut state = outage.lock();
+            // Another call, while the first reports its failure.
+            let mut state = dialer.lock();
             assert!(matches!(state.pause(false, &deadline), Ok(Some(_))), "it waits for the next attempt, too");
             assert_eq!(state.attempts, 1);
         };
         let attempts = AtomicUsize::new(0);
         let attempt = || if attempts.fetch_add(1, Ordering::Relaxed) == 0 { Err(refused()) } else { Ok(()) };
-        outage.reach(outage.now(), &deadline, attempt, tries_too).unwrap();
-        assert_eq!(outage.lock().waiting, 0);
+        dialer.reach(dialer.now(), &deadline, attempt, tries_too).unwrap();
+        assert_eq!(dialer.lock().waiting, 0);
     }
 
     #[test]
     fn a_failure_is_news_only_for_a_while() {
-        let outage = lost(hasty(1));
-        let began = outage.now();
-        assert_eq!(call(&outage, LONG, || Err(refused())), (vec![false], false));
-        let again = || outage.reach(began, &Deadline::after(LONG), || Ok(()), |_| ());
+        let dialer = lost(hasty(1));
+        let began = dialer.now();
+        assert_eq!(call(&dialer, LONG, || Err(refused())), (vec![false], false));
+        let again = || dialer.reach(began, &Deadline::after(LONG), || Ok(()), |_| ());
         assert!(again().is_err(), "another has just tried");
-        outage.lock().last.as_mut().unwrap().news_until = Deadline::after(Duration::ZERO);
+        dialer.lock().last.as_mut().unwrap().recent_until = Deadline::after(Duration::ZERO);
         assert!(again().is_ok(), "that was long ago");
-        assert!(outage.failure_since(began).is_none(), "it was reached since");
+        assert!(dialer.failure_since(began).is_none(), "it was reached since");
     }
 
     #[test]
     fn an_attempt_cut_short_by_its_call_is_nobody_elses() {
-        let outage = lost(hasty(1));
-        let began = outage.now();
+        let dialer = lost(hasty(1));
+        let began = dialer.now();
         let passed = Deadline::after(Duration::ZERO);
-        let trial = outage.turn(began, &Deadline::after(LONG)).unwrap();
-        assert!(matches!(trial.failed(&refused(), &passed), (1, None)));
-        assert!(outage.reach(began, &Deadline::after(LONG), || Ok(()), |_| ()).is_ok());
+        let permit = dialer.permit(began, &Deadline::after(LONG)).unwrap();
+        assert!(matches!(permit.failed(&refused(), &passed), (1, None)));
+        assert!(dialer.reach(began, &Deadline::after(LONG), || Ok(()), |_| ()).is_ok());
     }
 }

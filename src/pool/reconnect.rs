@@ -104,7 +104,7 @@ mod tests {
     use crate::error::Phase;
 
     fn refused() -> ErrorKind {
-        ErrorKind::Connect { address: None, source: io::ErrorKind::ConnectionRefused.into() }
+        ErrorKind::connect(None, io::ErrorKind::ConnectionRefused.into())
     }
 
     #[test]
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn only_what_may_pass_is_tried_again() {
-        let connect = |kind: io::ErrorKind| ErrorKind::Connect { address: None, source: kind.into() };
+        let connect = |kind: io::ErrorKind| ErrorKind::connect(None, kind.into());
         let timeout = ErrorKind::Timeout { phase: Phase::TlsHandshake, limit: Duration::from_secs(1) };
         for (failure, expected) in [
             (connect(io::ErrorKind::ConnectionRefused), true),

@@ -1,0 +1,517 @@
+//! The one blocking script that every kind of exchange runs: write, commit block, next answer. A deadline ends every wait.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::intake::{Settled, malformed};
+use super::{Connection, Live, closed};
+use crate::deadline::Deadline;
+use crate::error::{Error, ErrorKind, Evidence, Hint, MessageError, Phase};
+use crate::event::Event;
+use crate::exchange::{AnyFrame, Awaited, Failure, Progress, Step};
+use crate::frame::{self, FrameError};
+use crate::settings::{AckPolicy, Settings};
+use crate::stream::Halt;
+
+/// How many times the bytes are read that a peer sent before it had the whole message.
+const MAX_EARLY_READS: usize = 64;
+
+/// MLLP release 2: how often a message is sent that the receiver says it has not stored, and the pause before each repetition.
+const MAX_SENDINGS: u32 = 3;
+const RESEND_DELAY: Duration = Duration::from_millis(500);
+
+/// How long taking in what has already come may last once the deadline has passed.
+const LAST_LOOK: Duration = Duration::from_millis(50);
+
+/// An exchange whose payload has left. Dropped before its end it ends its connection, since an answer is outstanding.
+pub(crate) struct Conversation<A> {
+    awaited: A,
+    /// The connection, until the exchange is over.
+    live: Option<Box<Live>>,
+    progress: Progress,
+    failure: Option<Failure>,
+    wait: Wait,
+    call: Deadline,
+    /// The limit of the application acknowledgments once a commit accept has come; the call's if there is none of its own.
+    application_timeout: Option<Duration>,
+    application: Deadline,
+    /// Whether the connection is not to be used again, although the exchange ended well.
+    leaves_doubt: bool,
+    /// Where the content of the last answer stands.
+    answer: Range<usize>,
+}
+
+/// Waiting for what the peer sends.
+struct Wait {
+    until: Deadline,
+    /// Whether anything has been received since the payload left.
+    has_received: bool,
+    /// Set once `until` has passed: how long what lies in the socket is still taken in.
+    last_look: Option<Deadline>,
+}
+
+impl<A: Awaited> Conversation<A> {
+    /// What it waits for, and what has come of it.
+    pub(crate) fn awaited(&self) -> &A {
+        &self.awaited
+    }
+
+    /// The deadline that counts: as long as nothing has come for some message, the call's own counts for all.
+    fn until(&self) -> Deadline {
+        if self.awaited.is_committed() { self.application } else { self.call }
+    }
+
+    /// Whether nothing more is awaited, or came to nothing.
+    pub(crate) fn is_over(&self) -> bool {
+        self.live.is_none()
+    }
+
+    /// What the caller gets once it is over.
+    pub(crate) fn end(self) -> Result<A::End, Error> {
+        self.awaited.end(self.failure)
+    }
+}
+
+impl Connection {
+    /// Runs a whole exchange of a checked payload, on a connection that was found fit for use.
+    pub(crate) fn converse<A: Awaited>(
+        &mut self,
+        payload: &[u8],
+        awaited: A,
+        policy: &AckPolicy,
+        deadline: &Deadline,
+    ) -> Result<A::End, Error> {
+        let mut conversation = self.begin(payload, awaited, policy, deadline)?;
+        while !conversation.is_over() {
+            self.next_answer(&mut conversation);
+        }
+        conversation.end()
+    }
+
+    /// Runs an exchange of which the first frame is the end, whatever it holds; where that stands.
+    pub(crate) fn converse_unread(&mut self, payload: &[u8], deadline: &Deadline) -> Result<Range<usize>, Error> {
+        let mut conversation = self.begin(payload, AnyFrame::after(payload), &AckPolicy::default(), deadline)?;
+        while !conversation.is_over() {
+            self.next_answer(&mut conversation);
+        }
+        let answer = conversation.answer.clone();
+        conversation.end().map(|()| answer)
+    }
+
+    /// Writes a checked payload, awaits nothing, and ends the connection: an answer that is not awaited would be taken for
+    /// the next one's.
+    pub(crate) fn send_unacknowledged(&mut self, payload: &[u8], deadline: &Deadline) -> Result<(), Error> {
+        let mut conversation = self.begin(payload, AnyFrame::after(payload), &AckPolicy::default(), deadline)?;
+        if let Some(mut live) = conversation.live.take() {
+            live.stream.finish(deadline);
+        }
+        conversation.end()
+    }
+
+    /// Writes a checked payload, and in MLLP release 2 waits until the receiver has stored it. Whatever fails from the first byte on
+    /// is the end of the conversation.
+    ///
+    /// # Errors
+    ///
+    /// [`MessageError::ControlIdInUse`], which leaves the connection as it is, or [`ErrorKind::Closed`].
+    pub(crate) fn begin<A: Awaited>(
+        &mut self,
+        payload: &[u8],
+        awaited: A,
+        policy: &AckPolicy,
+        deadline: &Deadline,
+    ) -> Result<Conversation<A>, Error> {
+        if !self.intake.can_tell_apart(&awaited) {
+            return Err(Error::before_sending(ErrorKind::InvalidMessage(MessageError::ControlIdInUse)));
+        }
+        let mut live = self.live.take().ok_or_else(closed)?;
+        let mut conversation = Conversation {
+            awaited,
+            live: None,
+            progress: Progress::NotSent,
+            failure: None,
+            wait: Wait { until: *deadline, has_received: false, last_look: None },
+            call: *deadline,
+            application_timeout: policy.application_timeout,
+            application: *deadline,
+            leaves_doubt: false,
+            answer: 0..0,
+        };
+        match self.deliver(&mut conversation, &mut live, payload) {
+            Ok(()) => conversation.live = Some(live),
+            Err((kind, evidence)) => {
+                let not_stored = matches!(kind, ErrorKind::NotStored { .. });
+                conversation.failure =
+                    Some(Failure { kind, progress: conversation.progress.clone(), evidence, while_sending: true });
+                if not_stored {
+                    self.keep(&conversation, live);
+                }
+            }
+        }
+        Ok(conversation)
+    }
+
+    /// Takes answers until one changes something: a commit accept, the end, or a failure.
+    pub(crate) fn next_answer<A: Awaited>(&mut self, conversation: &mut Conversation<A>) {
+        let Some(mut live) = conversation.live.take() else { return };
+        match self.take_answer(conversation, &mut live) {
+            Ok(Step::Ends) if conversation.leaves_doubt => {}
+            Ok(Step::Ends) => self.keep(conversation, live),
+            Ok(_) => conversation.live = Some(live),
+            Err((kind, evidence)) => {
+                let progress = conversation.progress.clone();
+                conversation.failure = Some(Failure { kind, progress, evidence, while_sending: false });
+            }
+        }
+    }
+
+    /// Sends a payload, again if the receiver of release 2 says that it has not stored it.
+    fn deliver<A: Awaited>(
+        &mut self,
+        conversation: &mut Conversation<A>,
+        live: &mut Live,
+        payload: &[u8],
+    ) -> Result<(), (ErrorKind, Evidence)> {
+        let deadline = conversation.call;
+        self.write_commit_blocks(live, &deadline).map_err(without_evidence)?;
+        self.intake.begin();
+        for sendings in 1..=MAX_SENDINGS {
+            self.write(conversation, live, payload)?;
+            if !self.settings.release2 {
+                return Ok(());
+            }
+            if self.is_stored(conversation, live)? {
+                conversation.progress = Progress::Stored;
+                return Ok(());
+            }
+            self.expect_nothing_more(live, &deadline).map_err(without_evidence)?;
+            if sendings == MAX_SENDINGS {
+                return Err(without_evidence(ErrorKind::NotStored { sendings }));
+            }
+            self.pause(conversation, live)?;
+        }
+        Ok(())
+    }
+
+    /// Writes one frame.
+    fn write<A: Awaited>(
+        &mut self,
+        conversation: &mut Conversation<A>,
+        live: &mut Live,
+        payload: &[u8],
+    ) -> Result<(), (ErrorKind, Evidence)> {
+        let Settings { framing, monitor, .. } = &*self.settings;
+        let (head, tail) = (framing.head(), framing.tail());
+        let bytes = head.len() + payload.len() + tail.len();
+        match live.stream.write_frame([head, payload, tail], &conversation.call) {
+            Ok(()) => {
+                conversation.progress = Progress::Sent;
+                monitor.emit(&Event::Sent { bytes });
+                Ok(())
+            }
+            Err((written, halt)) => {
+                if end_may_have_left(written, bytes, tail.len()) {
+                    conversation.progress = Progress::Sent;
+                }
+                let kind = halt.into_kind(Phase::Send, 0, conversation.call.limit());
+                Err(self.look_for_early_answer(conversation, live, kind))
+            }
+        }
+    }
+
+    /// MLLP release 2: waits for the commit block of what was written. Whether it says that the receiver has stored it.
+    fn is_stored<A: Awaited>(
+        &mut self,
+        conversation: &mut Conversation<A>,
+        live: &mut Live,
+    ) -> Result<bool, (ErrorKind, Evidence)> {
+        let at = self.next_frame(&mut conversation.wait, live, Phase::CommitAck, 0)?;
+        match self.intake.content(at) {
+            frame::STORED => Ok(true),
+            frame::NOT_STORED => Ok(false),
+            other => Err((ErrorKind::MalformedFrame(FrameError::NoCommitBlock), self.response(other, 0))),
+        }
+    }
+
+    /// MLLP release 2: lets time pass before a repetition. The receiver does not have the message, so that whatever ends the pause it is
+    /// as if it had not been sent.
+    fn pause<A: Awaited>(
+        &mut self,
+        conversation: &mut Conversation<A>,
+        live: &mut Live,
+    ) -> Result<(), (ErrorKind, Evidence)> {
+        let deadline = conversation.call;
+        let pause = deadline.or_within(RESEND_DELAY);
+        loop {
+            let space = self.intake.space().map_err(|error| without_evidence(malformed(error)))?;
+            match live.stream.read(space, &pause) {
+                Ok(count) => self.intake.received(count),
+                Err(halt) => {
+                    conversation.progress = Progress::NotSent;
+                    return match halt {
+                        Halt::Deadline if deadline.remaining().is_some() => Ok(()),
+                        halt => Err(without_evidence(halt.into_kind(Phase::CommitAck, 0, deadline.limit()))),
+                    };
+                }
+            }
+            self.expect_nothing_more(live, &deadline).map_err(without_evidence)?;
+        }
+    }
+
+    /// MLLP release 2: a commit block does not say which sending it is for, so that no other may have come behind one. Filler and
+    /// acknowledgments of earlier messages may.
+    fn expect_nothing_more(&mut self, live: &mut Live, deadline: &Deadline) -> Result<(), ErrorKind> {
+        if !matches!(self.intake.settle(&self.settings), Settled::Filler | Settled::PassedOver) {
+            return Err(ErrorKind::MalformedFrame(FrameError::StrayCommitBlock));
+        }
+        self.intake.tidy();
+        self.write_commit_blocks(live, deadline)
+    }
+
+    /// Takes answers in until one changes something.
+    fn take_answer<A: Awaited>(
+        &mut self,
+        conversation: &mut Conversation<A>,
+        live: &mut Live,
+    ) -> Result<Step, (ErrorKind, Evidence)> {
+        loop {
+            conversation.wait.until = conversation.until();
+            let (phase, kept) = (conversation.awaited.phase(), conversation.awaited.kept());
+            let at = self.next_frame(&mut conversation.wait, live, phase, kept)?;
+            conversation.answer = at.clone();
+            let step = self.take_whole(conversation, live, at)?;
+            self.report(conversation);
+            match step {
+                Step::Ends => return Ok(step),
+                Step::Commits => {
+                    // Counted from here, so that a peer that repeats its commit accept gains no time.
+                    let application = conversation.application_timeout.map(Deadline::after);
+                    conversation.application = application.unwrap_or(conversation.call);
+                    conversation.wait.last_look = None;
+                }
+                Step::Partly(_) | Step::PassedOver | Step::GoesOn => {}
+            }
+            conversation.wait.until = conversation.until();
+            self.write_commit_blocks(live, &conversation.wait.until).map_err(without_evidence)?;
+            conversation.wait.check(live, phase).map_err(without_evidence)?;
+            if step != Step::PassedOver {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// Takes one answer, asking the clock between its parts.
+    fn take_whole<A: Awaited>(
+        &mut self,
+        conversation: &mut Conversation<A>,
+        live: &Live,
+        at: Range<usize>,
+    ) -> Result<Step, (ErrorKind, Evidence)> {
+        let Conversation { awaited, wait, .. } = conversation;
+        let mut from = 0;
+        loop {
+            let taken = match self.intake.accept(awaited, at.clone(), from, &self.settings) {
+                Ok(Step::Partly(next)) => {
+                    from = next;
+                    wait.check(live, awaited.phase())
+                }
+                Ok(step) => return Ok(step),
+                Err(kind) => Err(kind),
+            };
+            if let Err(kind) = taken {
+                let evidence = self.response(self.intake.content(at), awaited.kept());
+                self.report(conversation);
+                return Err((kind, evidence));
+            }
+        }
+    }
+
+    /// Tells the observer of the verdicts that the last answer has brought, and remembers their control IDs.
+    fn report<A: Awaited>(&mut self, conversation: &mut Conversation<A>) {
+        let Conversation { awaited, call, leaves_doubt, .. } = conversation;
+        let settings = &*self.settings;
+        awaited.decided(|decided| {
+            if let Some(verdict) = decided.verdict.filter(|verdict| verdict.code().is_accept()) {
+                settings.monitor.emit(&Event::Acknowledged { code: verdict.code(), elapsed: call.elapsed() });
+            }
+            *leaves_doubt |= !self.intake.remember(&decided, settings);
+        });
+    }
+
+    /// Reads until a frame is whole that may be the answer; where its content stands.
+    fn next_frame(
+        &mut self,
+        wait: &mut Wait,
+        live: &mut Live,
+        phase: Phase,
+        kept: usize,
+    ) -> Result<Range<usize>, (ErrorKind, Evidence)> {
+        let found = loop {
+            match self.intake.frame(&self.settings) {
+                Ok(Some(at)) => return Ok(at),
+                Ok(None) => {}
+                Err(kind) => break kind,
+            }
+            // What was passed over on the way.
+            if let Err(kind) = self.write_commit_blocks(live, &wait.until) {
+                break kind;
+            }
+            let space = match self.intake.space() {
+                Ok(space) => space,
+                Err(error) => break malformed(error),
+            };
+            match wait.read(live, space) {
+                Ok(count) => self.intake.received(count),
+                Err(halt) => break halt.into_kind(phase, self.intake.rest().len(), wait.until.limit()),
+            }
+        };
+        let mut evidence = match &found {
+            ErrorKind::MalformedFrame(_) => self.response(self.intake.rest(), kept),
+            _ => Evidence::default(),
+        };
+        let hint = self.intake.hint();
+        evidence.hint = match &found {
+            ErrorKind::Timeout { .. } => hint,
+            ErrorKind::Disconnected { .. } => hint.filter(|hint| *hint == Hint::NoCarriageReturn),
+            _ => None,
+        };
+        Err((found, evidence))
+    }
+
+    /// Looks whether the peer answered, without waiting for the whole message, before writing failed for this reason; or whether it
+    /// refused the TLS session, which is then why.
+    fn look_for_early_answer<A: Awaited>(
+        &mut self,
+        conversation: &mut Conversation<A>,
+        live: &mut Live,
+        kind: ErrorKind,
+    ) -> (ErrorKind, Evidence) {
+        for _ in 0..MAX_EARLY_READS {
+            let Ok(space) = self.intake.space() else { break };
+            match live.stream.try_read(space) {
+                Ok(Some(count)) => self.intake.received(count),
+                Err(Halt::Tls(error)) if matches!(kind, ErrorKind::Disconnected { .. }) => {
+                    return without_evidence(ErrorKind::Tls(error));
+                }
+                Ok(None) | Err(_) => break,
+            }
+            while let Ok(Some(at)) = self.intake.frame(&self.settings) {
+                match self.take_whole(conversation, live, at.clone()) {
+                    Ok(Step::PassedOver) => {}
+                    // What it means for a message of which the peer has seen only a part, the exchange decides.
+                    _ => return (kind, self.response(self.intake.content(at), 0)),
+                }
+            }
+        }
+        without_evidence(kind)
+    }
+
+    /// Ends an exchange that was complete. The connection stays, unless something else casts doubt on it or it can remember no more.
+    fn keep<A: Awaited>(&mut self, conversation: &Conversation<A>, mut live: Box<Live>) {
+        if conversation.failure.is_some() {
+            self.intake.remember_all(&conversation.awaited, &self.settings);
+        }
+        if let Settled::Surplus(stale) = self.intake.settle(&self.settings) {
+            self.intake.surplus = stale;
+        }
+        if self.write_commit_blocks(&mut live, &conversation.wait.until).is_err() {
+            return;
+        }
+        if self.intake.surplus > 0 || self.intake.may_go_on() {
+            self.live = Some(live);
+        }
+    }
+
+    /// MLLP release 2: writes the commit blocks that are due for acknowledgments that have come. One that cannot be written
+    /// is doubt.
+    fn write_commit_blocks(&mut self, live: &mut Live, deadline: &Deadline) -> Result<(), ErrorKind> {
+        let framing = &self.settings.framing;
+        while self.intake.commit_blocks_due > 0 {
+            let parts = [framing.head(), frame::STORED, framing.tail()];
+            live.stream
+                .write_frame(parts, deadline)
+                .map_err(|(_, halt)| halt.into_kind(Phase::Send, 0, deadline.limit()))?;
+            self.intake.commit_blocks_due -= 1;
+        }
+        Ok(())
+    }
+
+    /// An answer as evidence, as far as there is room beside what is kept already.
+    fn response(&self, content: &[u8], kept: usize) -> Evidence {
+        let room = self.settings.max_ack_size.saturating_sub(kept);
+        Evidence { response: Some(content[..content.len().min(room)].into()), hint: None }
+    }
+}
+
+impl Wait {
+    /// Reads some bytes. Once the time is over, only those that have already come.
+    fn read(&mut self, live: &mut Live, space: &mut [u8]) -> Result<usize, Halt> {
+        if self.last_look.is_none() {
+            if self.has_received {
+                // A peer that sends its answer in pieces may wait for TCP's acknowledgment of the first before it sends the next.
+                live.stream.acknowledge_now();
+            }
+            match live.stream.read(space, &self.until) {
+                Ok(count) => {
+                    self.has_received = true;
+                    return Ok(count);
+                }
+                Err(Halt::Deadline) => self.last_look = Some(Deadline::after(LAST_LOOK)),
+                Err(halt) => return Err(halt),
+            }
+        }
+        match live.stream.try_read(space) {
+            Ok(Some(count)) if self.is_within_last_look() => Ok(count),
+            Err(Halt::Shutdown) => Err(Halt::Shutdown),
+            Ok(_) | Err(_) => Err(Halt::Deadline),
+        }
+    }
+
+    /// Asks the clock, and whether the connection was ended by another thread, where much is taken in without reading.
+    fn check(&mut self, live: &Live, phase: Phase) -> Result<(), ErrorKind> {
+        if live.stream.is_shut() {
+            return Err(ErrorKind::Closed);
+        }
+        if self.until.remaining().is_none() {
+            self.last_look.get_or_insert_with(|| Deadline::after(LAST_LOOK));
+        }
+        if self.is_within_last_look() {
+            return Ok(());
+        }
+        Err(ErrorKind::Timeout { phase, limit: self.until.limit() })
+    }
+
+    fn is_within_last_look(&self) -> bool {
+        self.last_look.is_none_or(|last_look| last_look.remaining().is_some())
+    }
+}
+
+fn without_evidence(kind: ErrorKind) -> (ErrorKind, Evidence) {
+    (kind, Evidence::default())
+}
+
+/// Whether a receiver may have the message after so many bytes of a frame were written: from the first byte of its end on, a
+/// lenient one takes the frame for whole.
+fn end_may_have_left(written: usize, frame: usize, tail: usize) -> bool {
+    written > frame - tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_leaves_with_its_first_byte() {
+        for (name, written, expected) in [
+            ("nothing", 0, false),
+            ("the Start Block", 1, false),
+            ("half the content", 51, false),
+            ("all but the last byte of the content", 100, false),
+            ("the content", 101, false),
+            ("the End Block", 102, true),
+            ("all", 103, true),
+        ] {
+            assert_eq!(end_may_have_left(written, 103, 2), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Which control IDs a connection has carried, so that an acknowledgment that comes late or twice is recognised for what it is.
+
+use std::fmt;
+use std::hash::{DefaultHasher, Hasher};
+
+use crate::ack::AckCode;
+
+/// The last control IDs that are remembered; the ring has room for as many.
+const REMEMBERED: usize = 1024;
+
+/// The number of chains by which the ring is searched. A power of two.
+const CHAINS: usize = 1024;
+
+/// The control IDs of messages and batches whose exchanges have ended well enough to leave the connection open.
+///
+/// Hashes stand for control IDs. Where two have the same hash, a message goes over another connection without need, or an
+/// acknowledgment that belongs to nobody is passed over. Neither gives an acknowledgment to the wrong message, since the
+/// control ID that is awaited is always compared byte for byte.
+pub(crate) struct History {
+    /// A ring: entry `n` stands at `n % REMEMBERED`, so that the newest overwrites the one that is `REMEMBERED` older.
+    entries: Box<[Entry]>,
+    /// For each chain the number of its newest entry, plus one; 0 if there is none. What an entry older than the ring is long
+    /// has been overwritten, and ends its chain.
+    chains: Box<[u32]>,
+    /// How many entries there have been.
+    count: u32,
+    /// How many of those that are remembered have [`State::Awaiting`].
+    awaiting: usize,
+    /// Whether one had to be overwritten whose application acknowledgment may still come.
+    overflowed: bool,
+    /// Whether those already answered are not remembered
+    /// ([`allow_repeated_control_ids`](crate::ClientBuilder::allow_repeated_control_ids)).
+    forgets_answered: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    hash: u64,
+    /// The next older entry of the same chain, as in `chains`.
+    older: u32,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// A commit accept has ended the exchange, and the application acknowledgment may still come.
+    Awaiting,
+    /// All acknowledgments have come; some of them may come again.
+    Answered,
+    /// Not remembered any more.
+    Forgotten,
+}
+
+impl History {
+    pub(crate) fn new(forgets_answered: bool) -> Self {
+        let none = Entry { hash: 0, older: 0, state: State::Forgotten };
+        History {
+            entries: vec![none; REMEMBERED].into(),
+            chains: vec![0; CHAINS].into(),
+            count: 0,
+            awaiting: 0,
+            overflowed: false,
+            forgets_answered,
+        }
+    }
+
+    /// Remembers a control ID whose exchange has ended; `awaiting` says whether its application acknowledgment may still come.
+    pub(crate) fn add(&mut self, control_id: &[u8], awaiting: bool) {
+        if self.forgets_answered && !awaiting {
+            return;
+        }
+        if self.is_full() {
+            // Only a batch gets here, since a full history ends the connection after the exchange.
+            self.overflowed = true;
+            return;
+        }
+        let hash = hash(control_id);
+        let chain = &mut self.chains[chain_of(hash)];
+        let entry = &mut self.entries[self.count as usize % REMEMBERED];
+        let state = if awaiting { State::Awaiting } else { State::Answered };
+        *entry = Entry { hash, older: *chain, state };
+        self.count += 1;
+        *chain = self.count;
+        self.awaiting += usize::from(awaiting);
+    }
+
+    /// Whether the connection has carried this control ID.
+    pub(crate) fn remembers(&self, control_id: &[u8]) -> bool {
+        self.find(control_id).is_some()
+    }
+
+    /// Whether an acknowledgment is for a control ID that is remembered. An application acknowledgment is then no longer awaited.
+    pub(crate) fn recognise(&mut self, control_id: &[u8], code: AckCode) -> bool {
+        let Some(index) = self.find(control_id) else { return false };
+        let entry = &mut self.entries[index];
+        if entry.state == State::Awaiting && !code.is_commit() {
+            entry.state = if self.forgets_answered { State::Forgotten } else { State::Answered };
+            self.awaiting -= 1;
+        }
+        true
+    }
+
+    /// Whether nothing is remembered.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Whether an application acknowledgment may still come.
+    pub(crate) fn is_awaiting(&self) -> bool {
+        self.awaiting > 0 || self.overflowed
+    }
+
+    /// Whether the next control ID would take the room of one whose application acknowledgment may still come: the connection
+    /// is not to carry another.
+    pub(crate) fn is_full(&self) -> bool {
+        let next = &self.entries[self.count as usize % REMEMBERED];
+        self.overflowed || next.state == State::Awaiting || self.count == u32::MAX
+    }
+
+    fn find(&self, control_id: &[u8]) -> Option<usize> {
+        if self.count == 0 {
+            return None;
+        }
+        let hash = hash(control_id);
+        let mut number = self.chains[chain_of(hash)];
+        while number > 0 && (self.count - number) < REMEMBERED as u32 {
+            let index = (number - 1) as usize % REMEMBERED;
+            let entry = &self.entries[index];
+            if entry.hash == hash && entry.state != State::Forgotten {
+                return Some(index);
+            }
+            number = entry.older;
+        }
+        None
+    }
+}
+
+impl fmt::Debug for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("History").field("count", &self.count).field("awaiting", &self.awaiting).finish_non_exhaustive()
+    }
+}
+
+fn hash(control_id: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(control_id);
+    hasher.finish()
+}
+
+fn chain_of(hash: u64) -> usize {
+    hash as usize % CHAINS
+}
+
+#[cfg(test)]
+mod tests {
+    use AckCode::{ApplicationAccept, ApplicationError, CommitAccept};
+
+    use super::*;
+
+    fn id(number: usize) -> Vec<u8> {
+        format!("M{number}").into_bytes()
+    }
+
+    #[test]
+    fn the_last_answered_are_remembered_and_older_ones_are_not() {
+        let mut history = History::new(false);
+        assert!(history.is_empty() && !history.remembers(&id(0)));
+        for number in 0..10 * REMEMBERED {
+            assert!(!history.remembers(&id(number)), "{number} before it was carried");
+            history.add(&id(number), false);
+            assert!(history.remembers(&id(number)), "{number}");
+            assert!(history.remembers(&id(number.saturating_sub(REMEMBERED - 1))), "the oldest beside {number}");
+            assert!(number < REMEMBERED || !history.remembers(&id(number - REMEMBERED)), "too old beside {number}");
+        }
+        assert!(!history.is_empty() && !history.is_full() && !history.is_awaiting());
+    }
+
+    #[test]
+    fn what_is_awaited_is_never_forgotten() {
+        let mut history = History::new(false);
+        history.add(&id(0), true);
+        for number in 1..REMEMBERED {
+            assert!(!history.is_full(), "{number}");
+            history.add(&id(number), false);
+        }
+        assert!(history.is_full() && history.is_awaiting() && history.remembers(&id(0)));
+        // A batch goes on: what came before stays, and the connection has to end.
+        history.add(&id(REMEMBERED), true);
+        assert!(history.remembers(&id(0)) && history.is_full());
+        assert!(history.recognise(&id(0), ApplicationAccept));
+        assert!(history.is_full() && history.is_awaiting(), "one was not remembered");
+    }
+
+    #[test]
+    fn an_acknowledgment_is_recognised_however_often_it_comes() {
+        for (name, awaiting, forgets, codes, expected) in [
+            (
+                "answered",
+                false,
+                false,
+                &[ApplicationAccept, ApplicationError, CommitAccept][..],
+                "yes yes yes, remembered",
+            ),
+            ("awaited", true, false, &[CommitAccept][..], "yes, remembered, awaiting"),
+            ("awaited, and came", true, false, &[ApplicationError, ApplicationAccept][..], "yes yes, remembered"),
+            ("answered, and not remembered", false, true, &[ApplicationAccept][..], "no"),
+            ("awaited by one that forgets", true, true, &[CommitAccept][..], "yes, remembered, awaiting"),
+            ("came to one that forgets", true, true, &[ApplicationAccept, ApplicationAccept][..], "yes no"),
+        ] {
+            let mut history = History::new(forgets);
+            history.add(b"1", awaiting);
+            let found: Vec<_> =
+                codes.iter().map(|&code| if history.recognise(b"1", code) { "yes" } else { "no" }).collect();
+            let mut found = found.join(" ");
+            found += if history.remembers(b"1") { ", remembered" } else { "" };
+            found += if history.is_awaiting() { ", awaiting" } else { "" };
+            assert_eq!(found, expected, "{name}");
+            assert!(
+                !history.recognise(b"2", ApplicationAccept) && !history.recognise(b"", ApplicationAccept),
+                "{name}"
+            );
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_list_remembers_the_same(steps in proptest::collection::vec((0_usize..40, 0_u8..4), 0..200), forgets: bool) {
+            let mut history = History::new(forgets);
+            let mut naive: Vec<(Vec<u8>, bool)> = Vec::new();
+            for (number, step) in steps {
+                let id = id(number);
+                let known = naive.iter().position(|(known, _)| *known == id);
+                proptest::prop_assert_eq!(history.remembers(&id), known.is_some());
+                match (step, known) {
+                    (0 | 1, None) => {
+                        history.add(&id, step == 1);
+                        if step == 1 || !forgets {
+                            naive.push((id, step == 1));
+                        }
+                    }
+                    (2, _) => {
+                        proptest::prop_assert_eq!(history.recognise(&id, ApplicationAccept), known.is_some());
+                        if let Some(index) = known {
+                            let was_awaiting = std::mem::take(&mut naive[index].1);
+                            if was_awaiting && forgets {
+                                naive.remove(index);
+                            }
+                        }
+                    }
+                    (3, _) => proptest::prop_assert_eq!(history.recognise(&id, CommitAccept), known.is_some()),
+                    _ => {}
+                }
+                proptest::prop_assert_eq!(history.is_awaiting(), naive.iter().any(|(_, awaiting)| *awaiting));
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What has come on a connection: the frame that is awaited, a late acknowledgment, filler, surplus; and which commit blocks are due
+//! for it.
+
+use std::mem;
+use std::ops::Range;
+
+use super::history::History;
+use super::recv_buffer::RecvBuffer;
+use crate::ack::Layout;
+use crate::error::{ErrorKind, Hint};
+use crate::event::Event;
+use crate::exchange::{self, After, Answer, Awaited, Decided, Step};
+use crate::frame::{self, FrameError};
+use crate::settings::Settings;
+
+/// The receiving half of a connection, without its socket.
+#[derive(Debug)]
+pub(super) struct Intake {
+    buffer: RecvBuffer,
+    history: History,
+    /// MLLP release 2: how many acknowledgments have come for which a commit block has not been written.
+    pub(super) commit_blocks_due: usize,
+    /// Bytes behind the last answer that belong to no exchange.
+    pub(super) surplus: usize,
+    /// Whether the frame that comes next had begun before the message under way left, so that it cannot be its answer.
+    is_early: bool,
+}
+
+/// What has come outside of an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settled {
+    /// Nothing, or what says nothing.
+    Filler,
+    /// Acknowledgments of earlier messages.
+    PassedOver,
+    /// The beginning of what may be one, perhaps behind others.
+    Unfinished,
+    /// This many bytes that belong to no exchange.
+    Surplus(usize),
+}
+
+impl Intake {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Intake {
+            buffer: RecvBuffer::new(settings.framing.clone(), settings.max_ack_size),
+            history: History::new(settings.allow_repeated_control_ids),
+            commit_blocks_due: 0,
+            surplus: 0,
+            is_early: false,
+        }
+    }
+
+    /// Room for bytes to be received.
+    pub(super) fn space(&mut self) -> Result<&mut [u8], FrameError> {
+        self.buffer.space()
+    }
+
+    /// Takes in this many bytes of the [`space`](Intake::space).
+    pub(super) fn received(&mut self, count: usize) {
+        self.buffer.received(count);
+    }
+
+    /// Gives back what a large answer needed.
+    pub(super) fn tidy(&mut self) {
+        self.buffer.tidy();
+    }
+
+    /// Whether the answer of what is to be sent could be told from all that may still come for earlier messages.
+    pub(super) fn can_tell_apart(&self, awaited: &impl Awaited) -> bool {
+        self.history.is_empty() || !awaited.control_ids().any(|control_id| self.history.remembers(control_id))
+    }
+
+    /// Whether the connection may carry another message: not if something would have to be forgotten whose acknowledgment may
+    /// still come.
+    pub(super) fn may_go_on(&self) -> bool {
+        !self.history.is_full()
+    }
+
+    /// A message is about to leave. What has come before it is not its answer.
+    pub(super) fn begin(&mut self) {
+        self.is_early = self.buffer.has_rest();
+    }
+
+    /// The next frame that has come whole, as it may be the answer to the message under way.
+    pub(super) fn frame(&mut self, settings: &Settings) -> Result<Option<Range<usize>>, ErrorKind> {
+        loop {
+            let frame = self.take_frame(settings).map_err(malformed)?;
+            match frame {
+                Some(at) if mem::take(&mut self.is_early) => {
+                    let stale = at.len();
+                    if !self.pass_over(at, settings) {
+                        return Err(ErrorKind::Desync { stale });
+                    }
+                }
+                frame => return Ok(frame),
+            }
+        }
+    }
+
+    /// The content of a frame found last.
+    pub(super) fn content(&self, at: Range<usize>) -> &[u8] {
+        self.buffer.content(at)
+    }
+
+    /// Has an answer taken, from this byte on, by what awaits it.
+    pub(super) fn accept<A: Awaited>(
+        &mut self,
+        awaited: &mut A,
+        at: Range<usize>,
+        from: usize,
+        settings: &Settings,
+    ) -> Result<Step, ErrorKind> {
+        let answer = Answer {
+            content: self.buffer.content(at),
+            from,
+            may_be_earlier: !self.history.is_empty(),
+            is_alone: !self.history.is_awaiting(),
+        };
+        let history = &mut self.history;
+        awaited.accept(answer, &mut |raw, layout| recognise(history, raw, layout, settings))
+    }
+
+    /// Remembers a control ID whose exchange has ended. `false` if the connection is not to be used again.
+    pub(super) fn remember(&mut self, decided: &Decided<'_>, settings: &Settings) -> bool {
+        if decided.after == After::Doubt {
+            return false;
+        }
+        if settings.verify_control_id {
+            self.history.add(decided.control_id, decided.after == After::ApplicationAck);
+        }
+        true
+    }
+
+    /// Remembers all control IDs of what was carried to no end, and of which no acknowledgment is awaited.
+    pub(super) fn remember_all(&mut self, awaited: &impl Awaited, settings: &Settings) {
+        for control_id in awaited.control_ids() {
+            self.remember(&Decided { control_id, verdict: None, after: After::Answered }, settings);
+        }
+    }
+
+    /// Takes in what has come outside of an exchange.
+    pub(super) fn settle(&mut self, settings: &Settings) -> Settled {
+        let mut settled = Settled::Filler;
+        while self.buffer.has_rest() {
+            let bytes = self.buffer.rest().len();
+            match self.take_frame(settings) {
+                Ok(Some(at)) if self.pass_over(at.clone(), settings) => settled = Settled::PassedOver,
+                // It was an empty frame.
+                Ok(None) if !self.buffer.has_rest() => {}
+                // It may be the beginning of an acknowledgment that is still to come.
+                Ok(None) if self.history.is_awaiting() => return Settled::Unfinished,
+                Ok(_) | Err(_) => return Settled::Surplus(bytes),
+            }
+        }
+        settled
+    }
+
+    /// What has come and belongs to no frame yet.
+    pub(super) fn rest(&self) -> &[u8] {
+        self.buffer.rest()
+    }
+
+    /// What an unfinished answer shows of its receiver.
+    pub(super) fn hint(&self) -> Option<Hint> {
+        self.buffer.hint()
+    }
+
+    /// The next frame that holds anything. An empty one says nothing; some peers send them to keep a connection alive.
+    fn take_frame(&mut self, settings: &Settings) -> Result<Option<Range<usize>>, FrameError> {
+        while let Some(at) = self.buffer.frame()? {
+            match self.buffer.content(at.clone()) {
+                b"" => continue,
+                frame::STORED | frame::NOT_STORED => {}
+                // MLLP release 2 has each acknowledgment answered.
+                _ => self.commit_blocks_due += usize::from(settings.release2),
+            }
+            return Ok(Some(at));
+        }
+        Ok(None)
+    }
+
+    /// Whether a frame holds nothing but acknowledgments of earlier messages, which the observer then learns of.
+    fn pass_over(&mut self, at: Range<usize>, settings: &Settings) -> bool {
+        if self.history.is_empty() {
+            return false;
+        }
+        let content = self.buffer.content(at);
+        let (mut from, mut found) = (0, false);
+        while let Some(at) = exchange::next_acknowledgment(content, from) {
+            from = at.end;
+            let raw = &content[at];
+            found = Layout::read(raw).is_ok_and(|layout| recognise(&mut self.history, raw, &layout, settings));
+            if !found {
+                return false;
+            }
+        }
+        found
+    }
+}
+
+/// Whether an acknowledgment is for an earlier message; the observer learns of it.
+fn recognise(history: &mut History, raw: &[u8], layout: &Layout, settings: &Settings) -> bool {
+    let recognised = settings.verify_control_id && history.recognise(layout.control_id(raw), layout.code());
+    if recognised {
+        let ack = layout.to_ack(raw).in_charset(settings.charset);
+        settings.monitor.emit(&Event::LateAck { control_id: &ack.control_id(), code: ack.code(), ack: &ack });
+    }
+    recognised
+}
+
+/// What it means that the bytes received cannot become a frame.
+pub(super) fn malformed(error: FrameError) -> ErrorKind {
+    match error {
+        FrameError::TooLarge { limit } => ErrorKind::AckTooLarge { limit },
+        error => ErrorKind::MalformedFrame(error),
+    }
+}

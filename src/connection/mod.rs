@@ -1,0 +1,269 @@
+//! One live connection: fit for use, kept, ended.
+
+mod conversation;
+mod history;
+mod intake;
+mod recv_buffer;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use conversation::Conversation;
+#[cfg(feature = "testing")]
+pub(crate) use recv_buffer::RecvBuffer;
+
+use crate::ack::Ack;
+use crate::deadline::Deadline;
+use crate::error::{Error, ErrorKind, Phase};
+use crate::event::Event;
+use crate::exchange::Message;
+use crate::settings::Settings;
+use crate::socket::ShutdownHandle;
+use crate::stream::{Halt, Stream};
+use intake::{Intake, Settled};
+
+/// After this many reads of nothing but filler, an idle connection counts as out of sync.
+const MAX_FILLER_READS: usize = 8;
+
+/// One connection to a receiver: one socket, one message at a time, no reconnecting.
+///
+/// For those who manage connections themselves; most programs want a [`Client`](crate::Client). It is opened by
+/// [`ClientBuilder::connect`](crate::ClientBuilder::connect).
+///
+/// After any failure but a refusal ([`ErrorKind::Nak`]) or a message that could not be sent at all
+/// ([`ErrorKind::InvalidMessage`]) the connection is closed, since what comes next on it could not be trusted; every further
+/// call is [`ErrorKind::Closed`]. It is also closed after a refusal that names no message (MSA-2 is empty), and after a message
+/// if 1 024 later ones have been sent and its application acknowledgment may still come.
+///
+/// # Examples
+///
+/// ```no_run
+/// use mllp_client::Client;
+///
+/// let mut connection = Client::builder("mllp://127.0.0.1:2575").connect()?;
+/// let ack = connection.send(b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rPID|1||42\r")?;
+/// assert_eq!(ack.control_id(), "MSG1");
+/// connection.close()?;
+/// # Ok::<(), mllp_client::Error>(())
+/// ```
+pub struct Connection {
+    settings: Arc<Settings>,
+    /// Absent once the connection has ended, and while an exchange is under way: what does not come back from an exchange
+    /// is closed, for whatever reason.
+    live: Option<Box<Live>>,
+    handle: ShutdownHandle,
+    peer: SocketAddr,
+    intake: Intake,
+    opened_in: Duration,
+}
+
+/// A stream whose end is reported.
+struct Live {
+    stream: Stream,
+    settings: Arc<Settings>,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // It fails where the peer was quicker.
+        let _ = self.stream.close();
+        self.settings.monitor.emit(&Event::Disconnected { endpoint: &self.settings.endpoint });
+    }
+}
+
+/// Whether a connection can be used again.
+#[derive(Debug)]
+pub(crate) enum Fitness {
+    /// Nothing is left to read: it can be used.
+    Fit,
+    /// This many bytes wait that belong to no exchange.
+    Surplus(usize),
+    /// The peer, or a shutdown, has ended it.
+    Ended(Halt),
+    /// Acknowledgments of earlier messages were still coming in when the time was over.
+    Busy,
+}
+
+impl Connection {
+    /// Opens a connection. The caller emits [`Event::Connected`] or [`Event::ConnectFailed`].
+    pub(crate) fn open(settings: &Arc<Settings>, deadline: &Deadline, handle: ShutdownHandle) -> Result<Self, Error> {
+        let begun = Deadline::after(settings.stream.connect_timeout);
+        let stream = Stream::open(&settings.endpoint, &settings.stream, deadline, handle.clone())?;
+        Ok(Connection {
+            peer: stream.peer_addr(),
+            live: Some(Box::new(Live { stream, settings: Arc::clone(settings) })),
+            handle,
+            intake: Intake::new(settings),
+            opened_in: begun.elapsed(),
+            settings: Arc::clone(settings),
+        })
+    }
+
+    pub(crate) fn emit_connected(&self) {
+        let Settings { endpoint, monitor, .. } = &*self.settings;
+        monitor.emit(&Event::Connected { endpoint, elapsed: self.opened_in });
+    }
+
+    /// Sends a message and waits for the acknowledgment that ends its exchange, at most the builder's
+    /// [`timeout`](crate::ClientBuilder::timeout).
+    ///
+    /// # Errors
+    ///
+    /// Any [`ErrorKind`] but those of connecting. A message that could not be sent leaves the connection untouched, as one does whose
+    /// control ID it has carried before
+    /// ([`MessageError::ControlIdInUse`](crate::MessageError::ControlIdInUse)).
+    pub fn send(&mut self, message: &[u8]) -> Result<Ack, Error> {
+        let settings = Arc::clone(&self.settings);
+        let deadline = Deadline::after(settings.timeout);
+        let policy = &settings.ack_policy;
+        let result = self.still_open().and_then(|()| settings.check_message(message, policy.mode)).and_then(|header| {
+            self.make_fit(&deadline)?;
+            self.converse(message, Message::new(message, &header, settings.ack_rules(policy)), policy, &deadline)
+        });
+        settings.monitor.conclude(result, &deadline)
+    }
+
+    /// Sends any payload and returns the content of the first frame that comes back, as it came, borrowed from the
+    /// connection's buffer. Nothing is read in either: no header, no acknowledgment code. Two things are made sure of all the same: an
+    /// acknowledgment of a message that was sent before by [`send`](Connection::send) is not the reply, and a payload with the
+    /// control ID of such a message is refused. What a peer answers before the payload has left whole is no reply to it; it is
+    /// [`Error::response`] then.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Connection::send), but those that concern HL7.
+    pub fn exchange(&mut self, payload: &[u8]) -> Result<&[u8], Error> {
+        let deadline = Deadline::after(self.settings.timeout);
+        let result = self
+            .still_open()
+            .and_then(|()| self.settings.check_payload(payload))
+            .and_then(|()| self.make_fit(&deadline))
+            .and_then(|()| self.converse_unread(payload, &deadline));
+        let reply = self.settings.monitor.conclude(result, &deadline)?;
+        Ok(self.intake.content(reply))
+    }
+
+    /// Whether the connection can take another message, as far as can be seen without reading: `false` is certain, `true`
+    /// may be outdated by the time it is used.
+    pub fn is_open(&self) -> bool {
+        self.intake.surplus == 0 && self.live.as_ref().is_some_and(|live| live.stream.seems_open())
+    }
+
+    /// The receiver's address.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// A handle by which another thread can end this connection and the call under way on it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Closed`] if the connection has ended.
+    pub fn shutdown_handle(&self) -> Result<ShutdownHandle, Error> {
+        self.still_open().map(|()| self.handle.clone())
+    }
+
+    /// Closes the connection, as dropping it does, and reports whether that went well.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Closed`] if it had ended before, [`ErrorKind::Disconnected`] if the peer turns out to have ended it.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.still_open()?;
+        let ended = self.live.take().map_or(Ok(()), |mut live| live.stream.close());
+        ended.map_err(|source| {
+            let kind = ErrorKind::Disconnected { phase: Phase::Send, received: 0, source: Some(source.into()) };
+            Error::before_sending(kind)
+        })
+    }
+
+    fn still_open(&self) -> Result<(), Error> {
+        if self.live.is_none() || self.handle.is_shut() { Err(closed()) } else { Ok(()) }
+    }
+
+    /// Looks whether the connection has anything left to say before it is used again. It waits for nothing; what comes in
+    /// without end is looked at until the deadline.
+    pub(crate) fn probe(&mut self, deadline: &Deadline) -> Fitness {
+        let Some(live) = &mut self.live else { return Fitness::Ended(Halt::Shutdown) };
+        if self.intake.surplus > 0 {
+            return Fitness::Surplus(self.intake.surplus);
+        }
+        let (mut filler, mut filler_reads) = (0, 0);
+        while filler_reads < MAX_FILLER_READS {
+            self.intake.tidy();
+            let Ok(space) = self.intake.space() else { return Fitness::Surplus(self.intake.rest().len()) };
+            match live.stream.try_read(space) {
+                Ok(None) => return Fitness::Fit,
+                Err(halt) => return Fitness::Ended(halt),
+                Ok(Some(count)) => {
+                    self.intake.received(count);
+                    match self.intake.settle(&self.settings) {
+                        Settled::Surplus(stale) => return Fitness::Surplus(stale),
+                        Settled::Filler => (filler, filler_reads) = (filler + count, filler_reads + 1),
+                        Settled::PassedOver | Settled::Unfinished if deadline.remaining().is_none() => {
+                            return Fitness::Busy;
+                        }
+                        Settled::PassedOver | Settled::Unfinished => {}
+                    }
+                }
+            }
+        }
+        Fitness::Surplus(filler)
+    }
+
+    /// Ends a connection that had bytes to read where none were due.
+    pub(crate) fn end_for_surplus(&mut self, stale: usize) {
+        self.settings.monitor.emit(&Event::Surplus { endpoint: &self.settings.endpoint, stale });
+        self.live = None;
+    }
+
+    /// After an exchange: whether the connection may serve another.
+    pub(crate) fn rest(&mut self) -> bool {
+        self.intake.tidy();
+        if self.intake.surplus > 0 {
+            self.end_for_surplus(self.intake.surplus);
+        }
+        self.live.is_some()
+    }
+
+    /// Makes sure that the connection is fit for an exchange, or ends it.
+    fn make_fit(&mut self, deadline: &Deadline) -> Result<(), Error> {
+        let kind = match self.probe(deadline) {
+            Fitness::Fit => return Ok(()),
+            // It stays: all that has come is accounted for.
+            Fitness::Busy => ErrorKind::Timeout { phase: Phase::Send, limit: deadline.limit() },
+            Fitness::Surplus(stale) => {
+                self.end_for_surplus(stale);
+                ErrorKind::Desync { stale }
+            }
+            Fitness::Ended(halt) => {
+                self.live = None;
+                halt.into_kind(Phase::Send, 0, deadline.limit())
+            }
+        };
+        Err(Error::before_sending(kind))
+    }
+
+    /// The content of a reply found by an exchange just made.
+    pub(crate) fn reply(&self, at: Range<usize>) -> &[u8] {
+        self.intake.content(at)
+    }
+}
+
+/// The connection has ended, or is under way.
+fn closed() -> Error {
+    Error::before_sending(ErrorKind::Closed)
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("endpoint", &self.settings.endpoint)
+            .field("peer_addr", &self.peer)
+            .field("open", &self.is_open())
+            .finish()
+    }
+}

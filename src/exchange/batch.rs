@@ -1,0 +1,549 @@
+//! Which acknowledgments end the exchange of a batch, and how: one for each message, several together, or one for the whole.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use memchr::memchr2;
+
+use super::{AckRules, After, Answer, Asks, Awaited, Decided, Failure, PassOver, Progress, Step};
+use crate::ack::{Ack, AckCode, AckParseError, Layout};
+use crate::error::{Error, ErrorKind, Evidence, Phase};
+use crate::header::Header;
+use crate::messages;
+
+/// How many acknowledgments of one answer are taken before the clock is asked.
+const STRIDE: usize = 256;
+
+/// The acknowledgments of a batch's messages are awaited.
+///
+/// Work is linear in the messages and in the bytes of the answers together: an acknowledgment of the whole is kept once, and
+/// looked at again by what it does not decide.
+#[derive(Debug)]
+pub(crate) struct Batched<'m> {
+    rules: AckRules,
+    /// The control IDs of the batch and of the file around it.
+    whole: Vec<&'m [u8]>,
+    asks: Vec<Asks<'m>>,
+    /// What has come for each message.
+    found: Vec<Found>,
+    /// Where the message with a control ID stands.
+    index: HashMap<&'m [u8], u32>,
+    /// The first commit accept of the whole: it holds for every message that is not decided.
+    whole_commit: Option<Ack>,
+    /// The number of the answer that is being taken, from 1.
+    answer: u32,
+    /// What the current answer has done: the messages that it has decided, whether by a verdict on the whole that accepts, and
+    /// whether it has committed any.
+    fresh: Vec<u32>,
+    fresh_whole: Option<bool>,
+    fresh_commits: bool,
+    /// Every message before this one is decided.
+    first_undecided: usize,
+    /// Whether an application acknowledgment may still come for a message that a commit accept has decided.
+    application_may_follow: bool,
+    /// Whether a refusal that names no message has decided the only one.
+    is_nameless: bool,
+    /// How many messages are not decided yet; for how many of these nothing has come; how many await a commit acknowledgment.
+    undecided: usize,
+    silent: usize,
+    uncommitted: usize,
+    /// How many bytes of acknowledgments are kept.
+    kept: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Found {
+    verdict: Option<Ack>,
+    /// Whether a commit accept of its own has come, and that, as long as it is evidence.
+    is_committed: bool,
+    commit: Option<Box<Ack>>,
+    /// The number of the answer that has decided it.
+    decided_by: u32,
+}
+
+impl<'m> Batched<'m> {
+    /// Messages with these headers, in a batch with control IDs of its own. No control ID stands twice.
+    pub(crate) fn new(whole: impl Iterator<Item = &'m [u8]>, headers: &[Header<'m>], rules: AckRules) -> Self {
+        let asks: Vec<_> = headers.iter().map(|header| Asks::of(header, rules.mode)).collect();
+        Batched {
+            rules,
+            whole: whole.collect(),
+            found: vec![Found::default(); asks.len()],
+            index: (0..).zip(&asks).map(|(index, asks)| (asks.control_id, index)).collect(),
+            whole_commit: None,
+            answer: 0,
+            fresh: Vec::new(),
+            fresh_whole: None,
+            fresh_commits: false,
+            first_undecided: 0,
+            application_may_follow: false,
+            is_nameless: false,
+            undecided: asks.len(),
+            silent: asks.len(),
+            uncommitted: asks.iter().filter(|asks| asks.commit).count(),
+            kept: 0,
+            asks,
+        }
+    }
+
+    /// Takes one acknowledgment.
+    fn take(&mut self, raw: &[u8], is_alone: bool, pass_over: &mut PassOver<'_>) -> Result<(), ErrorKind> {
+        let layout = Layout::read(raw).map_err(ErrorKind::MalformedAck)?;
+        if layout.is_contradicted(raw) {
+            return Err(CONTRADICTORY);
+        }
+        let control_id = layout.control_id(raw);
+        let named = self.index.get(control_id).map(|&index| index as usize);
+        match named {
+            Some(index) if self.found[index].verdict.is_none() => return self.take_for(index, raw, layout),
+            Some(index) if self.rules.verify && self.found[index].decided_by == self.answer => {
+                return self.take_again(index, layout.code());
+            }
+            None if self.whole.contains(&control_id) => return self.take_for_all(raw, layout),
+            _ if !self.rules.verify => return self.take_for_next(raw, layout),
+            // With more than one message it would not be known which one is refused.
+            None if control_id.is_empty()
+                && self.asks.len() == 1
+                && self.undecided == 1
+                && is_alone
+                && !layout.code().is_accept() =>
+            {
+                self.is_nameless = true;
+                return self.take_for(0, raw, layout);
+            }
+            None if control_id.is_empty() => return Err(ErrorKind::MalformedAck(AckParseError::NoControlId)),
+            _ => {}
+        }
+        if pass_over(raw, &layout) {
+            return Ok(());
+        }
+        Err(ErrorKind::UnmatchedAck(layout.to_ack(raw).in_charset(self.rules.charset)))
+    }
+
+    /// Takes an acknowledgment for a message that is not decided.
+    fn take_for(&mut self, index: usize, raw: &[u8], layout: Layout) -> Result<(), ErrorKind> {
+        let found = &mut self.found[index];
+        if self.asks[index].ends_with(layout.code()) {
+            if let Some(commit) = &found.commit
+                && (layout.code().is_accept() || self.kept + raw.len() > self.rules.max_kept)
+            {
+                self.kept -= commit.raw().len();
+                found.commit = None;
+            }
+            let verdict = self.keep(raw, layout)?;
+            self.decide(index, verdict);
+        } else if !found.is_committed && self.whole_commit.is_none() {
+            let commit = self.keep(raw, layout)?;
+            self.found[index].commit = Some(Box::new(commit));
+            self.found[index].is_committed = true;
+            self.silent -= 1;
+            self.uncommitted -= usize::from(self.asks[index].commit);
+            self.fresh_commits = true;
+        }
+        Ok(())
+    }
+
+    /// Takes a second acknowledgment for a message that the same answer has decided.
+    fn take_again(&mut self, index: usize, code: AckCode) -> Result<(), ErrorKind> {
+        let verdict = &mut self.found[index].verdict;
+        if verdict.as_ref().is_some_and(|verdict| verdict.code().is_accept() != code.is_accept()) {
+            *verdict = None;
+            return Err(CONTRADICTORY);
+        }
+        Ok(())
+    }
+
+    /// Takes an acknowledgment that names no message of the batch, where control IDs are not compared: for the next message that is
+    /// not decided.
+    fn take_for_next(&mut self, raw: &[u8], layout: Layout) -> Result<(), ErrorKind> {
+        while self.found.get(self.first_undecided).is_some_and(|found| found.verdict.is_some()) {
+            self.first_undecided += 1;
+        }
+        if self.undecided == 0 { Ok(()) } else { self.take_for(self.first_undecided, raw, layout) }
+    }
+
+    /// Takes an acknowledgment of the batch or the file, for every message that is not decided.
+    fn take_for_all(&mut self, raw: &[u8], layout: Layout) -> Result<(), ErrorKind> {
+        let (code, accepts) = (layout.code(), layout.code().is_accept());
+        if self.rules.verify && self.fresh_whole.is_some_and(|accepted| accepted != accepts) {
+            self.fresh.iter().for_each(|&index| self.found[index as usize].verdict = None);
+            return Err(CONTRADICTORY);
+        }
+        let commits = code == AckCode::CommitAccept;
+        if self.undecided == 0 || (commits && self.whole_commit.is_some()) {
+            return Ok(());
+        }
+        let ack = self.keep(raw, layout)?;
+        for index in 0..self.asks.len() {
+            if self.found[index].verdict.is_none() && self.asks[index].ends_with(code) {
+                self.decide(index, ack.clone());
+                self.fresh_whole = Some(accepts);
+            }
+        }
+        if commits {
+            self.fresh_commits |= self.silent > 0;
+            (self.silent, self.uncommitted) = (0, 0);
+            self.whole_commit = Some(ack);
+        }
+        Ok(())
+    }
+
+    fn decide(&mut self, index: usize, verdict: Ack) {
+        let (found, asks) = (&mut self.found[index], &self.asks[index]);
+        if !found.is_committed && self.whole_commit.is_none() {
+            self.silent -= 1;
+            self.uncommitted -= usize::from(asks.commit);
+        }
+        self.application_may_follow |= asks.after(verdict.code(), self.rules.verify) == After::ApplicationAck;
+        found.verdict = Some(verdict);
+        found.decided_by = self.answer;
+        self.undecided -= 1;
+        self.fresh.push(index as u32);
+    }
+
+    /// A copy of an acknowledgment, if there is room for it.
+    fn keep(&mut self, raw: &[u8], layout: Layout) -> Result<Ack, ErrorKind> {
+        let limit = self.rules.max_kept;
+        if self.kept + raw.len() > limit {
+            return Err(ErrorKind::AckTooLarge { limit });
+        }
+        self.kept += raw.len();
+        Ok(layout.to_ack(raw).in_charset(self.rules.charset))
+    }
+}
+
+const CONTRADICTORY: ErrorKind = ErrorKind::MalformedAck(AckParseError::Contradictory);
+
+impl Awaited for Batched<'_> {
+    type End = Vec<Result<Ack, Error>>;
+
+    fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
+        self.asks.iter().map(|asks| asks.control_id).chain(self.whole.iter().copied())
+    }
+
+    fn phase(&self) -> Phase {
+        if self.uncommitted > 0 { Phase::CommitAck } else { Phase::ApplicationAck }
+    }
+
+    fn is_committed(&self) -> bool {
+        self.silent == 0
+    }
+
+    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind> {
+        let Answer { content, mut from, is_alone, .. } = answer;
+        if from == 0 {
+            self.answer += 1;
+            self.fresh.clear();
+            (self.fresh_whole, self.fresh_commits) = (None, false);
+        }
+        for _ in 0..STRIDE {
+            let Some(at) = next_acknowledgment(content, from) else {
+                return Ok(match self.undecided {
+                    0 => Step::Ends,
+                    _ if self.fresh_commits => Step::Commits,
+                    _ => Step::GoesOn,
+                });
+            };
+            from = at.end;
+            self.take(&content[at], is_alone, pass_over)?;
+        }
+        Ok(Step::Partly(from))
+    }
+
+    fn decided(&mut self, mut each: impl FnMut(Decided<'_>)) {
+        let after = |after: After| if self.is_nameless { After::Doubt } else { after };
+        for index in self.fresh.drain(..) {
+            let (asks, found) = (&self.asks[index as usize], &self.found[index as usize]);
+            if let Some(verdict) = &found.verdict {
+                let after = after(asks.after(verdict.code(), self.rules.verify));
+                each(Decided { control_id: asks.control_id, verdict: Some(verdict), after });
+            }
+        }
+        if self.undecided == 0 {
+            let follows = if self.application_may_follow { After::ApplicationAck } else { After::Answered };
+            for &control_id in &self.whole {
+                each(Decided { control_id, verdict: None, after: after(follows) });
+            }
+        }
+    }
+
+    fn kept(&self) -> usize {
+        self.kept
+    }
+
+    fn end(self, failure: Option<Failure>) -> Result<Vec<Result<Ack, Error>>, Error> {
+        let is_refused = |found: &Found| found.verdict.as_ref().is_some_and(|verdict| !verdict.code().is_accept());
+        match failure {
+            // Nothing but a refusal of all of it can be meant for a batch that the receiver has seen only a part of.
+            Some(failure) if failure.while_sending && !self.found.iter().all(is_refused) => Err(failure.into_error()),
+            failure => {
+                let failure = failure.unwrap_or_default();
+                let ends = self.found.into_iter().zip(&self.asks).map(|(found, asks)| {
+                    let commit = || found.commit.map(|commit| *commit).or_else(|| self.whole_commit.clone());
+                    match found.verdict {
+                        Some(ack) if ack.code().is_accept() => Ok(ack),
+                        Some(refusal) => {
+                            let progress = commit().map_or(Progress::Sent, Progress::Committed);
+                            Err(progress.fail(ErrorKind::Nak(refusal), Evidence::default()))
+                        }
+                        None => Err(failure.clone().of_message(asks, commit())),
+                    }
+                });
+                Ok(ends.collect())
+            }
+        }
+    }
+}
+
+/// Where the next acknowledgment stands in an answer: from its first segment to the next header, or to a header or trailer of a
+/// batch.
+pub(crate) fn next_acknowledgment(content: &[u8], from: usize) -> Option<Range<usize>> {
+    let mut start = None;
+    let mut at = from;
+    while at < content.len() {
+        let length = memchr2(b'\r', b'\n', &content[at..]).map_or(content.len() - at, |length| length + 1);
+        let segment = &content[at..at + length];
+        let is_wrapper = messages::is_named(segment, &messages::WRAPPERS);
+        match start {
+            None if is_wrapper || segment.trim_ascii().is_empty() => {}
+            None => start = Some(at),
+            Some(start) if is_wrapper || messages::is_named(segment, &[b"MSH"]) => return Some(start..at),
+            Some(_) => {}
+        }
+        at += length;
+    }
+    start.map(|start| start..content.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ack::AckMode;
+    use crate::charset::Charset;
+    use crate::header::Asked;
+
+    const ORIGINAL: Asked = Asked { commit: false, application: true, conditional: false };
+    const COMMIT: Asked = Asked { commit: true, application: false, conditional: false };
+    const BOTH: Asked = Asked { commit: true, application: true, conditional: false };
+
+    fn headers(control_ids: &str, asked: Asked) -> Vec<Header<'_>> {
+        control_ids.split_whitespace().map(|id| Header { control_id: id.as_bytes(), asked }).collect()
+    }
+
+    fn waiting<'m>(headers: &[Header<'m>], verify: bool, max_kept: usize) -> Batched<'m> {
+        let rules = AckRules { mode: AckMode::FromHeader, verify, charset: Charset::UTF_8, max_kept };
+        Batched::new([&b"B"[..], b"F"].into_iter(), headers, rules)
+    }
+
+    fn acknowledgment(written: &str) -> String {
+        let (code, id) = written.split_once(':').unwrap();
+        format!("MSH|^~\\&|\rMSA|{code}|{id}\r")
+    }
+
+    /// Takes a whole answer. Acknowledgments of `0` are for an earlier message.
+    fn take(batch: &mut Batched<'_>, content: &[u8]) -> Result<Step, ErrorKind> {
+        let mut from = 0;
+        loop {
+            let answer = Answer { content, from, may_be_earlier: true, is_alone: true };
+            match batch.accept(answer, &mut |raw, layout| layout.control_id(raw) == b"0")? {
+                Step::Partly(next) => {
+                    assert!(next > from && next <= content.len());
+                    from = next;
+                }
+                step => return Ok(step),
+            }
+        }
+    }
+
+    /// Plays answers to a batch `B` in a file `F`, each of one or more acknowledgments, and says of each answer whether it committed a
+    /// message (`+`) or not (`.`) and whether it ended the exchange (`!`), what became of each message (`?` for one that nothing
+    /// ended, `c` before it if committed), and what holds then.
+    fn play(asked: Asked, verify: bool, control_ids: &str, answers: &str) -> String {
+        let headers = headers(control_ids, asked);
+        let mut batch = waiting(&headers, verify, 10_000);
+        let mut told = String::new();
+        for answer in answers.split_whitespace() {
+            let bytes: String = answer.split(',').map(acknowledgment).collect();
+            told += match take(&mut batch, bytes.as_bytes()) {
+                Ok(Step::Commits) => "+",
+                Ok(Step::GoesOn) => ".",
+                Ok(Step::Ends) => "!",
+                Err(ErrorKind::UnmatchedAck(_)) => "unmatched",
+                Err(ErrorKind::MalformedAck(AckParseError::Contradictory)) => "contradictory",
+                Err(ErrorKind::MalformedAck(_)) => "malformed",
+                other => panic!("{other:?}"),
+            };
+        }
+        let states = [(batch.phase() == Phase::CommitAck, "commits awaited"), (batch.is_committed(), "committed")];
+        for result in batch.end(None).unwrap() {
+            let (commit, end) = match &result {
+                Ok(ack) => (false, ack.code().to_string()),
+                Err(error) => (error.commit().is_some(), error.nak().map_or("?".into(), |nak| nak.code().to_string())),
+            };
+            told += &format!(" {}{end}", if commit { "c" } else { "" });
+        }
+        states.iter().filter(|(holds, _)| *holds).for_each(|(_, state)| told += &format!(", {state}"));
+        told
+    }
+
+    #[test]
+    fn transitions_of_batches() {
+        for (asked, verify, control_ids, answers, expected) in [
+            (ORIGINAL, true, "1 2", "", " ? ?"),
+            (ORIGINAL, true, "1 2", "AA:2", ". ? AA"),
+            (ORIGINAL, true, "1 2", "AA:2 AE:1", ".! AE AA, committed"),
+            (ORIGINAL, true, "1 2", "AA:1,AA:2", "! AA AA, committed"),
+            (ORIGINAL, true, "1 2", "AR:1 AE:2", ".! AR AE, committed"),
+            (ORIGINAL, true, "1 2", "AA:B", "! AA AA, committed"),
+            (ORIGINAL, true, "1 2", "AA:F", "! AA AA, committed"),
+            (ORIGINAL, true, "1 2", "AE:1 AA:B", ".! AE AA, committed"),
+            (ORIGINAL, true, "1 2", "AE:1,AA:B", "! AE AA, committed"),
+            (ORIGINAL, true, "1 2", "AR:B", "! AR AR, committed"),
+            (ORIGINAL, true, "1 2", "AA:3", "unmatched ? ?"),
+            (ORIGINAL, true, "1 2", "AA:1,AA:3", "unmatched AA ?"),
+            (ORIGINAL, true, "1 2", "AA:0 AE:0,AA:1 AA:2", "..! AA AA, committed"),
+            (ORIGINAL, true, "1 2", "AA:", "malformed ? ?"),
+            (ORIGINAL, true, "1 2", "AE:", "malformed ? ?"),
+            (ORIGINAL, true, "1", "AE:", "! AE, committed"),
+            (ORIGINAL, true, "1", "AA:", "malformed ?"),
+            (ORIGINAL, true, "1", "CA: AE:", "malformed! AE, committed"),
+            // Behind an earlier answer the history of the connection recognises the control ID.
+            (ORIGINAL, true, "1 2", "AA:1 AA:1", ".unmatched AA ?"),
+            (ORIGINAL, true, "1 2", "AA:1,AA:1 AA:2", ".! AA AA, committed"),
+            (ORIGINAL, true, "1 2", "AA:1,AE:1", "contradictory ? ?"),
+            (ORIGINAL, true, "1 2", "AE:1,AA:1", "contradictory ? ?"),
+            (ORIGINAL, true, "1 2", "AA:2,AA:1,AE:1", "contradictory ? AA, committed"),
+            (ORIGINAL, true, "1 2", "AA:B,AE:1", "contradictory ? AA, committed"),
+            (ORIGINAL, true, "1 2", "AA:B,AA:1,AA:F", "! AA AA, committed"),
+            (ORIGINAL, true, "1 2", "AA:1,AA:B,AE:F", "contradictory ? ?, committed"),
+            (ORIGINAL, true, "1 2", "CA:1", "+ c? ?"),
+            (COMMIT, true, "1 2", "CA:1", ". CA ?, commits awaited"),
+            (COMMIT, true, "1 2", "CA:1 CE:2", ".! CA CE, committed"),
+            (COMMIT, true, "1 2", "CA:B", "! CA CA, committed"),
+            (BOTH, true, "1 2", "", " ? ?, commits awaited"),
+            (BOTH, true, "1 2", "CA:1", "+ c? ?, commits awaited"),
+            (BOTH, true, "1 2", "CA:1 CA:1", "+. c? ?, commits awaited"),
+            (BOTH, true, "1 2", "CA:1 CA:2", "++ c? c?, committed"),
+            (BOTH, true, "1 2", "CA:2,CA:1", "+ c? c?, committed"),
+            (BOTH, true, "1 2", "CA:1,AA:1", "+ AA ?, commits awaited"),
+            (BOTH, true, "1 2", "CA:1,AE:1", "+ cAE ?, commits awaited"),
+            (BOTH, true, "1 2", "CA:B", "+ c? c?, committed"),
+            (BOTH, true, "1 2", "CA:B CA:B CA:1 CA:F", "+... c? c?, committed"),
+            (BOTH, true, "1 2", "CA:1 CA:B", "++ c? c?, committed"),
+            (BOTH, true, "1 2", "CA:1 CA:2 CA:B", "++. c? c?, committed"),
+            (BOTH, true, "1 2", "CA:B AA:B", "+! AA AA, committed"),
+            (BOTH, true, "1 2", "CA:B AE:1 AR:B", "+.! cAE cAR, committed"),
+            (BOTH, true, "1 2", "CA:1 AA:2", "+. c? AA, committed"),
+            (BOTH, true, "1 2", "CE:2 CA:1 AA:1", ".+! AA CE, committed"),
+            (BOTH, true, "1 2", "CR:B", "! CR CR, committed"),
+            (ORIGINAL, false, "1 2", "AA:", ". AA ?"),
+            (ORIGINAL, false, "1 2", "AA:3 AE:4", ".! AA AE, committed"),
+            (ORIGINAL, false, "1 2 3", "AA:2 AE:x AR:x", "..! AE AA AR, committed"),
+            (ORIGINAL, false, "1 2", "AA:1,AE:1", "! AA AE, committed"),
+            (ORIGINAL, false, "1 2", "AA:3,AE:4,AE:5", "! AA AE, committed"),
+            (ORIGINAL, false, "1 2", "CA:3", "+ c? ?"),
+            (ORIGINAL, false, "1 2", "CA:3,AA:3,CA:3", "+ AA c?, committed"),
+            (ORIGINAL, false, "1 2", "AE:B", "! AE AE, committed"),
+        ] {
+            assert_eq!(play(asked, verify, control_ids, answers), expected, "{control_ids} {verify} {answers}");
+        }
+    }
+
+    #[test]
+    fn where_acknowledgments_stand() {
+        let one = "MSH|^~\\&|\rMSA|AA|1\r";
+        for (name, content, expected) in [
+            ("nothing", String::new(), vec![]),
+            ("wrappers alone", "BHS|^~\\&\rBTS|0\r".into(), vec![]),
+            ("one", one.into(), vec![one]),
+            ("two", one.repeat(2), vec![one, one]),
+            ("a batch", format!("\r\nFHS|^~\\&\rBHS|^~\\&\r{one}{one}BTS|2\rFTS|1\r"), vec![one, one]),
+            ("LF", one.replace('\r', "\n").repeat(2), vec!["MSH|^~\\&|\nMSA|AA|1\n"; 2]),
+            ("CRLF", one.replace('\r', "\r\n").repeat(2), vec!["MSH|^~\\&|\r\nMSA|AA|1\r\n"; 2]),
+            ("no last end", one.trim_end().into(), vec![one.trim_end()]),
+            ("text before", format!("hello\r{one}"), vec!["hello\r", one]),
+            ("text behind", format!("{one}BTS\rhello"), vec![one, "hello"]),
+            ("names that begin alike", "MSH|\rMSHX|\rBTSX\r".into(), vec!["MSH|\rMSHX|\rBTSX\r"]),
+        ] {
+            let (mut found, mut from) = (Vec::new(), 0);
+            while let Some(at) = next_acknowledgment(content.as_bytes(), from) {
+                from = at.end;
+                found.push(&content[at]);
+            }
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_acknowledgment_is_doubt() {
+        let headers = headers("1 2", ORIGINAL);
+        for content in ["hello", "\x06", "\x15", "MSH|^~\\&|\r", "MSH|^~\\&|\rMSA|AA|1\rBTS\rhello"] {
+            let taken = take(&mut waiting(&headers, true, 1000), content.as_bytes());
+            assert!(matches!(taken, Err(ErrorKind::MalformedAck(_))), "{content}: {taken:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_answer_is_taken_in_parts() {
+        let ids: Vec<String> = (0..3 * STRIDE).map(|number| format!("M{number}")).collect();
+        let ids = ids.join(" ");
+        let headers = headers(&ids, ORIGINAL);
+        let answers: String = ids.split(' ').map(|id| acknowledgment(&format!("AA:{id}"))).collect();
+        let mut batch = waiting(&headers, true, usize::MAX);
+        let answer = Answer { content: answers.as_bytes(), from: 0, may_be_earlier: true, is_alone: true };
+        let step = batch.accept(answer, &mut |_, _| false).unwrap();
+        assert!(matches!(step, Step::Partly(next) if next < answers.len() / 2), "{step:?}");
+        let mut batch = waiting(&headers, true, usize::MAX);
+        assert_eq!(take(&mut batch, answers.as_bytes()).unwrap(), Step::Ends);
+        let mut decided = Vec::new();
+        batch.decided(|message| decided.push(String::from_utf8_lossy(message.control_id).into_owned()));
+        assert_eq!(decided.join(" "), ids + " B F");
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_in_sum() {
+        let padded =
+            |written: &str, size: usize| format!("{:x<size$}", acknowledgment(written).trim_end().to_owned() + "|");
+        for (name, answers, expected) in [
+            ("as much as fits", &[("CA:1", 400), ("CA:2", 600)][..], "ok"),
+            ("more", &[("CA:1", 400), ("CA:2", 601)], "too large"),
+            ("a commit accept makes room for an acceptance", &[("CA:1", 900), ("AA:1", 900), ("AA:2", 100)], "ok"),
+            ("and for a refusal", &[("CA:1", 900), ("AE:1", 900)], "ok"),
+            ("not for another's", &[("CA:1", 900), ("AA:2", 101)], "too large"),
+            ("one for all counts once", &[("AA:B", 1000)], "ok"),
+            ("commit accepts of what is committed are not kept", &[("CA:B", 900), ("CA:1", 900), ("CA:B", 900)], "ok"),
+        ] {
+            let headers = headers("1 2", BOTH);
+            let mut batch = waiting(&headers, true, 1000);
+            let mut found = "ok";
+            for (written, size) in answers {
+                match take(&mut batch, padded(written, *size).as_bytes()) {
+                    Ok(_) => assert!(batch.kept() <= 1000, "{name}"),
+                    Err(ErrorKind::AckTooLarge { limit: 1000 }) => found = "too large",
+                    other => panic!("{name}: {other:?}"),
+                }
+            }
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_may_come_after_the_end() {
+        for (asked, answers, expected) in [
+            (ORIGINAL, "AA:B", "1 Answered, 2 Answered, B Answered, F Answered"),
+            (COMMIT, "CA:1,CE:2", "1 Answered, 2 Answered, B Answered, F Answered"),
+            (ORIGINAL, "CA:1,AE:2", "1 ApplicationAck, 2 Answered, B ApplicationAck, F ApplicationAck"),
+        ] {
+            let headers = headers("1 2", asked);
+            let rules = AckRules { mode: AckMode::Commit, verify: true, charset: Charset::UTF_8, max_kept: 1000 };
+            let mut batch = Batched::new([&b"B"[..], b"F"].into_iter(), &headers, rules);
+            let content: String = answers.split(',').map(acknowledgment).collect();
+            assert_eq!(take(&mut batch, content.as_bytes()).unwrap(), Step::Ends);
+            let mut found = Vec::new();
+            batch.decided(|Decided { control_id, after, .. }| {
+                found.push(format!("{} {after:?}", String::from_utf8_lossy(control_id)));
+            });
+            assert_eq!(found.join(", "), expected, "{answers}");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The protocol of one exchange, without I/O and without a clock: what is awaited, which answer changes what, and what a failure
+//! means for the message.
+//!
+//! ```text
+//!              whole frame written        commit block 0x06 (release 2)
+//!   NotSent ───────────────────────▶ Sent ───────────────────────────▶ Stored
+//!      ▲                              │ │                                 │
+//!      └── 0x15: again, at most 3 × ──┘ └────────────────┬────────────────┘
+//!                                                        ▼        CA, and the application's is awaited too
+//!                                                    awaiting ◀───────────────────────────┐
+//!                                                     │   └──▶ Committed ─────────────────┘
+//!                            AA CA* AE AR CE CR       ▼   time-out, end of stream, bad frame, another's control ID
+//!                                         ended ─▶ kept │ doubt ─▶ closed
+//!
+//!   a failure says:  NotSent → NotSent    Sent → Unknown    Stored, Committed → Committed    a refusal → Refused
+//! ```
+//!
+//! Above the line `awaiting` it is [`Progress`] that advances, driven by `connection/conversation.rs`. Below it, an [`Awaited`] takes
+//! answers: [`Message`] for one message, [`Batched`] for the messages of a batch, [`AnyFrame`] for a payload that is not read.
+//! `CA*` is a commit accept where no application acknowledgment is awaited.
+
+mod batch;
+mod message;
+
+pub(crate) use batch::{Batched, next_acknowledgment};
+pub(crate) use message::Message;
+
+use crate::ack::{Ack, AckCode, AckMode, Layout};
+use crate::charset::Charset;
+use crate::error::{Delivery, Error, ErrorKind, Evidence, Hint, Phase};
+use crate::header::{Asked, Header};
+
+/// How acknowledgments are read, for all messages of a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AckRules {
+    pub(crate) mode: AckMode,
+    /// Whether an acknowledgment must carry the control ID.
+    pub(crate) verify: bool,
+    /// The character set of acknowledgments that name none.
+    pub(crate) charset: Charset,
+    /// How many bytes of acknowledgments are kept at most, all together.
+    pub(crate) max_kept: usize,
+}
+
+/// How far a message has come. It only advances, but for a receiver that says that it has not stored what was sent.
+#[derive(Clone, Debug)]
+pub(crate) enum Progress {
+    /// The End Block has not left.
+    NotSent,
+    /// The End Block may have left.
+    Sent,
+    /// MLLP release 2: a commit block says that the receiver has stored it.
+    Stored,
+    /// A commit accept says that the receiver has stored it.
+    Committed(Ack),
+}
+
+impl Progress {
+    /// What a failure means for a message that has come this far.
+    pub(crate) fn fail(self, kind: ErrorKind, evidence: Evidence) -> Error {
+        let delivery = match (&kind, &self) {
+            (ErrorKind::Nak(_) | ErrorKind::NotStored { .. }, _) => Delivery::Refused,
+            (_, Progress::NotSent) => Delivery::NotSent,
+            (_, Progress::Sent) => Delivery::Unknown,
+            (_, Progress::Stored | Progress::Committed(_)) => Delivery::Committed,
+        };
+        let commit = match self {
+            Progress::Committed(commit) => Some(commit),
+            _ => None,
+        };
+        Error::new(kind, delivery, commit, evidence)
+    }
+}
+
+/// Why an exchange ended before everything that was awaited had come.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: ErrorKind,
+    /// How far the payload as a whole had come.
+    pub(crate) progress: Progress,
+    pub(crate) evidence: Evidence,
+    /// Whether it happened before answers were awaited, so that it concerns the payload as a whole.
+    pub(crate) while_sending: bool,
+}
+
+impl Default for Failure {
+    /// The exchange was given up.
+    fn default() -> Self {
+        Failure {
+            kind: ErrorKind::Closed,
+            progress: Progress::Sent,
+            evidence: Evidence::default(),
+            while_sending: false,
+        }
+    }
+}
+
+impl Failure {
+    fn into_error(self) -> Error {
+        self.progress.fail(self.kind, self.evidence)
+    }
+
+    /// The same for one message, of which perhaps a commit accept had come. A time-out names what this one was waiting for.
+    fn of_message(self, asks: &Asks<'_>, commit: Option<Ack>) -> Error {
+        let Failure { mut kind, mut progress, mut evidence, while_sending } = self;
+        if let ErrorKind::Timeout { phase, .. } = &mut kind
+            && !while_sending
+        {
+            *phase = asks.phase(commit.is_some());
+            evidence.hint = evidence.hint.or(asks.hint(commit.is_some()));
+        }
+        if let Some(commit) = commit {
+            progress = Progress::Committed(commit);
+        }
+        progress.fail(kind, evidence)
+    }
+}
+
+/// An answer's content, as far as it is not taken yet.
+#[derive(Clone, Copy)]
+pub(crate) struct Answer<'a> {
+    pub(crate) content: &'a [u8],
+    /// Where what has not been taken begins.
+    pub(crate) from: usize,
+    /// Whether the connection has carried messages before, of which an acknowledgment may come again.
+    pub(crate) may_be_earlier: bool,
+    /// Whether no earlier message awaits an acknowledgment, so that a refusal of no message in particular is for this exchange.
+    pub(crate) is_alone: bool,
+}
+
+/// Whether an acknowledgment that is for none of the awaited messages is for an earlier one, and has been passed over.
+pub(crate) type PassOver<'p> = dyn FnMut(&[u8], &Layout) -> bool + 'p;
+
+/// What an answer, or a part of it, has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It goes on with what stands from here on in the same answer.
+    Partly(usize),
+    /// The answer was for earlier messages.
+    PassedOver,
+    /// Another answer is awaited.
+    GoesOn,
+    /// Another answer is awaited, and a message has been committed that had not been before.
+    Commits,
+    /// Everything has come that was awaited.
+    Ends,
+}
+
+/// A verdict on a message or on a batch as a whole, by the answer that was taken last.
+#[derive(Debug)]
+pub(crate) struct Decided<'d> {
+    pub(crate) control_id: &'d [u8],
+    /// The verdict; `None` for the batch itself, whose messages have theirs.
+    pub(crate) verdict: Option<&'d Ack>,
+    pub(crate) after: After,
+}
+
+/// What may still come for a message once its exchange has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// No more than the same again.
+    Answered,
+    /// The application acknowledgment.
+    ApplicationAck,
+    /// Something that could not be told from the answer to the next message: the connection cannot be used again.
+    Doubt,
+}
+
+/// What an exchange waits for once its payload has left.
+pub(crate) trait Awaited {
+    /// What the caller gets.
+    type End;
+
+    /// The control IDs that acknowledgments of the payload may carry.
+    fn control_ids(&self) -> impl Iterator<Item = &[u8]>;
+
+    /// What the next answer is expected to be.
+    fn phase(&self) -> Phase;
+
+    /// Whether only application acknowledgments are awaited, after commit accepts.
+    fn is_committed(&self) -> bool;
+
+    /// Takes the next answer, or a part of it. An error is doubt, never a refusal.
+    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind>;
+
+    /// Calls this for each verdict that the answer taken last has brought.
+    fn decided(&mut self, each: impl FnMut(Decided<'_>));
+
+    /// How many bytes of answers are kept.
+    fn kept(&self) -> usize;
+
+    /// What the caller gets, after all answers or after a failure. An early refusal counts although sending had failed.
+    fn end(self, failure: Option<Failure>) -> Result<Self::End, Error>;
+}
+
+/// What one message is called, what it asks for, and what is awaited of it.
+#[derive(Clone, Copy, Debug)]
+struct Asks<'m> {
+    control_id: &'m [u8],
+    header: Asked,
+    /// Which acknowledgments are awaited.
+    commit: bool,
+    application: bool,
+}
+
+impl<'m> Asks<'m> {
+    fn of(header: &Header<'m>, mode: AckMode) -> Self {
+        let Header { control_id, asked } = *header;
+        let (commit, application) = match mode {
+            AckMode::FromHeader => (asked.commit, asked.application),
+            AckMode::Application => (asked.commit, true),
+            AckMode::Commit => (true, false),
+        };
+        Asks { control_id, header: asked, commit, application }
+    }
+
+    /// Whether this acknowledgment ends the exchange. The only other one is a commit accept before the application's.
+    fn ends_with(&self, code: AckCode) -> bool {
+        code != AckCode::CommitAccept || !self.application
+    }
+
+    fn phase(&self, is_committed: bool) -> Phase {
+        if self.commit && !is_committed { Phase::CommitAck } else { Phase::ApplicationAck }
+    }
+
+    /// What may still come after the acknowledgment that has ended the exchange.
+    fn after(&self, code: AckCode, verify: bool) -> After {
+        match (code, self.header.application) {
+            (AckCode::CommitAccept, true) if verify => After::ApplicationAck,
+            (AckCode::CommitAccept, true) => After::Doubt,
+            _ => After::Answered,
+        }
+    }
+
+    /// What to say where the application acknowledgment did not come: a receiver that goes by the header need not send one, or
+    /// has sent a commit accept that the header does not ask for.
+    fn hint(&self, is_committed: bool) -> Option<Hint> {
+        let both = self.header.commit && self.header.application && !self.header.conditional;
+        (is_committed && !both).then_some(Hint::CommitAcceptAlone)
+    }
+}
+
+/// The first frame that comes, whatever it holds. Acknowledgments of earlier messages are passed over.
+#[derive(Debug)]
+pub(crate) struct AnyFrame<'p> {
+    payload: &'p [u8],
+}
+
+impl<'p> AnyFrame<'p> {
+    /// The reply to this payload.
+    pub(crate) fn after(payload: &'p [u8]) -> Self {
+        AnyFrame { payload }
+    }
+}
+
+impl Awaited for AnyFrame<'_> {
+    type End = ();
+
+    fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
+        Header::read(self.payload).ok().map(|header| header.control_id).into_iter()
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::ApplicationAck
+    }
+
+    fn is_committed(&self) -> bool {
+        false
+    }
+
+    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind> {
+        let is_earlier = |layout: Layout| pass_over(answer.content, &layout);
+        if answer.may_be_earlier && Layout::read(answer.content).is_ok_and(is_earlier) {
+            return Ok(Step::PassedOver);
+        }
+        Ok(Step::Ends)
+    }
+
+    fn decided(&mut self, _: impl FnMut(Decided<'_>)) {}
+
+    fn kept(&self) -> usize {
+        0
+    }
+
+    fn end(self, failure: Option<Failure>) -> Result<(), Error> {
+        failure.map_or(Ok(()), |failure| Err(failure.into_error()))
+    }
+}

@@ -1,0 +1,261 @@
+//! Taking and returning connections: which are spent, opening another, closing for good. No thread.
+
+mod dialer;
+mod reconnect;
+mod slots;
+mod sync;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub use reconnect::Reconnect;
+pub(crate) use reconnect::doubled;
+
+use crate::connection::{Connection, Fitness};
+use crate::deadline::Deadline;
+use crate::error::{Error, ErrorKind, Phase};
+use crate::event::Event;
+use crate::settings::Settings;
+use crate::socket::ShutdownHandle;
+use dialer::{Dialer, Epoch};
+use slots::{Look, Refusal, Slot, Slots};
+
+/// How long a probe may last for which no call waits.
+const PROBE_LIMIT: Duration = Duration::from_millis(25);
+
+/// How connections are kept.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) max_connections: usize,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_connection_age: Option<Duration>,
+    pub(crate) messages_per_connection: Option<u32>,
+    pub(crate) reconnect: Reconnect,
+}
+
+/// A client's connections.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    settings: Arc<Settings>,
+    idle_timeout: Option<Duration>,
+    max_connection_age: Option<Duration>,
+    messages_per_connection: Option<u32>,
+    slots: Slots<Box<Kept>>,
+    dialer: Dialer,
+    /// The handles that end the connections which are open or being opened.
+    handles: Mutex<Vec<ShutdownHandle>>,
+}
+
+/// A connection, and until when it may be used. Boxed, since it moves between the pool and a lease for every message.
+#[derive(Debug)]
+struct Kept {
+    connection: Connection,
+    idle_until: Option<Deadline>,
+    young_until: Option<Deadline>,
+    /// How many more messages it may carry.
+    messages_left: Option<u32>,
+}
+
+impl Kept {
+    /// Whether it is to be replaced although nothing is wrong with it.
+    fn is_spent(&self) -> bool {
+        let passed = |limit: &Option<Deadline>| limit.is_some_and(|limit| limit.remaining().is_none());
+        self.messages_left == Some(0) || passed(&self.idle_until) || passed(&self.young_until)
+    }
+}
+
+impl Pool {
+    pub(crate) fn new(settings: Arc<Settings>, options: Options) -> Self {
+        Pool {
+            settings,
+            idle_timeout: options.idle_timeout,
+            max_connection_age: options.max_connection_age,
+            messages_per_connection: options.messages_per_connection,
+            slots: Slots::new(options.max_connections),
+            dialer: Dialer::new(options.reconnect),
+            handles: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    /// Waits for a slot, until the deadline.
+    pub(crate) fn acquire(&self, deadline: &Deadline) -> Result<Lease<'_>, Error> {
+        let began = self.dialer.now();
+        match self.slots.acquire(deadline) {
+            Ok(slot) => Ok(self.lease(slot, began)),
+            Err(Refusal::Closed) => Err(closed()),
+            // Where those that have the slots cannot reach the receiver, that is what was waited for.
+            Err(Refusal::TooLate) => Err(self.dialer.failure_since(began).unwrap_or_else(|| {
+                let kind = ErrorKind::Timeout { phase: Phase::Checkout, limit: deadline.limit() };
+                Error::before_sending(kind)
+            })),
+        }
+    }
+
+    /// Ends the connections that nobody uses.
+    pub(crate) fn drop_idle(&self) {
+        self.dialer.suspect();
+        self.slots.take_idle().iter_mut().for_each(Slot::empty);
+    }
+
+    /// Whether a connection is open; those that nobody uses are probed, if nobody uses any.
+    pub(crate) fn is_connected(&self) -> bool {
+        let deadline = Deadline::after(PROBE_LIMIT);
+        loop {
+            match self.slots.look() {
+                Look::InUse => return true,
+                Look::Nothing => return false,
+                // One that is busy when the time is over is open.
+                Look::Idle(slot) => match self.lease(slot, self.dialer.now()).is_fit(&deadline) {
+                    Ok(true) | Err(_) => return true,
+                    Ok(false) => {}
+                },
+            }
+        }
+    }
+
+    /// Closes for good: ends what is under way and lets nobody in any more.
+    pub(crate) fn close(&self) {
+        let idle = self.slots.close();
+        self.dialer.close();
+        // Whoever adds a handle later looks afterwards whether the pool is closed.
+        let handles = std::mem::take(&mut *self.handles());
+        handles.iter().for_each(ShutdownHandle::shutdown);
+        drop(idle);
+    }
+
+    fn lease<'p>(&'p self, slot: Slot<'p, Box<Kept>>, began: Epoch) -> Lease<'p> {
+        Lease { pool: self, slot, began, is_used: false }
+    }
+
+    fn open(&self, deadline: &Deadline) -> Result<Box<Kept>, Error> {
+        let handle = ShutdownHandle::new();
+        let mut handles = self.handles();
+        // A handle that no connection holds any more ends nothing.
+        handles.retain(ShutdownHandle::is_shared);
+        handles.push(handle.clone());
+        drop(handles);
+        if self.slots.is_closed() {
+            return Err(closed());
+        }
+        Ok(Box::new(Kept {
+            connection: Connection::open(&self.settings, deadline, handle)?,
+            idle_until: None,
+            young_until: self.max_connection_age.map(Deadline::after),
+            messages_left: self.messages_per_connection,
+        }))
+    }
+
+    fn handles(&self) -> MutexGuard<'_, Vec<ShutdownHandle>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn closed() -> Error {
+    Error::before_sending(ErrorKind::Closed)
+}
+
+/// A slot, and the connection in it; both go back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lease<'p> {
+    pool: &'p Pool,
+    slot: Slot<'p, Box<Kept>>,
+    began: Epoch,
+    /// Whether the connection has been used since it was idle. A probe is no use of it, since nothing passes the network.
+    is_used: bool,
+}
+
+impl Lease<'_> {
+    /// Whether there is a connection that can be used. One that cannot is ended.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Timeout`] if the deadline passed while acknowledgments of earlier messages were coming in.
+    pub(crate) fn is_fit(&mut self, deadline: &Deadline) -> Result<bool, Error> {
+        let Some(kept) = self.slot.content() else { return Ok(false) };
+        if kept.is_spent() {
+            self.slot.empty();
+            return Ok(false);
+        }
+        match kept.connection.probe(deadline) {
+            Fitness::Fit => return Ok(true),
+            Fitness::Busy => {
+                let kind = ErrorKind::Timeout { phase: Phase::Send, limit: deadline.limit() };
+                return Err(Error::before_sending(kind));
+            }
+            Fitness::Surplus(stale) => kept.connection.end_for_surplus(stale),
+            Fitness::Ended(_) => {}
+        }
+        self.lose();
+        Ok(false)
+    }
+
+    /// Another call begins on it.
+    pub(crate) fn renew(&mut self) {
+        self.began = self.pool.dialer.now();
+    }
+
+    /// The connection, if there is one, as it is.
+    pub(crate) fn connection(&mut self) -> Option<&mut Connection> {
+        self.slot.content().map(|kept| &mut kept.connection)
+    }
+
+    /// A fresh connection, in place of what there was, after as many attempts as the deadline and the policy allow.
+    pub(crate) fn connect(&mut self, deadline: &Deadline) -> Result<&mut Connection, Error> {
+        self.slot.empty();
+        let Settings { endpoint, monitor, .. } = &*self.pool.settings;
+        let opened = self.pool.dialer.reach(
+            self.began,
+            deadline,
+            || self.pool.open(deadline),
+            |failed| {
+                let (error, attempt, retry_in) = (failed.error, failed.number, failed.retry_in);
+                monitor.emit(&Event::ConnectFailed { endpoint, error, attempt, retry_in });
+            },
+        )?;
+        self.is_used = true;
+        let connection = &mut self.slot.fill(opened).connection;
+        connection.emit_connected();
+        Ok(connection)
+    }
+
+    /// Counts an exchange that was begun on the connection.
+    pub(crate) fn count_exchange(&mut self) {
+        self.is_used = true;
+        if let Some(kept) = self.slot.content() {
+            kept.messages_left = kept.messages_left.map(|left| left.saturating_sub(1));
+        }
+    }
+
+    /// After an exchange: the connection is idle from now on, or ends if it is not to be used again.
+    pub(crate) fn rest(&mut self) {
+        let idle_timeout = self.pool.idle_timeout;
+        let is_used = std::mem::take(&mut self.is_used);
+        let Some(kept) = self.slot.content() else { return };
+        if !kept.connection.rest() {
+            self.lose();
+            return;
+        }
+        if is_used {
+            kept.idle_until = idle_timeout.map(Deadline::after);
+        }
+        if kept.is_spent() {
+            self.slot.empty();
+        }
+    }
+
+    /// Ends a connection that is in doubt, or that the peer has ended. Whether the receiver is there, the next one will show.
+    pub(crate) fn lose(&mut self) {
+        self.slot.empty();
+        self.pool.dialer.suspect();
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}

@@ -1,0 +1,90 @@
+//! What a client is told once, and what may be sent by it: checked before anything is opened.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use crate::ack::AckMode;
+use crate::batch::Batch;
+use crate::charset::Charset;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, MessageError};
+use crate::event::Monitor;
+use crate::exchange::AckRules;
+use crate::frame::Framing;
+use crate::header::Header;
+use crate::stream;
+
+/// The settings that a client and all its connections share.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) stream: stream::Options,
+    pub(crate) timeout: Duration,
+    pub(crate) framing: Framing,
+    pub(crate) max_ack_size: usize,
+    pub(crate) max_message_size: usize,
+    pub(crate) verify_control_id: bool,
+    pub(crate) allow_repeated_control_ids: bool,
+    pub(crate) charset: Charset,
+    pub(crate) release2: bool,
+    pub(crate) ack_policy: AckPolicy,
+    pub(crate) monitor: Monitor,
+}
+
+/// Which acknowledgment a call waits for, and how long for the application's. A call may have a policy of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AckPolicy {
+    pub(crate) mode: AckMode,
+    /// The limit of waiting for the application acknowledgment after a commit accept. `None`: the limit of the call.
+    pub(crate) application_timeout: Option<Duration>,
+}
+
+impl Settings {
+    pub(crate) fn ack_rules(&self, policy: &AckPolicy) -> AckRules {
+        AckRules {
+            mode: policy.mode,
+            verify: self.verify_control_id,
+            charset: self.charset,
+            max_kept: self.max_ack_size,
+        }
+    }
+
+    /// Whether a payload can be sent at all.
+    pub(crate) fn check_payload(&self, payload: &[u8]) -> Result<(), Error> {
+        let (size, limit) = (payload.len(), self.max_message_size);
+        let checked =
+            if size > limit { Err(MessageError::TooLarge { size, limit }) } else { self.framing.check(payload) };
+        checked.map_err(invalid)
+    }
+
+    /// Whether a message can be sent and its acknowledgment awaited.
+    pub(crate) fn check_message<'m>(&self, message: &'m [u8], mode: AckMode) -> Result<Header<'m>, Error> {
+        self.check_payload(message)?;
+        match Header::read(message) {
+            Ok(header) if mode == AckMode::FromHeader && header.asked.nothing() => Err(MessageError::NoAckRequested),
+            read => read,
+        }
+        .map_err(invalid)
+    }
+
+    /// Whether a batch can be sent and each of its messages be told from the others: the headers, in order.
+    pub(crate) fn check_batch<'b>(&self, batch: &'b Batch, mode: AckMode) -> Result<Vec<Header<'b>>, Error> {
+        let headers = batch
+            .messages()
+            .map(|message| self.check_message(message, mode))
+            .collect::<Result<Vec<Header<'_>>, Error>>()?;
+        if headers.is_empty() {
+            return Err(invalid(MessageError::Empty));
+        }
+        let mut seen = HashSet::with_capacity(headers.len() + 1);
+        let mut control_ids = headers.iter().map(|header| header.control_id).chain(batch.control_ids());
+        if control_ids.any(|control_id| !seen.insert(control_id)) {
+            return Err(invalid(MessageError::RepeatedControlId));
+        }
+        Ok(headers)
+    }
+}
+
+fn invalid(error: MessageError) -> Error {
+    Error::before_sending(ErrorKind::InvalidMessage(error))
+}

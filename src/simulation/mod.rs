@@ -1,0 +1,294 @@
+//! Described peers, and a clock that runs only while somebody waits: a third kind of channel beside plain and TLS, for tests and fuzzers.
+//! What a connection does then depends on nothing else, so that it does the same each time, and time-outs take no time.
+//!
+//! A simulation holds for the thread that has begun it. There, connections are opened to the described peers, and the clock of
+//! `deadline.rs` is the simulation's.
+
+mod channel;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::marker::PhantomData;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+pub(crate) use channel::Channel;
+
+use crate::endpoint::Endpoint;
+use crate::error::ErrorKind;
+use crate::socket::ShutdownHandle;
+
+/// What one peer does, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Peer {
+    /// What it says, each so long after the one before; the first after the connection was opened.
+    pub says: VecDeque<(Duration, Says)>,
+    /// How it takes what it is sent. Afterwards it takes all there is, at once.
+    pub takes: VecDeque<Takes>,
+    /// What makes it speak: it says the next thing, and what follows it, once this many bytes have been sent to it. Afterwards it
+    /// waits for nothing.
+    pub after: VecDeque<usize>,
+    /// Whether it refuses the connection.
+    pub refuses: bool,
+}
+
+/// One thing that a peer says.
+#[derive(Clone, Debug)]
+pub enum Says {
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// That it has nothing more to say.
+    End,
+    /// That there is no connection.
+    Reset,
+}
+
+/// How a peer takes what one write offers.
+#[derive(Clone, Copy, Debug)]
+pub enum Takes {
+    /// At most so many bytes of it, and at least one.
+    AtMost(usize),
+    /// Nothing for so long.
+    Nothing(Duration),
+    /// Never anything again.
+    Broken,
+}
+
+/// What a connection did.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// All that was sent.
+    pub sent: Vec<u8>,
+    /// All that was received.
+    pub received: Vec<u8>,
+    /// Each write that was taken: where in what was sent it begins, and how many bytes lay unread when it was asked for.
+    pub writes: Vec<(usize, usize)>,
+    /// Whether it was closed.
+    pub closed: bool,
+    /// Whether it was read or written after that.
+    pub used_after_close: bool,
+}
+
+/// What can be seen of a connection without taking anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Nothing,
+    Bytes,
+    End,
+    Reset,
+}
+
+struct World {
+    now: Duration,
+    links: Vec<Link>,
+    opened: usize,
+}
+
+/// One connection, opened or not.
+struct Link {
+    peer: Peer,
+    /// When it said the last thing.
+    said: Duration,
+    /// What it has said and nobody has read.
+    unread: VecDeque<u8>,
+    /// Where that was: given back at the end, since a call's memory is measured.
+    emptied: Vec<Vec<u8>>,
+    over: Option<Seen>,
+    record: Record,
+}
+
+thread_local! {
+    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+}
+
+static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// A simulation on this thread. It ends when this is dropped.
+#[derive(Debug)]
+#[must_use = "the simulation ends when this is dropped"]
+pub struct Simulation {
+    of_this_thread: PhantomData<*const ()>,
+}
+
+impl Simulation {
+    /// Begins anew, with these peers behind the next connections, one each. Further connections are refused.
+    ///
+    /// `most_sent` is how much will be sent over one of them at most: room is made for it now, so that what the client needs can be
+    /// told from what the record of it takes.
+    pub fn begin(peers: Vec<Peer>, most_sent: usize) -> Simulation {
+        LazyLock::force(&BEGINNING);
+        let links = peers.into_iter().map(|peer| Link::new(peer, most_sent)).collect();
+        WORLD.set(Some(World { now: Duration::ZERO, links, opened: 0 }));
+        Simulation { of_this_thread: PhantomData }
+    }
+
+    /// What the connections have done so far, in the order in which they were opened.
+    pub fn with_records<T>(&self, look: impl FnOnce(&[&Record]) -> T) -> T {
+        with(|world| look(&world.links[..world.opened].iter().map(|link| &link.record).collect::<Vec<_>>()))
+    }
+
+    /// Time since it all began.
+    pub fn elapsed(&self) -> Duration {
+        with(|world| world.now)
+    }
+
+    /// Lets time pass.
+    pub fn pass(&self, time: Duration) {
+        with(|world| world.now += time);
+    }
+}
+
+impl Drop for Simulation {
+    fn drop(&mut self) {
+        WORLD.set(None);
+    }
+}
+
+/// Now, if this thread is in a simulation.
+pub(crate) fn now() -> Option<Instant> {
+    WORLD.with_borrow(|world| world.as_ref().map(|world| *BEGINNING + world.now))
+}
+
+/// Lets this much time pass in place of waiting, if this thread is in a simulation.
+pub(crate) fn wait(time: Duration) -> bool {
+    WORLD.with_borrow_mut(|world| world.as_mut().map(|world| world.now = world.now.saturating_add(time)).is_some())
+}
+
+/// Connects to the next peer, if this thread is in a simulation.
+pub(crate) fn connect(endpoint: &Endpoint, handle: &ShutdownHandle) -> Option<Result<Channel, ErrorKind>> {
+    WORLD.with_borrow_mut(|world| {
+        let world = world.as_mut()?;
+        let refused = || {
+            let address = ([127, 0, 0, 1], endpoint.port()).into();
+            ErrorKind::connect(Some(address), io::ErrorKind::ConnectionRefused.into())
+        };
+        if handle.is_shut() {
+            return Some(Err(ErrorKind::Closed));
+        }
+        let Some(link) = world.links.get_mut(world.opened) else { return Some(Err(refused())) };
+        link.said = world.now;
+        world.opened += 1;
+        if link.peer.refuses {
+            link.record.closed = true;
+            return Some(Err(refused()));
+        }
+        Some(Ok(Channel::new(world.opened - 1, handle.clone())))
+    })
+}
+
+fn with<T>(act: impl FnOnce(&mut World) -> T) -> T {
+    WORLD.with_borrow_mut(|world| {
+        act(world.as_mut().expect("a channel and a simulation exist on one thread, in this order"))
+    })
+}
+
+impl Link {
+    fn new(peer: Peer, most_sent: usize) -> Link {
+        let said = peer.says.iter().map(|(_, says)| if let Says::Bytes(bytes) = says { bytes.len() } else { 0 }).sum();
+        Link {
+            said: Duration::ZERO,
+            unread: VecDeque::with_capacity(said),
+            emptied: Vec::with_capacity(peer.says.len()),
+            over: None,
+            record: Record {
+                sent: Vec::with_capacity(most_sent),
+                received: Vec::with_capacity(said),
+                writes: Vec::with_capacity(peer.takes.len() + 64),
+                ..Record::default()
+            },
+            peer,
+        }
+    }
+
+    /// When the peer says the next thing, if it ever does.
+    fn next_said(&self) -> Duration {
+        let waits = self.peer.after.front().is_some_and(|&sent| self.record.sent.len() < sent);
+        let next = self.peer.says.front().filter(|_| self.over.is_none() && !waits);
+        next.map_or(Duration::MAX, |(pause, _)| self.said.saturating_add(*pause))
+    }
+
+    /// Takes in what the peer has said until now.
+    fn listen(&mut self, now: Duration) {
+        while self.over.is_none() {
+            let due = self.next_said();
+            if due > now {
+                break;
+            }
+            self.said = due;
+            self.peer.after.pop_front();
+            match self.peer.says.pop_front() {
+                Some((_, Says::Bytes(bytes))) => {
+                    self.unread.extend(&bytes);
+                    self.emptied.push(bytes);
+                }
+                Some((_, Says::End)) => self.over = Some(Seen::End),
+                Some((_, Says::Reset)) => self.over = Some(Seen::Reset),
+                None => break,
+            }
+        }
+    }
+
+    /// Looks at what has come until now.
+    fn seen(&mut self, now: Duration) -> Seen {
+        self.record.used_after_close |= self.record.closed;
+        self.listen(now);
+        if self.unread.is_empty() { self.over.unwrap_or(Seen::Nothing) } else { Seen::Bytes }
+    }
+
+    /// Takes what lies unread.
+    fn take(&mut self, buffer: &mut [u8]) -> usize {
+        let count = self.unread.len().min(buffer.len());
+        for (slot, byte) in buffer.iter_mut().zip(self.unread.drain(..count)) {
+            *slot = byte;
+        }
+        self.record.received.extend_from_slice(&buffer[..count]);
+        count
+    }
+
+    /// Offers bytes, of which some are taken before so long has passed.
+    fn put(&mut self, slices: &[IoSlice<'_>], at_most: Duration, now: &mut Duration) -> io::Result<usize> {
+        self.record.used_after_close |= self.record.closed;
+        let until = now.saturating_add(at_most);
+        let mut free_at = *now;
+        self.listen(*now);
+        let unread = self.unread.len();
+        let most = loop {
+            self.listen(*now);
+            if self.over == Some(Seen::Reset) {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            if *now >= until {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            if *now < free_at {
+                // What it says meanwhile may end the wait.
+                *now = free_at.min(until).min(self.next_said());
+                continue;
+            }
+            match self.peer.takes.front().copied() {
+                None => break usize::MAX,
+                Some(Takes::AtMost(most)) => {
+                    self.peer.takes.pop_front();
+                    break most.max(1);
+                }
+                Some(Takes::Nothing(pause)) => {
+                    self.peer.takes.pop_front();
+                    free_at = now.saturating_add(pause);
+                }
+                Some(Takes::Broken) => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        };
+        let before = self.record.sent.len();
+        self.record.writes.push((before, unread));
+        for slice in slices {
+            let room = most - (self.record.sent.len() - before);
+            self.record.sent.extend_from_slice(&slice[..room.min(slice.len())]);
+        }
+        if self.peer.after.front().is_some_and(|&sent| self.record.sent.len() >= sent) {
+            // What it was waiting for has come.
+            self.said = *now;
+        }
+        Ok(self.record.sent.len() - before)
+    }
+}
