@@ -256,14 +256,23 @@ fn a_late_acknowledgment_in_front_of_an_answer_is_passed_over() {
     let _tidy = Tidy::up();
     let late = |id: &str, code: &str| acknowledgment(code, id);
     let commit = |id: &str| acknowledgment("CA", id);
+    let empty = || b"\x0B\x1C\r".to_vec();
     // What comes with the second message's answer, and what becomes of it.
     for (name, second, expected, told_of) in [
         ("in front", [late("1", "AA"), commit("2")].concat(), "CA", vec!["AA 1"]),
         ("a refusal, in front", [late("1", "AE"), commit("2")].concat(), "CA", vec!["AE 1"]),
         ("behind", [commit("2"), late("1", "AA")].concat(), "CA", vec!["AA 1"]),
         ("both", [late("1", "AA"), commit("2"), late("2", "AR")].concat(), "CA", vec!["AA 1", "AR 2"]),
-        ("twice", [late("1", "AA"), late("1", "AA"), commit("2")].concat(), "Unknown", vec!["AA 1"]),
-        ("a commit again", [commit("1"), commit("2")].concat(), "Unknown", vec![]),
+        ("twice", [late("1", "AA"), late("1", "AA"), commit("2")].concat(), "CA", vec!["AA 1", "AA 1"]),
+        ("a refusal after it", [late("1", "AA"), late("1", "AE"), commit("2")].concat(), "CA", vec!["AA 1", "AE 1"]),
+        ("a commit again", [commit("1"), commit("2")].concat(), "CA", vec!["CA 1"]),
+        ("its own, twice", [commit("2"), commit("2")].concat(), "CA", vec!["CA 2"]),
+        (
+            "empty frames around it",
+            [empty(), late("1", "AA"), empty(), commit("2"), empty()].concat(),
+            "CA",
+            vec!["AA 1"],
+        ),
         ("of another", [late("9", "AA"), commit("2")].concat(), "Unknown", vec![]),
         ("no acknowledgment", b"\x0BNTE|1\r\x1C\r".to_vec(), "Unknown", vec![]),
     ] {
@@ -351,11 +360,21 @@ fn the_messages_of_a_batch_may_be_answered_late_too() {
 fn what_is_not_owed_stays_a_surplus() {
     let _tidy = Tidy::up();
     let answer = acknowledgment("AA", "1");
+    let several = |ids: &[&str]| {
+        let bare = |id: &&str| acknowledgment("AA", id)[1..].strip_suffix(b"\x1C\r").unwrap().to_vec();
+        [&b"\x0BBHS|^~\\&\r"[..], &ids.iter().flat_map(bare).collect::<Vec<_>>(), b"BTS|2\r\x1C\r"].concat()
+    };
     for (name, first, pushed, expected) in [
         ("owed", "CA", answer.clone(), "AA 1"),
-        ("not owed", "AA", answer.clone(), "surplus"),
+        ("the same again", "AA", answer.clone(), "AA 1"),
+        ("an error after it", "AA", acknowledgment("AE", "1"), "AE 1"),
         ("another's", "CA", acknowledgment("AA", "2"), "surplus"),
-        ("a commit accept", "CA", acknowledgment("CA", "1"), "surplus"),
+        ("another's, after an end", "AA", acknowledgment("AA", "2"), "surplus"),
+        ("half of the same again", "AA", answer[..9].to_vec(), "surplus"),
+        ("a commit accept again", "CA", acknowledgment("CA", "1"), "CA 1"),
+        ("an empty frame, and more", "CA", b"\x0B\x1C\rhello".to_vec(), "surplus"),
+        ("several in a frame", "CA", several(&["1", "1"]), "AA 1, AA 1"),
+        ("another's among several", "CA", several(&["1", "2"]), "AA 1, surplus"),
         ("no frame", "CA", b"hello".to_vec(), "surplus"),
         ("owed, and more", "CA", [&answer[..], b"hello"].concat(), "AA 1, surplus"),
     ] {
@@ -429,13 +448,14 @@ fn what_could_not_be_told_from_what_is_owed_goes_over_another_connection() {
         assert_eq!(receiver.connections(), 2, "{name}");
         assert!(told.lock().unwrap().is_empty());
     }
-    // A connection of one's own says so, and stays.
+    // A connection of one's own says so, and stays. Once the late one has come, it is not the same for all.
     let receiver = receiver();
     let (builder, told) = watched(&receiver.endpoint());
-    let mut connection = builder.ack_mode(AckMode::Commit).connect().unwrap();
+    let builder = builder.ack_mode(AckMode::Commit).allow_repeated_control_ids(true);
+    let mut connection = builder.connect().unwrap();
     connection.send(message("1").as_bytes()).unwrap();
     let error = connection.send(message("1").as_bytes()).unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::AckOwed)), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::ControlIdInUse)), "{error:?}");
     assert!(connection.is_open());
     receiver.push(&late).unwrap();
     eventually("the late one has come", || {
@@ -447,14 +467,23 @@ fn what_could_not_be_told_from_what_is_owed_goes_over_another_connection() {
 #[test]
 fn a_frame_begun_before_a_raw_exchange_is_not_its_reply() {
     let _tidy = Tidy::up();
-    let half = b"\x0BMSH|^~\\&|half";
-    let receiver =
-        Receiver::scripted([Step::bytes([&acknowledgment("CA", "1")[..], half].concat()), Step::frame(b"reply")])
-            .unwrap();
-    let client = Client::builder(&receiver.endpoint()).timeout(LONG).ack_mode(AckMode::Commit).build().unwrap();
-    client.send(message("1")).unwrap();
-    assert_eq!(client.exchange("query").unwrap(), b"reply");
-    assert_eq!(receiver.connections(), 2);
+    for (id, expected) in [("1", Ok(&b"reply"[..])), ("2", Err(Delivery::Unknown))] {
+        let late = acknowledgment("AA", id);
+        let (half, rest) = late.split_at(late.len() / 2);
+        let receiver = Receiver::scripted([
+            Step::bytes([&acknowledgment("CA", "1")[..], half].concat()),
+            Step::bytes(rest).then(Step::frame(b"reply")),
+        ])
+        .unwrap();
+        let client = Client::builder(&receiver.endpoint()).timeout(LONG).ack_mode(AckMode::Commit).build().unwrap();
+        client.send(message("1")).unwrap();
+        let reply = client.exchange("query");
+        assert_eq!(reply.as_deref().map_err(Error::delivery), expected, "{id}");
+        if let Err(error) = reply {
+            assert!(matches!(error.kind(), ErrorKind::Desync { .. }), "{error:?}");
+        }
+        assert_eq!(receiver.connections(), 1);
+    }
 }
 
 #[test]

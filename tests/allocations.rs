@@ -17,19 +17,20 @@ fn a_warm_exchange() {
     let receiver = Receiver::accepting().unwrap();
     let mut connection = connection(&receiver.endpoint(), LONG);
     let client = client(&receiver.endpoint(), LONG);
-    let text = message("1");
-    connection.exchange(text.as_bytes()).unwrap();
-    client.send(&text).unwrap();
+    connection.exchange(message("first").as_bytes()).unwrap();
+    client.send(message("first")).unwrap();
 
-    for _ in 0..100 {
-        let bytes = text.as_bytes();
-        assert_eq!(allocations(|| assert!(connection.exchange(bytes).is_ok())), 0, "Connection::exchange");
-        assert_eq!(allocations(|| drop(connection.send(bytes).unwrap())), 1, "Connection::send");
-        assert_eq!(allocations(|| drop(client.send(&text).unwrap())), 1, "Client::send");
-        let request = || client.request(&text).timeout(Duration::from_secs(10));
+    // More than a connection remembers.
+    for number in 0..1100 {
+        let [one, two, three] = ["a", "b", "c"].map(|letter| message(&format!("{letter}{number}")));
+        assert_eq!(allocations(|| assert!(connection.exchange(one.as_bytes()).is_ok())), 0, "Connection::exchange");
+        assert_eq!(allocations(|| drop(connection.send(two.as_bytes()).unwrap())), 1, "Connection::send");
+        assert_eq!(allocations(|| drop(client.send(&one).unwrap())), 1, "Client::send");
+        let request = || client.request(&two).timeout(Duration::from_secs(10));
         assert_eq!(allocations(|| drop(request().send().unwrap())), 1, "Request::send");
-        assert_eq!(allocations(|| drop(client.exchange(&text).unwrap())), 1, "Client::exchange");
+        assert_eq!(allocations(|| drop(client.exchange(&three).unwrap())), 1, "Client::exchange");
     }
+    assert_eq!(receiver.connections(), 2);
 }
 
 #[test]

@@ -4,7 +4,9 @@ mod common;
 
 use common::{LONG, SHORT, Tidy, Transport, acknowledgment, dead_endpoint, limited, message};
 use mllp_client::testing::{Receiver, Step};
-use mllp_client::{AckMode, AckParseError, Batch, Client, Delivery, Error, ErrorKind, MessageError, messages};
+use mllp_client::{
+    AckMode, AckParseError, Batch, Client, ClientBuilder, Delivery, Error, ErrorKind, MessageError, messages,
+};
 
 fn batch(size: usize) -> Batch {
     let mut batch = Batch::new("B1").unwrap();
@@ -145,13 +147,32 @@ fn a_batch_without_an_id_is_not_acknowledged_by_none() {
 }
 
 #[test]
-fn an_id_that_is_a_messages_is_not_that_of_the_whole() {
+fn a_batch_in_which_a_control_id_stands_twice_is_not_sent() {
     let _tidy = Tidy::up();
-    let mut batch = Batch::new("1").unwrap();
-    ["1", "2", "3"].iter().for_each(|id| batch.push(message(id)).unwrap());
-    let receiver = Receiver::scripted([frames(accepted([1, 1]))]).unwrap();
-    let results = common::client(&receiver.endpoint(), LONG).send_batch(&batch).unwrap();
-    assert_eq!(results.iter().map(described).collect::<Vec<_>>(), ["AA 1", "Unknown", "Unknown"]);
+    let of = |batch: &str, file: Option<&str>, ids: &[&str]| {
+        let mut batch = Batch::new(batch).unwrap();
+        ids.iter().for_each(|id| batch.push(message(id)).unwrap());
+        file.map_or(Ok(batch.clone()), |file| batch.in_file(file)).unwrap()
+    };
+    let mut two_batches = of("B1", Some("F"), &["1"]);
+    two_batches.begin("B1").unwrap();
+    two_batches.push(message("2")).unwrap();
+    let receiver = Receiver::accepting().unwrap();
+    for (name, batch) in [
+        ("two messages", of("B1", None, &["1", "2", "1"])),
+        ("the batch and a message", of("1", None, &["1", "2"])),
+        ("the file and a message", of("B1", Some("2"), &["1", "2"])),
+        ("the file and the batch", of("B1", Some("B1"), &["1"])),
+        ("two batches of a file", two_batches),
+    ] {
+        for set in [|builder| builder, |builder: ClientBuilder| builder.allow_repeated_control_ids(true)] {
+            let client = set(Client::builder(&receiver.endpoint()).timeout(LONG)).build().unwrap();
+            let error = client.send_batch(&batch).unwrap_err();
+            let repeated = matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::RepeatedControlId));
+            assert!(repeated && error.delivery() == Delivery::NotSent, "{name}: {error:?}");
+        }
+    }
+    assert_eq!(receiver.connections(), 0);
 }
 
 #[test]

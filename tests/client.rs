@@ -169,12 +169,11 @@ fn filler_without_end_while_idle_ends_the_connection() {
 }
 
 #[test]
-fn a_second_answer_ends_the_connection_with_the_exchange() {
+fn anothers_answer_behind_the_first_ends_the_connection_with_the_exchange() {
     common::with_peer(
         |mut stream| {
             read_frame(&stream);
-            let answer = acknowledgment("AA", "1");
-            stream.write_all(&[&answer[..], &answer].concat()).unwrap();
+            stream.write_all(&[acknowledgment("AA", "1"), acknowledgment("AA", "0")].concat()).unwrap();
             assert_eq!(common::drain(&stream), 0);
         },
         |endpoint| {

@@ -47,9 +47,15 @@ fn send(endpoint: &str, count: u64) {
     let client = client(endpoint, LONG);
     let message = message_of("1", 1000);
     client.connect().unwrap();
-    for _ in 0..count {
-        client.send(&message).unwrap();
+    for number in 0..count {
+        client.send(with_control_id(&message, number)).unwrap();
     }
+}
+
+/// The message, with a control ID of its own.
+fn with_control_id(message: &[u8], number: u64) -> Vec<u8> {
+    let text = String::from_utf8(message.to_vec()).unwrap();
+    text.replacen("|1|P|", &format!("|{number}|P|"), 1).into_bytes()
 }
 
 /// Prints the peak of an idle client, and that after a large message.
@@ -57,7 +63,7 @@ fn memory(endpoint: &str) {
     let client = client(endpoint, LONG);
     client.send(message_of("1", 1000)).unwrap();
     let idle = peak();
-    let message = message_of("1", LARGE);
+    let message = message_of("2", LARGE);
     client.send(&message).unwrap();
     println!("{idle} {} {}", peak(), message.len());
 }

@@ -85,7 +85,19 @@ fn cases() -> Vec<Case> {
             accepted,
             Then::Stays,
         ),
-        case("two answers in one packet", || Step::accept().then(Step::accept()), accepted, Then::Ends),
+        case("two answers in one packet", || Step::accept().then(Step::accept()), accepted, Then::Stays),
+        case(
+            "accepted and refused in one packet",
+            || Step::accept().then(Step::refuse(AckCode::ApplicationError, "")),
+            accepted,
+            Then::Stays,
+        ),
+        case(
+            "accepted, and another in one packet",
+            || Step::accept().then(Step::wrong_control_id()),
+            accepted,
+            Then::Ends,
+        ),
         case("accepted, then half a frame", || Step::accept().then(Step::accept().half()), accepted, Then::Ends),
         case("accepted, then junk", || Step::accept().then(Step::bytes("OK")), accepted, Then::Ends),
         case("accepted, then closed", || Step::accept().close(), accepted, Then::Ends),
@@ -173,10 +185,18 @@ fn cases() -> Vec<Case> {
             |result| malformed(result, FrameError::EndBlockWithoutCarriageReturn { offset: 23 }),
             Then::Ends,
         ),
+        case("an empty frame, then accepted", || Step::frame("").then(Step::accept()), accepted, Then::Stays),
+        case("accepted, then an empty frame", || Step::accept().then(Step::frame("")), accepted, Then::Stays),
         case(
-            "an empty frame",
-            || Step::frame(""),
-            |result| no_acknowledgment(result, AckParseError::NotHl7),
+            "a refusal that names no message",
+            || Step::frame("MSH|^~\\&|\rMSA|AR||cannot parse\r"),
+            |result| refused(result, AckCode::ApplicationReject),
+            Then::Ends,
+        ),
+        case(
+            "accepted and refused in one answer",
+            || Step::frame("MSH|^~\\&|\rMSA|AA|FIRST\rMSA|AE|FIRST\r"),
+            |result| no_acknowledgment(result, AckParseError::Contradictory),
             Then::Ends,
         ),
         case("prose", || Step::frame("OK"), |result| no_acknowledgment(result, AckParseError::NotHl7), Then::Ends),
@@ -491,22 +511,22 @@ fn every_split_of_an_answer_is_read() {
 }
 
 fn every_split(transport: Transport) {
-    let answer = acknowledgment("AA", "1");
+    let answer = |cut: usize| acknowledgment("AA", &format!("{cut:03}"));
     let receiver = {
-        let answer = answer.clone();
         let count = std::sync::atomic::AtomicUsize::new(1);
         transport
             .receiver()
             .answering(move |_| {
                 let cut = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let answer = answer(cut);
                 let (head, tail) = answer.split_at(cut);
                 Step::bytes(head).then(Step::bytes(tail).after(Duration::from_micros(300)))
             })
             .unwrap()
     };
     let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
-    for cut in 1..answer.len() {
-        assert!(client.send(message("1")).is_ok(), "cut at {cut}");
+    for cut in 1..answer(0).len() {
+        assert!(client.send(message(&format!("{cut:03}"))).is_ok(), "cut at {cut}");
     }
     assert_eq!(receiver.connections(), 1);
 }

@@ -225,11 +225,18 @@ impl Connection {
         conversation: &mut Conversation<A>,
         live: &mut Live,
     ) -> Result<bool, (ErrorKind, Evidence)> {
-        let at = self.next_frame(&mut conversation.wait, live, Phase::CommitAck, 0)?;
-        match self.intake.content(at) {
-            frame::STORED => Ok(true),
-            frame::NOT_STORED => Ok(false),
-            other => Err((ErrorKind::MalformedFrame(FrameError::NoCommitBlock), self.response(other, 0))),
+        loop {
+            let at = self.next_frame(&mut conversation.wait, live, Phase::CommitAck, 0)?;
+            match self.intake.content(at.clone()) {
+                frame::STORED => return Ok(true),
+                frame::NOT_STORED => return Ok(false),
+                _ => {}
+            }
+            if !self.intake.pass_over(at.clone(), &self.settings) {
+                let kind = ErrorKind::MalformedFrame(FrameError::NoCommitBlock);
+                return Err((kind, self.response(self.intake.content(at), 0)));
+            }
+            conversation.wait.check(live, Phase::CommitAck).map_err(without_evidence)?;
         }
     }
 

@@ -180,7 +180,7 @@ impl Intake {
     }
 
     /// Whether a frame holds nothing but acknowledgments of earlier messages, which the observer then learns of.
-    fn pass_over(&mut self, at: Range<usize>, settings: &Settings) -> bool {
+    pub(super) fn pass_over(&mut self, at: Range<usize>, settings: &Settings) -> bool {
         if self.history.is_empty() {
             return false;
         }
