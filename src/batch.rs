@@ -73,12 +73,14 @@ impl Batch {
     ///
     /// # Errors
     ///
-    /// What would keep it from being sent alone ([`MessageError`]); [`MessageError::NotHl7`] also if it is not one message.
+    /// What would keep it from being sent alone ([`MessageError`]); [`MessageError::NotHl7`] also if it is not one message, or holds a
+    /// header or trailer of a batch (FHS, BHS, BTS, FTS).
     pub fn push(&mut self, message: impl AsRef<[u8]>) -> Result<(), MessageError> {
         let message = message.as_ref();
         Framing::default().check(message)?;
         Header::read(message)?;
-        if !message.starts_with(b"MSH") || messages::split(message).count() != 1 {
+        let is_wrapper = |segment: &[u8]| messages::is_named(segment, &messages::WRAPPERS);
+        if !message.starts_with(b"MSH") || messages::split(message).count() != 1 || segments(message).any(is_wrapper) {
             return Err(MessageError::NotHl7);
         }
         let mut message = message.to_vec();
@@ -319,6 +321,10 @@ mod tests {
         for (message, expected) in [
             (message("1") + &message("2"), MessageError::NotHl7),
             ("BHS|^~\\&|||||||||B2\r".to_owned() + &message("1"), MessageError::NotHl7),
+            (message("1") + "BTS|1\r", MessageError::NotHl7),
+            (message("1") + "BTS\rFTS|1\r", MessageError::NotHl7),
+            (message("1") + "BHS|^~\\&|||||||||B2\r", MessageError::NotHl7),
+            (message("1") + "FHS|^~\\&\n", MessageError::NotHl7),
             (message(""), MessageError::NoControlId),
             (String::new(), MessageError::Empty),
             ("MSH|\x0B".into(), MessageError::FramingByte { byte: 0x0B, offset: 4 }),

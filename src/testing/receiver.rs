@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
+
 use super::peer::Peer;
 use super::step::{Ending, Step};
 #[cfg(feature = "testing-tls")]
@@ -31,6 +33,9 @@ const MAX_RECORD: usize = 512 * 1024 * 1024;
 pub struct Receiver {
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
+    /// Connects to the receiver when it is dropped, so that `accept` returns once more. It exists from the beginning, since there may
+    /// be no descriptor left then.
+    waker: Socket,
 }
 
 /// Settings of a [`Receiver`], from [`Receiver::builder`].
@@ -173,6 +178,7 @@ impl ReceiverBuilder {
     /// If the address cannot be listened on, or the TLS settings do not fit each other.
     pub fn answering(self, respond: impl Fn(&[u8]) -> Step + Send + Sync + 'static) -> io::Result<Receiver> {
         let listener = TcpListener::bind(self.address)?;
+        let waker = Socket::new(Domain::for_address(listener.local_addr()?), Type::STREAM, None)?;
         let shared = Arc::new(Shared {
             address: listener.local_addr()?,
             framing: self.framing,
@@ -186,7 +192,7 @@ impl ReceiverBuilder {
             let shared = Arc::clone(&shared);
             move || shared.accept(&listener)
         })?;
-        Ok(Receiver { shared, acceptor: Some(acceptor) })
+        Ok(Receiver { shared, acceptor: Some(acceptor), waker })
     }
 
     /// Starts a receiver as [`Receiver::scripted`].
@@ -209,7 +215,7 @@ impl Drop for Receiver {
         self.shared.changed.notify_all();
         // At once, without a word of TLS, for which a peer that does not read would have to be waited for.
         self.shared.open_connections().iter().for_each(|peer| peer.cut());
-        // Lets `accept` return once more. Where the queue is full it returns anyway.
+        // Where the queue of connections is full, `accept` returns anyway.
         let unspecified = self.shared.address.ip().is_unspecified();
         let mut awake = self.shared.address;
         match awake {
@@ -217,12 +223,11 @@ impl Drop for Receiver {
             SocketAddr::V6(_) if unspecified => awake.set_ip(Ipv6Addr::LOCALHOST.into()),
             _ => {}
         }
-        let woken = TcpStream::connect_timeout(&awake, Duration::from_secs(1));
+        let _ = self.waker.connect_timeout(&awake.into(), Duration::from_secs(1));
         if let Some(acceptor) = self.acceptor.take() {
             // A panic there has been printed already.
             let _ = acceptor.join();
         }
-        drop(woken);
     }
 }
 
@@ -287,7 +292,7 @@ impl Shared {
                 state.accepted += 1;
                 state.open.insert(number, Arc::clone(&peer));
                 drop(state);
-                scope.spawn(move || {
+                let served = thread::Builder::new().spawn_scoped(scope, move || {
                     // What the closure panics with has been printed; the peer sees the connection end.
                     match catch_unwind(AssertUnwindSafe(|| self.serve(&peer))) {
                         Ok(Ending::Reset) => peer.reset(),
@@ -297,6 +302,13 @@ impl Shared {
                     drop(peer);
                     self.changed.notify_all();
                 });
+                if let Err(error) = served {
+                    // The system has no thread to spare: the peer sees the connection end.
+                    log::warn!("a connection cannot be served: {error}");
+                    if let Some(peer) = self.lock().open.remove(&number) {
+                        peer.cut();
+                    }
+                }
             }
         });
     }

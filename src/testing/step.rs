@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::ack::AckCode;
+use crate::ack::{AckCode, Layout};
 use crate::frame::Framing;
 use crate::header::Header;
 use crate::segment::{Delimiters, segments};
@@ -54,7 +54,7 @@ pub(super) enum Ending {
 }
 
 impl Step {
-    /// Accepts the message: AA.
+    /// Accepts the message: AA. As with every step that acknowledges, nothing is sent where the message is an acknowledgment itself.
     pub fn accept() -> Step {
         Step::acknowledge(AckCode::ApplicationAccept)
     }
@@ -137,6 +137,8 @@ impl Part {
     pub(super) fn render(&self, message: &[u8], framing: &Framing) -> Vec<u8> {
         let frame = |content: &[u8]| [framing.head(), content, framing.tail()].concat();
         let mut bytes = match &self.answer {
+            // Two ends that acknowledge acknowledgments never come to an end.
+            Answer::Acknowledge { .. } if Layout::read(message).is_ok() => return Vec::new(),
             Answer::Acknowledge { code, text, other_message } => {
                 frame(&acknowledgment(message, *code, text, *other_message))
             }
@@ -156,6 +158,8 @@ fn acknowledgment(message: &[u8], code: AckCode, text: &str, other_message: bool
     let (Ok(header), Some(delimiters)) = (Header::read(message), Delimiters::of_header(message)) else {
         return b"MSH|^~\\&|||||||ACK|0|P|2.5\rMSA|AR||no HL7 message\r".to_vec();
     };
+    // HL7 text is ASCII unless MSH-18 says otherwise.
+    let charset = if text.is_ascii() { "" } else { "||||||UNICODE UTF-8" };
     let msh = segments(message).find(|segment| segment.starts_with(b"MSH")).unwrap_or(message);
     let field = |number| String::from_utf8_lossy(delimiters.header_fields(msh, [number])[0]);
     let control_id = String::from_utf8_lossy(header.control_id);
@@ -166,7 +170,7 @@ fn acknowledgment(message: &[u8], code: AckCode, text: &str, other_message: bool
     let text = escaped(text, delimiters);
     let mut segments = vec![
         format!(
-            "MSH|{}|{}|{}|{}|{}|{}||ACK{trigger}|{control_id}-ACK|{}|{}",
+            "MSH|{}|{}|{}|{}|{}|{}||ACK{trigger}|{control_id}-ACK|{}|{}{charset}",
             field(2),
             field(5),
             field(6),
@@ -243,6 +247,14 @@ mod tests {
                 Step::wrong_control_id(),
                 format!("{header}MSG1-OTHER-ACK|P|2.5\rMSA|AA|MSG1-OTHER\r\x1C\r"),
             ),
+            (
+                "a text that is not ASCII",
+                Step::refuse(AckCode::ApplicationReject, "fehlt für 7"),
+                format!(
+                    "{header}MSG1-ACK|P|2.5||||||UNICODE UTF-8\rMSA|AR|MSG1|fehlt für 7\rERR|||207^Application internal \
+                     error^HL70357|E||||fehlt für 7\r\x1C\r"
+                ),
+            ),
             ("frame", Step::frame("x"), "\x0Bx\x1C\r".into()),
             ("bytes", Step::bytes("x\r\n"), "x\r\n".into()),
             ("half", Step::bytes("1234").half(), "12".into()),
@@ -251,6 +263,15 @@ mod tests {
         ] {
             assert_eq!(rendered(&step, MESSAGE), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn an_acknowledgment_is_not_acknowledged() {
+        let ack = b"MSH|^~\\&|EHR|H2|LAB|H1|20260101||ACK|1|P|2.5\rMSA|AA|MSG1\r";
+        for step in [Step::accept(), Step::refuse(AckCode::CommitError, "x"), Step::wrong_control_id()] {
+            assert_eq!(rendered(&step, ack), "");
+        }
+        assert_eq!(rendered(&Step::frame("x"), ack), "\x0Bx\x1C\r");
     }
 
     #[test]
