@@ -298,7 +298,17 @@ fn exchange_on<T>(
             }
         }
     }
-    let result = exchange(lease.connect(deadline)?);
+    let mut connection = lease.connect(deadline)?;
+    // What a peer says before it has been asked is no answer either. Of one that ends a connection at once, another is
+    // tried once.
+    match connection.make_fit(deadline) {
+        Err(error) if was_dead_already(&error) => {
+            connection = lease.connect(deadline)?;
+            connection.make_fit(deadline)?;
+        }
+        fit => fit?,
+    }
+    let result = exchange(connection);
     lease.count_exchange();
     result
 }

@@ -287,6 +287,11 @@ impl Scanner {
         self.content.is_some()
     }
 
+    /// Whether all these bytes were skipped: none of them begins a frame, and what follows them may.
+    pub(crate) fn skips_all(&self, received: &[u8]) -> bool {
+        self.content.is_none() && self.looked == received.len()
+    }
+
     /// Whether the frame that these bytes begin is whole but for the Carriage Return behind its End Block.
     pub(crate) fn lacks_only_its_return(&self, received: &[u8]) -> bool {
         self.content.is_some()

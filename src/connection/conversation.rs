@@ -125,6 +125,7 @@ impl Connection {
             return Err(Error::before_sending(ErrorKind::InvalidMessage(MessageError::ControlIdInUse)));
         }
         let mut live = self.live.take().ok_or_else(closed)?;
+        self.is_fresh = false;
         let mut conversation = Conversation {
             awaited,
             live: None,
@@ -418,7 +419,7 @@ impl Connection {
         if conversation.failure.is_some() {
             self.intake.remember_all(&conversation.awaited, &self.settings);
         }
-        if let Settled::Surplus(stale) = self.intake.settle(&self.settings) {
+        if let Settled::Skipped(stale) | Settled::Surplus(stale) = self.intake.settle(&self.settings) {
             self.intake.surplus = stale;
         }
         if self.write_commit_blocks(&mut live, &conversation.wait.until).is_err() {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 
 use crate::ack::AckCode;
+use crate::exchange::After;
 
 /// The last control IDs that are remembered; the ring has room for as many.
 const REMEMBERED: usize = 1024;
@@ -47,6 +48,8 @@ enum State {
     Awaiting,
     /// All acknowledgments have come; some of them may come again.
     Answered,
+    /// It was carried by a payload that was not read, and whose reply has come; that may come again.
+    Unread,
     /// Not remembered any more.
     Forgotten,
 }
@@ -64,9 +67,14 @@ impl History {
         }
     }
 
-    /// Remembers a control ID whose exchange has ended; `awaiting` says whether its application acknowledgment may still come.
-    pub(crate) fn add(&mut self, control_id: &[u8], awaiting: bool) {
-        if self.forgets_answered && !awaiting {
+    /// Remembers a control ID whose exchange has ended; `after` says what may still come for it.
+    pub(crate) fn add(&mut self, control_id: &[u8], after: After) {
+        let state = match after {
+            After::ApplicationAck => State::Awaiting,
+            After::Unread => State::Unread,
+            After::Answered | After::Doubt => State::Answered,
+        };
+        if self.forgets_answered && state != State::Awaiting {
             return;
         }
         if self.is_full() {
@@ -77,16 +85,15 @@ impl History {
         let hash = hash(control_id);
         let chain = &mut self.chains[chain_of(hash)];
         let entry = &mut self.entries[self.count as usize % REMEMBERED];
-        let state = if awaiting { State::Awaiting } else { State::Answered };
         *entry = Entry { hash, older: *chain, state };
         self.count += 1;
         *chain = self.count;
-        self.awaiting += usize::from(awaiting);
+        self.awaiting += usize::from(state == State::Awaiting);
     }
 
-    /// Whether the connection has carried this control ID.
-    pub(crate) fn remembers(&self, control_id: &[u8]) -> bool {
-        self.find(control_id).is_some()
+    /// Whether the connection has carried this control ID; `read` leaves out payloads that were not read.
+    pub(crate) fn remembers(&self, control_id: &[u8], read: bool) -> bool {
+        self.find(control_id).is_some_and(|index| !read || self.entries[index].state != State::Unread)
     }
 
     /// Whether an acknowledgment is for a control ID that is remembered. An application acknowledgment is then no longer awaited.
@@ -157,6 +164,10 @@ mod tests {
 
     use super::*;
 
+    fn after(awaiting: bool) -> After {
+        if awaiting { After::ApplicationAck } else { After::Answered }
+    }
+
     fn id(number: usize) -> Vec<u8> {
         format!("M{number}").into_bytes()
     }
@@ -164,13 +175,16 @@ mod tests {
     #[test]
     fn the_last_answered_are_remembered_and_older_ones_are_not() {
         let mut history = History::new(false);
-        assert!(history.is_empty() && !history.remembers(&id(0)));
+        assert!(history.is_empty() && !history.remembers(&id(0), false));
         for number in 0..10 * REMEMBERED {
-            assert!(!history.remembers(&id(number)), "{number} before it was carried");
-            history.add(&id(number), false);
-            assert!(history.remembers(&id(number)), "{number}");
-            assert!(history.remembers(&id(number.saturating_sub(REMEMBERED - 1))), "the oldest beside {number}");
-            assert!(number < REMEMBERED || !history.remembers(&id(number - REMEMBERED)), "too old beside {number}");
+            assert!(!history.remembers(&id(number), true), "{number} before it was carried");
+            history.add(&id(number), After::Answered);
+            assert!(history.remembers(&id(number), true), "{number}");
+            assert!(history.remembers(&id(number.saturating_sub(REMEMBERED - 1)), true), "the oldest beside {number}");
+            assert!(
+                number < REMEMBERED || !history.remembers(&id(number - REMEMBERED), false),
+                "too old beside {number}"
+            );
         }
         assert!(!history.is_empty() && !history.is_full() && !history.is_awaiting());
     }
@@ -178,15 +192,15 @@ mod tests {
     #[test]
     fn what_is_awaited_is_never_forgotten() {
         let mut history = History::new(false);
-        history.add(&id(0), true);
+        history.add(&id(0), After::ApplicationAck);
         for number in 1..REMEMBERED {
             assert!(!history.is_full(), "{number}");
-            history.add(&id(number), false);
+            history.add(&id(number), After::Answered);
         }
-        assert!(history.is_full() && history.is_awaiting() && history.remembers(&id(0)));
+        assert!(history.is_full() && history.is_awaiting() && history.remembers(&id(0), false));
         // A batch goes on: what came before stays, and the connection has to end.
-        history.add(&id(REMEMBERED), true);
-        assert!(history.remembers(&id(0)) && history.is_full());
+        history.add(&id(REMEMBERED), After::ApplicationAck);
+        assert!(history.remembers(&id(0), false) && history.is_full());
         assert!(history.recognise(&id(0), ApplicationAccept));
         assert!(history.is_full() && history.is_awaiting(), "one was not remembered");
     }
@@ -208,11 +222,11 @@ mod tests {
             ("came to one that forgets", true, true, &[ApplicationAccept, ApplicationAccept][..], "yes no"),
         ] {
             let mut history = History::new(forgets);
-            history.add(b"1", awaiting);
+            history.add(b"1", after(awaiting));
             let found: Vec<_> =
                 codes.iter().map(|&code| if history.recognise(b"1", code) { "yes" } else { "no" }).collect();
             let mut found = found.join(" ");
-            found += if history.remembers(b"1") { ", remembered" } else { "" };
+            found += if history.remembers(b"1", true) { ", remembered" } else { "" };
             found += if history.is_awaiting() { ", awaiting" } else { "" };
             assert_eq!(found, expected, "{name}");
             assert!(
@@ -220,6 +234,16 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn what_was_not_read_is_remembered_for_what_is() {
+        let mut history = History::new(false);
+        history.add(b"1", After::Unread);
+        assert!(history.remembers(b"1", false) && !history.remembers(b"1", true));
+        assert!(history.recognise(b"1", ApplicationAccept) && !history.is_awaiting());
+        history.add(b"1", After::Answered);
+        assert!(history.remembers(b"1", true), "the newest counts");
     }
 
     proptest::proptest! {
@@ -230,10 +254,10 @@ mod tests {
             for (number, step) in steps {
                 let id = id(number);
                 let known = naive.iter().position(|(known, _)| *known == id);
-                proptest::prop_assert_eq!(history.remembers(&id), known.is_some());
+                proptest::prop_assert_eq!(history.remembers(&id, true), known.is_some());
                 match (step, known) {
                     (0 | 1, None) => {
-                        history.add(&id, step == 1);
+                        history.add(&id, after(step == 1));
                         if step == 1 || !forgets {
                             naive.push((id, step == 1));
                         }

@@ -35,6 +35,8 @@ pub(super) enum Settled {
     PassedOver,
     /// The beginning of what may be one, perhaps behind others.
     Unfinished,
+    /// This many bytes of the kind that a site's framing allows before a Start Block.
+    Skipped(usize),
     /// This many bytes that belong to no exchange.
     Surplus(usize),
 }
@@ -66,8 +68,10 @@ impl Intake {
     }
 
     /// Whether the answer of what is to be sent could be told from all that may still come for earlier messages.
-    pub(super) fn can_tell_apart(&self, awaited: &impl Awaited) -> bool {
-        self.history.is_empty() || !awaited.control_ids().any(|control_id| self.history.remembers(control_id))
+    pub(super) fn can_tell_apart<A: Awaited>(&self, awaited: &A) -> bool {
+        // What is not read may be repeated: its sender tells the replies apart.
+        let is_remembered = |control_id| self.history.remembers(control_id, !A::IS_READ);
+        self.history.is_empty() || !awaited.control_ids().any(is_remembered)
     }
 
     /// Whether the connection may carry another message: not if something would have to be forgotten whose acknowledgment may
@@ -78,7 +82,7 @@ impl Intake {
 
     /// A message is about to leave. What has come before it is not its answer.
     pub(super) fn begin(&mut self) {
-        self.is_early = self.buffer.has_rest();
+        self.is_early = self.buffer.has_rest() && !self.buffer.is_skipped();
     }
 
     /// The next frame that has come whole, as it may be the answer to the message under way.
@@ -126,7 +130,7 @@ impl Intake {
             return false;
         }
         if settings.verify_control_id {
-            self.history.add(decided.control_id, decided.after == After::ApplicationAck);
+            self.history.add(decided.control_id, decided.after);
         }
         true
     }
@@ -147,6 +151,7 @@ impl Intake {
                 Ok(Some(at)) if self.pass_over(at.clone(), settings) => settled = Settled::PassedOver,
                 // It was an empty frame.
                 Ok(None) if !self.buffer.has_rest() => {}
+                Ok(None) if self.buffer.is_skipped() => return Settled::Skipped(bytes),
                 // It may be the beginning of an acknowledgment that is still to come.
                 Ok(None) if self.history.is_awaiting() => return Settled::Unfinished,
                 Ok(_) | Err(_) => return Settled::Surplus(bytes),

@@ -57,6 +57,8 @@ pub struct Connection {
     handle: ShutdownHandle,
     peer: SocketAddr,
     intake: Intake,
+    /// Whether nothing has been sent yet.
+    is_fresh: bool,
     opened_in: Duration,
 }
 
@@ -97,6 +99,7 @@ impl Connection {
             live: Some(Box::new(Live { stream, settings: Arc::clone(settings) })),
             handle,
             intake: Intake::new(settings),
+            is_fresh: true,
             opened_in: begun.elapsed(),
             settings: Arc::clone(settings),
         })
@@ -128,8 +131,9 @@ impl Connection {
 
     /// Sends any payload and returns the content of the first frame that comes back, as it came, borrowed from the
     /// connection's buffer. Nothing is read in either: no header, no acknowledgment code. Two things are made sure of all the same: an
-    /// acknowledgment of a message that was sent before by [`send`](Connection::send) is not the reply, and a payload with the
-    /// control ID of such a message is refused. What a peer answers before the payload has left whole is no reply to it; it is
+    /// acknowledgment that carries the control ID of an earlier payload is not the reply to another one, and a payload with the
+    /// control ID of a message that was sent by [`send`](Connection::send) is refused. Payloads with the same control ID one after the
+    /// other are the caller's to tell apart. What a peer answers before the payload has left whole is no reply to it; it is
     /// [`Error::response`] then.
     ///
     /// # Errors
@@ -201,7 +205,9 @@ impl Connection {
                 Ok(Some(count)) => {
                     self.intake.received(count);
                     match self.intake.settle(&self.settings) {
-                        Settled::Surplus(stale) => return Fitness::Surplus(stale),
+                        // A greeting, as some peers have and this client was told of.
+                        Settled::Skipped(stale) if self.is_fresh => (filler, filler_reads) = (stale, filler_reads + 1),
+                        Settled::Skipped(stale) | Settled::Surplus(stale) => return Fitness::Surplus(stale),
                         Settled::Filler => (filler, filler_reads) = (filler + count, filler_reads + 1),
                         Settled::PassedOver | Settled::Unfinished if deadline.remaining().is_none() => {
                             return Fitness::Busy;
@@ -230,7 +236,7 @@ impl Connection {
     }
 
     /// Makes sure that the connection is fit for an exchange, or ends it.
-    fn make_fit(&mut self, deadline: &Deadline) -> Result<(), Error> {
+    pub(crate) fn make_fit(&mut self, deadline: &Deadline) -> Result<(), Error> {
         let kind = match self.probe(deadline) {
             Fitness::Fit => return Ok(()),
             // It stays: all that has come is accounted for.

@@ -101,6 +101,12 @@ impl RecvBuffer {
         !Framing::is_filler(self.rest())
     }
 
+    /// Whether what has come is no more than bytes that are skipped before a Start Block, so that a frame may follow that has
+    /// not begun.
+    pub(crate) fn is_skipped(&self) -> bool {
+        self.scanner.skips_all(self.rest())
+    }
+
     /// What an unfinished answer shows of its receiver; `None` if nothing but filler has come.
     pub(crate) fn hint(&self) -> Option<Hint> {
         let bytes = self.rest().len();

@@ -32,10 +32,11 @@ pub(crate) struct Batched<'m> {
     whole_commit: Option<Ack>,
     /// The number of the answer that is being taken, from 1.
     answer: u32,
-    /// What the current answer has done: the messages that it has decided, whether by a verdict on the whole that accepts, and
-    /// whether it has committed any.
+    /// What the current answer has done: the messages that it has decided, whether a verdict on the whole has decided any and
+    /// accepts, whether it has brought the commit accept of the whole, and whether it has committed any message.
     fresh: Vec<u32>,
     fresh_whole: Option<bool>,
+    fresh_whole_commit: bool,
     fresh_commits: bool,
     /// Every message before this one is decided.
     first_undecided: usize,
@@ -54,8 +55,9 @@ pub(crate) struct Batched<'m> {
 #[derive(Clone, Debug, Default)]
 struct Found {
     verdict: Option<Ack>,
-    /// Whether a commit accept of its own has come, and that, as long as it is evidence.
+    /// Whether a commit accept has come before the verdict, its own or that of the whole.
     is_committed: bool,
+    /// Its own, as long as it is evidence.
     commit: Option<Box<Ack>>,
     /// The number of the answer that has decided it.
     decided_by: u32,
@@ -74,6 +76,7 @@ impl<'m> Batched<'m> {
             answer: 0,
             fresh: Vec::new(),
             fresh_whole: None,
+            fresh_whole_commit: false,
             fresh_commits: false,
             first_undecided: 0,
             application_may_follow: false,
@@ -132,7 +135,7 @@ impl<'m> Batched<'m> {
             }
             let verdict = self.keep(raw, layout)?;
             self.decide(index, verdict);
-        } else if !found.is_committed && self.whole_commit.is_none() {
+        } else if !found.is_committed {
             let commit = self.keep(raw, layout)?;
             self.found[index].commit = Some(Box::new(commit));
             self.found[index].is_committed = true;
@@ -166,7 +169,9 @@ impl<'m> Batched<'m> {
     fn take_for_all(&mut self, raw: &[u8], layout: Layout) -> Result<(), ErrorKind> {
         let (code, accepts) = (layout.code(), layout.code().is_accept());
         if self.rules.verify && self.fresh_whole.is_some_and(|accepted| accepted != accepts) {
+            // Neither verdict counts.
             self.fresh.iter().for_each(|&index| self.found[index as usize].verdict = None);
+            self.whole_commit = self.whole_commit.take().filter(|_| !self.fresh_whole_commit);
             return Err(CONTRADICTORY);
         }
         let commits = code == AckCode::CommitAccept;
@@ -174,23 +179,29 @@ impl<'m> Batched<'m> {
             return Ok(());
         }
         let ack = self.keep(raw, layout)?;
+        self.fresh_commits |= commits && self.silent > 0;
         for index in 0..self.asks.len() {
-            if self.found[index].verdict.is_none() && self.asks[index].ends_with(code) {
+            if self.found[index].verdict.is_some() {
+                continue;
+            }
+            if self.asks[index].ends_with(code) {
                 self.decide(index, ack.clone());
                 self.fresh_whole = Some(accepts);
+            } else {
+                self.found[index].is_committed = true;
             }
         }
         if commits {
-            self.fresh_commits |= self.silent > 0;
             (self.silent, self.uncommitted) = (0, 0);
             self.whole_commit = Some(ack);
+            self.fresh_whole_commit = true;
         }
         Ok(())
     }
 
     fn decide(&mut self, index: usize, verdict: Ack) {
         let (found, asks) = (&mut self.found[index], &self.asks[index]);
-        if !found.is_committed && self.whole_commit.is_none() {
+        if !found.is_committed {
             self.silent -= 1;
             self.uncommitted -= usize::from(asks.commit);
         }
@@ -234,7 +245,7 @@ impl Awaited for Batched<'_> {
         if from == 0 {
             self.answer += 1;
             self.fresh.clear();
-            (self.fresh_whole, self.fresh_commits) = (None, false);
+            (self.fresh_whole, self.fresh_whole_commit, self.fresh_commits) = (None, false, false);
         }
         for _ in 0..STRIDE {
             let Some(at) = next_acknowledgment(content, from) else {
@@ -279,7 +290,8 @@ impl Awaited for Batched<'_> {
             failure => {
                 let failure = failure.unwrap_or_default();
                 let ends = self.found.into_iter().zip(&self.asks).map(|(found, asks)| {
-                    let commit = || found.commit.map(|commit| *commit).or_else(|| self.whole_commit.clone());
+                    let of_whole = || self.whole_commit.clone().filter(|_| found.is_committed);
+                    let commit = || found.commit.map(|commit| *commit).or_else(of_whole);
                     match found.verdict {
                         Some(ack) if ack.code().is_accept() => Ok(ack),
                         Some(refusal) => {
@@ -420,6 +432,8 @@ mod tests {
             (COMMIT, true, "1 2", "CA:1", ". CA ?, commits awaited"),
             (COMMIT, true, "1 2", "CA:1 CE:2", ".! CA CE, committed"),
             (COMMIT, true, "1 2", "CA:B", "! CA CA, committed"),
+            (COMMIT, true, "1 2", "CA:B,AE:B", "contradictory ? ?, committed"),
+            (COMMIT, true, "1 2", "CA:1 CA:B,AE:B", ".contradictory CA ?, committed"),
             (BOTH, true, "1 2", "", " ? ?, commits awaited"),
             (BOTH, true, "1 2", "CA:1", "+ c? ?, commits awaited"),
             (BOTH, true, "1 2", "CA:1 CA:1", "+. c? ?, commits awaited"),
@@ -433,6 +447,8 @@ mod tests {
             (BOTH, true, "1 2", "CA:1 CA:2 CA:B", "++. c? c?, committed"),
             (BOTH, true, "1 2", "CA:B AA:B", "+! AA AA, committed"),
             (BOTH, true, "1 2", "CA:B AE:1 AR:B", "+.! cAE cAR, committed"),
+            (BOTH, true, "1 2", "AE:1 CA:B AE:2", ".+! AE cAE, committed"),
+            (BOTH, true, "1 2", "AE:1,CA:B,AE:2", "! AE cAE, committed"),
             (BOTH, true, "1 2", "CA:1 AA:2", "+. c? AA, committed"),
             (BOTH, true, "1 2", "CE:2 CA:1 AA:1", ".+! AA CE, committed"),
             (BOTH, true, "1 2", "CR:B", "! CR CR, committed"),

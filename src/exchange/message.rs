@@ -106,6 +106,7 @@ impl Awaited for Message<'_> {
             }
             (Some(ack), None) => Ok(ack),
             // An acceptance cannot be meant for a message that the receiver has seen only a part of.
+            (_, Some(failure)) if failure.while_sending => Err(failure.into_error()),
             (_, failure) => Err(failure.unwrap_or_default().of_message(&self.asks, self.commit)),
         }
     }

@@ -102,10 +102,8 @@ impl Failure {
 
     /// The same for one message, of which perhaps a commit accept had come. A time-out names what this one was waiting for.
     fn of_message(self, asks: &Asks<'_>, commit: Option<Ack>) -> Error {
-        let Failure { mut kind, mut progress, mut evidence, while_sending } = self;
-        if let ErrorKind::Timeout { phase, .. } = &mut kind
-            && !while_sending
-        {
+        let Failure { mut kind, mut progress, mut evidence, .. } = self;
+        if let ErrorKind::Timeout { phase, .. } = &mut kind {
             *phase = asks.phase(commit.is_some());
             evidence.hint = evidence.hint.or(asks.hint(commit.is_some()));
         }
@@ -160,6 +158,8 @@ pub(crate) struct Decided<'d> {
 pub(crate) enum After {
     /// No more than the same again.
     Answered,
+    /// No more than the same again, for a payload that was not read.
+    Unread,
     /// The application acknowledgment.
     ApplicationAck,
     /// Something that could not be told from the answer to the next message: the connection cannot be used again.
@@ -170,6 +170,9 @@ pub(crate) enum After {
 pub(crate) trait Awaited {
     /// What the caller gets.
     type End;
+
+    /// Whether answers are read, and recognised by their control ID.
+    const IS_READ: bool = true;
 
     /// The control IDs that acknowledgments of the payload may carry.
     fn control_ids(&self) -> impl Iterator<Item = &[u8]>;
@@ -243,21 +246,26 @@ impl<'m> Asks<'m> {
 /// The first frame that comes, whatever it holds. Acknowledgments of earlier messages are passed over.
 #[derive(Debug)]
 pub(crate) struct AnyFrame<'p> {
-    payload: &'p [u8],
+    /// That of the payload, if it is HL7 and has one.
+    control_id: Option<&'p [u8]>,
+    is_over: bool,
 }
 
 impl<'p> AnyFrame<'p> {
     /// The reply to this payload.
     pub(crate) fn after(payload: &'p [u8]) -> Self {
-        AnyFrame { payload }
+        let control_id = Header::read(payload).ok().map(|header| header.control_id);
+        AnyFrame { control_id, is_over: false }
     }
 }
 
 impl Awaited for AnyFrame<'_> {
     type End = ();
 
+    const IS_READ: bool = false;
+
     fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
-        Header::read(self.payload).ok().map(|header| header.control_id).into_iter()
+        self.control_id.into_iter()
     }
 
     fn phase(&self) -> Phase {
@@ -269,14 +277,20 @@ impl Awaited for AnyFrame<'_> {
     }
 
     fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind> {
-        let is_earlier = |layout: Layout| pass_over(answer.content, &layout);
+        let is_own = |layout: &Layout| self.control_id == Some(layout.control_id(answer.content));
+        let is_earlier = |layout: Layout| !is_own(&layout) && pass_over(answer.content, &layout);
         if answer.may_be_earlier && Layout::read(answer.content).is_ok_and(is_earlier) {
             return Ok(Step::PassedOver);
         }
+        self.is_over = true;
         Ok(Step::Ends)
     }
 
-    fn decided(&mut self, _: impl FnMut(Decided<'_>)) {}
+    fn decided(&mut self, mut each: impl FnMut(Decided<'_>)) {
+        if let Some(control_id) = self.control_id.filter(|_| self.is_over) {
+            each(Decided { control_id, verdict: None, after: After::Unread });
+        }
+    }
 
     fn kept(&self) -> usize {
         0

@@ -3,8 +3,8 @@
 use crate::ack::{Ack, AckMode};
 use crate::charset::Charset;
 use crate::error::{ErrorKind, MessageError, Phase};
+use crate::exchange::{AckRules, Answer, Awaited, Batched, Message, Step};
 use crate::fuzzing::oracle;
-use crate::outcome::{Outcome, Outcomes, Rules, Verdict};
 
 /// The header as the client reads it.
 pub fn header(message: &[u8]) -> Result<oracle::Header, MessageError> {
@@ -15,6 +15,21 @@ pub fn header(message: &[u8]) -> Result<oracle::Header, MessageError> {
     })
 }
 
+fn rules(mode: AckMode, verify: bool) -> AckRules {
+    AckRules { mode, verify, charset: Charset::UTF_8, max_kept: usize::MAX }
+}
+
+/// Takes a whole answer, where nothing else is outstanding.
+fn take(awaited: &mut impl Awaited, content: &[u8]) -> Result<Step, ErrorKind> {
+    let mut from = 0;
+    loop {
+        match awaited.accept(Answer { content, from, may_be_earlier: false, is_alone: true }, &mut |_, _| false)? {
+            Step::Partly(next) => from = next,
+            step => return Ok(step),
+        }
+    }
+}
+
 /// How an exchange of a message goes on with each of the answers, until it ends: what each does, and the phase after it.
 pub fn outcome(
     message: &[u8],
@@ -23,18 +38,22 @@ pub fn outcome(
     answers: &[Vec<u8>],
 ) -> Result<Vec<(Result<Option<Ack>, ErrorKind>, Phase)>, MessageError> {
     let header = crate::header::Header::read(message)?;
-    let mut outcome = Outcome::of(&header, Rules { mode, verify, charset: Charset::UTF_8 });
+    let mut awaited = Message::new(message, &header, rules(mode, verify));
     let mut steps = Vec::new();
     for answer in answers {
-        let step = match outcome.take(answer) {
-            Ok(Verdict::GoesOn) => Ok(None),
-            Ok(Verdict::Ends(ack)) => Ok(Some(ack)),
-            Err(kind) => Err(kind),
-        };
-        let ends = !matches!(step, Ok(None));
-        steps.push((step, outcome.phase()));
-        if ends {
-            break;
+        let step = take(&mut awaited, answer);
+        let phase = awaited.phase();
+        match step {
+            Ok(Step::Ends) => {
+                let end = awaited.end(None).map(Some).map_err(|error| error.kind().clone());
+                steps.push((end, phase));
+                break;
+            }
+            Ok(_) => steps.push((Ok(None), phase)),
+            Err(kind) => {
+                steps.push((Err(kind), phase));
+                break;
+            }
         }
     }
     Ok(steps)
@@ -49,13 +68,21 @@ pub fn outcomes(
     answers: &[Vec<u8>],
 ) -> Result<(Vec<Option<Result<Ack, ErrorKind>>>, bool), MessageError> {
     let headers = messages.iter().map(|message| crate::header::Header::read(message)).collect::<Result<Vec<_>, _>>()?;
-    let rules = Rules { mode, verify, charset: Charset::UTF_8 };
-    let mut outcomes = Outcomes::of([batch].into_iter(), &headers, rules);
+    let mut awaited = Batched::new([batch].into_iter(), &headers, rules(mode, verify));
+    let mut complete = false;
     for answer in answers {
-        if outcomes.are_complete() || outcomes.take(answer).is_err() {
-            break;
+        match take(&mut awaited, answer) {
+            Ok(Step::Ends) => complete = true,
+            Ok(_) => continue,
+            Err(_) => {}
         }
+        break;
     }
-    let complete = outcomes.are_complete();
-    Ok((outcomes.into_each().map(|(_, verdict)| verdict).collect(), complete))
+    let ends = awaited.end(None).unwrap_or_default();
+    let verdict = |end: Result<Ack, crate::error::Error>| match end {
+        Ok(ack) => Some(Ok(ack)),
+        Err(error) if error.nak().is_some() => Some(Err(error.kind().clone())),
+        Err(_) => None,
+    };
+    Ok((ends.into_iter().map(verdict).collect(), complete))
 }

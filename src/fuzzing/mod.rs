@@ -3,3 +3,4 @@
 #[cfg(fuzzing)]
 pub mod inside;
 pub mod oracle;
+pub mod trial;

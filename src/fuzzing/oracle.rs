@@ -167,6 +167,23 @@ pub fn acknowledgment(raw: &[u8]) -> Result<Acknowledgment, AckParseError> {
     Ok(Acknowledgment { code, control_id: part(2).trim_ascii().to_vec(), text: part(3) })
 }
 
+/// Whether another MSA segment of an acknowledgment is about the same message, or about none, and says the opposite.
+pub fn is_contradicted(raw: &[u8]) -> bool {
+    let Ok(first) = acknowledgment(raw) else { return false };
+    let mut segments = lines(raw);
+    let header = segments.remove(0);
+    let is_named =
+        |segment: &Vec<u8>| segment.starts_with(b"MSA") && segment.get(3).is_none_or(|&next| next == header[3]);
+    segments.retain(is_named);
+    segments.into_iter().skip(1).any(|segment| {
+        let other = acknowledgment(&[&header[..], b"\r", &segment].concat());
+        other.is_ok_and(|other| {
+            let same = other.control_id.is_empty() || other.control_id == first.control_id;
+            same && other.code.is_accept() != first.code.is_accept()
+        })
+    })
+}
+
 /// What matters of a message's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {

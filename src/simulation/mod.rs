@@ -20,21 +20,17 @@ use crate::error::ErrorKind;
 use crate::socket::ShutdownHandle;
 
 /// What one peer does, in order.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Peer {
     /// What it says, each so long after the one before; the first after the connection was opened.
     pub says: VecDeque<(Duration, Says)>,
     /// How it takes what it is sent. Afterwards it takes all there is, at once.
     pub takes: VecDeque<Takes>,
-    /// What makes it speak: it says the next thing, and what follows it, once this many bytes have been sent to it. Afterwards it
-    /// waits for nothing.
-    pub after: VecDeque<usize>,
     /// Whether it refuses the connection.
     pub refuses: bool,
 }
 
 /// One thing that a peer says.
-#[derive(Clone, Debug)]
 pub enum Says {
     /// Bytes.
     Bytes(Vec<u8>),
@@ -42,6 +38,19 @@ pub enum Says {
     End,
     /// That there is no connection.
     Reset,
+    /// What this makes of all that has been sent to it; `None` if it waits for more, and then for the pause once more.
+    InReply(Box<dyn FnMut(&[u8]) -> Option<Says>>),
+}
+
+impl std::fmt::Debug for Says {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Says::Bytes(_) => "Bytes",
+            Says::End => "End",
+            Says::Reset => "Reset",
+            Says::InReply(_) => "InReply",
+        })
+    }
 }
 
 /// How a peer takes what one write offers.
@@ -62,6 +71,11 @@ pub struct Record {
     pub sent: Vec<u8>,
     /// All that was received.
     pub received: Vec<u8>,
+    /// Each thing that the peer said: where in what is received it begins, and how many bytes had been sent by then, one of which
+    /// may still be offered.
+    pub said: Vec<(usize, usize)>,
+    /// How many bytes the peer said.
+    pub spoken: usize,
     /// Each write that was taken: where in what was sent it begins, and how many bytes lay unread when it was asked for.
     pub writes: Vec<(usize, usize)>,
     /// Whether it was closed.
@@ -95,6 +109,10 @@ struct Link {
     /// Where that was: given back at the end, since a call's memory is measured.
     emptied: Vec<Vec<u8>>,
     over: Option<Seen>,
+    /// Whether it waits for more to be sent before it says the next thing.
+    waits: bool,
+    /// One while bytes are offered to it.
+    offers: usize,
     record: Record,
 }
 
@@ -191,6 +209,8 @@ impl Link {
             unread: VecDeque::with_capacity(said),
             emptied: Vec::with_capacity(peer.says.len()),
             over: None,
+            waits: false,
+            offers: 0,
             record: Record {
                 sent: Vec::with_capacity(most_sent),
                 received: Vec::with_capacity(said),
@@ -203,8 +223,7 @@ impl Link {
 
     /// When the peer says the next thing, if it ever does.
     fn next_said(&self) -> Duration {
-        let waits = self.peer.after.front().is_some_and(|&sent| self.record.sent.len() < sent);
-        let next = self.peer.says.front().filter(|_| self.over.is_none() && !waits);
+        let next = self.peer.says.front().filter(|_| self.over.is_none() && !self.waits);
         next.map_or(Duration::MAX, |(pause, _)| self.said.saturating_add(*pause))
     }
 
@@ -215,16 +234,33 @@ impl Link {
             if due > now {
                 break;
             }
+            let says = match self.peer.says.pop_front() {
+                Some((pause, Says::InReply(mut reply))) => match reply(&self.record.sent) {
+                    Some(says) => says,
+                    None => {
+                        // Asked again once more has been sent.
+                        self.peer.says.push_front((pause, Says::InReply(reply)));
+                        self.said = due;
+                        self.waits = true;
+                        break;
+                    }
+                },
+                Some((_, says)) => says,
+                None => break,
+            };
             self.said = due;
-            self.peer.after.pop_front();
-            match self.peer.says.pop_front() {
-                Some((_, Says::Bytes(bytes))) => {
+            match says {
+                Says::Bytes(bytes) => {
+                    self.record.spoken += bytes.len();
+                    self.record
+                        .said
+                        .push((self.record.received.len() + self.unread.len(), self.record.sent.len() + self.offers));
                     self.unread.extend(&bytes);
                     self.emptied.push(bytes);
                 }
-                Some((_, Says::End)) => self.over = Some(Seen::End),
-                Some((_, Says::Reset)) => self.over = Some(Seen::Reset),
-                None => break,
+                Says::End => self.over = Some(Seen::End),
+                Says::Reset => self.over = Some(Seen::Reset),
+                Says::InReply(_) => {}
             }
         }
     }
@@ -250,10 +286,28 @@ impl Link {
     fn put(&mut self, slices: &[IoSlice<'_>], at_most: Duration, now: &mut Duration) -> io::Result<usize> {
         self.record.used_after_close |= self.record.closed;
         let until = now.saturating_add(at_most);
-        let mut free_at = *now;
         self.listen(*now);
         let unread = self.unread.len();
-        let most = loop {
+        self.offers = 1;
+        let most = self.wait_to_take(until, now);
+        self.offers = 0;
+        let most = most?;
+        let before = self.record.sent.len();
+        self.record.writes.push((before, unread));
+        for slice in slices {
+            let room = most - (self.record.sent.len() - before);
+            self.record.sent.extend_from_slice(&slice[..room.min(slice.len())]);
+        }
+        if std::mem::take(&mut self.waits) {
+            self.said = *now;
+        }
+        Ok(self.record.sent.len() - before)
+    }
+
+    /// Waits until the peer takes something; how many bytes at most.
+    fn wait_to_take(&mut self, until: Duration, now: &mut Duration) -> io::Result<usize> {
+        let mut free_at = *now;
+        loop {
             self.listen(*now);
             if self.over == Some(Seen::Reset) {
                 return Err(io::ErrorKind::ConnectionReset.into());
@@ -267,10 +321,10 @@ impl Link {
                 continue;
             }
             match self.peer.takes.front().copied() {
-                None => break usize::MAX,
+                None => return Ok(usize::MAX),
                 Some(Takes::AtMost(most)) => {
                     self.peer.takes.pop_front();
-                    break most.max(1);
+                    return Ok(most.max(1));
                 }
                 Some(Takes::Nothing(pause)) => {
                     self.peer.takes.pop_front();
@@ -278,17 +332,6 @@ impl Link {
                 }
                 Some(Takes::Broken) => return Err(io::ErrorKind::BrokenPipe.into()),
             }
-        };
-        let before = self.record.sent.len();
-        self.record.writes.push((before, unread));
-        for slice in slices {
-            let room = most - (self.record.sent.len() - before);
-            self.record.sent.extend_from_slice(&slice[..room.min(slice.len())]);
         }
-        if self.peer.after.front().is_some_and(|&sent| self.record.sent.len() >= sent) {
-            // What it was waiting for has come.
-            self.said = *now;
-        }
-        Ok(self.record.sent.len() - before)
     }
 }
