@@ -11,7 +11,7 @@ mod common;
 use std::hint::black_box;
 
 use bytes::BytesMut;
-use common::{compare, connect, exchange_bare, message, note, placements, run_on, serve};
+use common::{Messages, compare, connect, exchange_bare, note, placements, run_on, serve};
 use futures_util::{SinkExt, StreamExt};
 use hl7_mllp_codec::MllpCodec;
 use mllp_client::{Client, frame::Framing};
@@ -29,8 +29,8 @@ fn main() {
             "bare", "exchange", "", "send", "", "codec", ""
         );
         for (name, size) in SIZES {
-            let message = message(size);
-            let frame = Framing::default().encode(&message).expect("the message has no framing byte");
+            let [mut sent, mut exchanged, mut coded] = [0, 1, 2].map(|sender| Messages::of_sender(sender, size));
+            let frame = Framing::default().encode(sent.next()).expect("the message has no framing byte");
             let address = serve(4, there, |stream| stream);
             let mut bare = connect(address);
             let endpoint = format!("mllp://{address}");
@@ -46,14 +46,14 @@ fn main() {
                 [
                     &mut || exchange_bare(&mut bare, &frame),
                     &mut || {
-                        black_box(connection.exchange(&message).expect("it is answered"));
+                        black_box(connection.exchange(exchanged.next()).expect("it is answered"));
                     },
                     &mut || {
-                        black_box(client.send(&message).expect("it is accepted"));
+                        black_box(client.send(sent.next()).expect("it is accepted"));
                     },
                     &mut || {
                         runtime.block_on(async {
-                            codec.send(BytesMut::from(&message[..])).await.expect("the receiver reads");
+                            codec.send(BytesMut::from(coded.next())).await.expect("the receiver reads");
                             black_box(codec.next().await.expect("it is answered").expect("it is a frame"));
                         });
                     },

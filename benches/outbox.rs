@@ -8,11 +8,10 @@ mod common;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{median, message, note, serve_anywhere};
+use common::{Messages, median, note, serve_anywhere};
 use mllp_client::Client;
 use mllp_client::outbox::{Forwarder, Outbox, Settlement, SqliteOutbox};
 
@@ -20,30 +19,33 @@ const SIZE: usize = 1_000;
 const EACH: usize = 300;
 const ROUNDS: usize = 15;
 const MANY: usize = 1_000_000;
+const EACH_OF_MANY: usize = 2_000;
 const LONG: Duration = Duration::from_secs(600);
 
 fn main() {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("outbox-bench");
     fs::remove_dir_all(&directory).unwrap_or_default();
     fs::create_dir_all(&directory).expect("the target directory can be written");
-    let message = message(SIZE);
+    let mut messages = Messages::new(SIZE);
+    let unchanging = messages.next().to_vec();
     let mut bare = File::create(directory.join("bare")).expect("the disk has room");
     let mut floor = || {
         for _ in 0..EACH {
-            bare.write_all(&message).expect("the disk has room");
+            bare.write_all(&unchanging).expect("the disk has room");
             bare.sync_data().expect("the disk has room");
         }
     };
 
     let outbox = SqliteOutbox::open(directory.join("few.db"), "bench").expect("the disk has room");
+    let mut senders: Vec<_> = (1..=16).map(|sender| Messages::of_sender(sender, SIZE)).collect();
     let address = serve_anywhere(4);
     let forwarder = forwarder(&outbox, &format!("mllp://{address}"));
     let rounds: Vec<[f64; 4]> = (0..=ROUNDS)
         .map(|_| {
             forwarder.pause();
             let floor = time(&mut floor);
-            let one = time(|| push(&outbox, &message, EACH));
-            let sixteen = time(|| push_by_threads(&outbox, &message, 16, EACH / 4)) / 4.0;
+            let one = time(|| push(&outbox, &mut messages, EACH));
+            let sixteen = time(|| push_by_threads(&outbox, &mut senders, EACH / 4)) / 4.0;
             let forwarded = time(|| {
                 forwarder.resume();
                 assert!(forwarder.drain(LONG).expect("the disk works"), "it is drained");
@@ -65,13 +67,14 @@ fn main() {
     note(chart, "push, 16 threads", "1 KB", 1.0 / ratio(2, 0));
     note(chart, "forward and settle", "1 KB", 1.0 / ratio(3, 0));
 
-    many(&directory.join("many.db"), &message, &mut floor);
+    many(&directory.join("many.db"), &mut floor);
     fs::remove_dir_all(&directory).expect("it is there");
 }
 
-fn many(path: &Path, message: &[u8], floor: &mut impl FnMut()) {
+fn many(path: &Path, floor: &mut impl FnMut()) {
+    let mut senders: Vec<_> = (0..MANY / EACH_OF_MANY).map(|sender| Messages::of_sender(sender % 100, SIZE)).collect();
     let outbox = SqliteOutbox::open(path, "bench").expect("the disk has room").keep_delivered(None);
-    push_by_threads(&outbox, message, 500, MANY / 500);
+    push_by_threads(&outbox, &mut senders, EACH_OF_MANY);
     drop(outbox);
     let begun = Instant::now();
     let outbox = SqliteOutbox::open(path, "bench").expect("it is an outbox");
@@ -82,7 +85,7 @@ fn many(path: &Path, message: &[u8], floor: &mut impl FnMut()) {
         .map(|_| {
             [
                 time(&mut *floor),
-                time(|| push(&outbox, message, EACH)),
+                time(|| push(&outbox, &mut senders[0], EACH)),
                 time(|| {
                     for _ in 0..EACH {
                         let claim = outbox.claim().expect("the disk works").expect("much waits");
@@ -104,18 +107,17 @@ fn forwarder(outbox: &SqliteOutbox, endpoint: &str) -> Forwarder {
     Forwarder::builder(outbox.clone(), client).start().expect("there is a thread to have")
 }
 
-fn push(outbox: &SqliteOutbox, message: &[u8], count: usize) {
+fn push(outbox: &SqliteOutbox, messages: &mut Messages, count: usize) {
     for _ in 0..count {
-        outbox.push(message).expect("the disk has room");
+        outbox.push(messages.next()).expect("the disk has room");
     }
 }
 
-fn push_by_threads(outbox: &SqliteOutbox, message: &[u8], threads: usize, each: usize) {
-    let message: Arc<[u8]> = message.into();
+/// Each sender pushes this many messages, on a thread of its own.
+fn push_by_threads(outbox: &SqliteOutbox, senders: &mut [Messages], each: usize) {
     thread::scope(|scope| {
-        for _ in 0..threads {
-            let message = Arc::clone(&message);
-            scope.spawn(move || push(outbox, &message, each));
+        for messages in senders {
+            scope.spawn(move || push(outbox, messages, each));
         }
     });
 }

@@ -12,7 +12,9 @@ use std::hint::black_box;
 use std::net::TcpStream;
 use std::thread;
 
-use common::{compare, compare_runs, connect, exchange_bare, message, note, placements, run_on, serve, serve_anywhere};
+use common::{
+    Messages, compare, compare_runs, connect, exchange_bare, note, placements, run_on, serve, serve_anywhere,
+};
 use core_affinity::CoreId;
 use mllp_client::{Client, frame::Framing};
 
@@ -20,19 +22,19 @@ const SIZE: usize = 1_000;
 const EACH: usize = 2_000;
 
 fn main() {
-    let message = message(SIZE);
     // Before any of it is run on one core, for then there seems to be no other.
     let placements = placements();
     println!("{:<24}{:>14}{:>14}{:>8}", "threads, connections", "bare", "send", "");
-    share(4, &message);
-    share(16, &message);
+    share(4);
+    share(16);
     run_on(placements[0].1);
-    share(1, &message);
-    one_thread(&message, placements);
+    share(1);
+    one_thread(placements);
 }
 
-fn share(threads: usize, message: &[u8]) {
-    let frame = Framing::default().encode(message).expect("the message has no framing byte");
+fn share(threads: usize) {
+    let mut senders: Vec<_> = (0..threads).map(|sender| Messages::of_sender(sender, SIZE)).collect();
+    let frame = Framing::default().encode(senders[0].next()).expect("the message has no framing byte");
     let address = serve_anywhere(2 * threads);
     let mut bare: Vec<TcpStream> = (0..threads).map(|_| connect(address)).collect();
     let builder = Client::builder(&format!("mllp://{address}")).max_connections(threads);
@@ -47,10 +49,10 @@ fn share(threads: usize, message: &[u8]) {
         },
         &mut || {
             thread::scope(|scope| {
-                for _ in 0..threads {
+                for messages in &mut senders {
                     scope.spawn(|| {
                         for _ in 0..EACH {
-                            black_box(client.send(message).expect("it is accepted"));
+                            black_box(client.send(messages.next()).expect("it is accepted"));
                         }
                     });
                 }
@@ -63,21 +65,22 @@ fn share(threads: usize, message: &[u8]) {
     note("Threads that share a client", &format!("{threads} on {threads} connections"), "send", ratio);
 }
 
-fn one_thread(message: &[u8], placements: Vec<(&str, CoreId, CoreId)>) {
+fn one_thread(placements: Vec<(&str, CoreId, CoreId)>) {
     for (title, here, there) in placements {
         run_on(here);
         let address = serve(2, there, |stream| stream);
         let endpoint = format!("mllp://{address}");
         let mut connection = Client::builder(&endpoint).connect().expect("the receiver listens");
         let client = Client::new(&endpoint).expect("the endpoint is one");
+        let [mut one, mut other] = [0, 1].map(|sender| Messages::of_sender(sender, SIZE));
         let ([connection, client], [_, ratio]) = compare(
             SIZE,
             [
                 &mut || {
-                    black_box(connection.send(message).expect("it is accepted"));
+                    black_box(connection.send(one.next()).expect("it is accepted"));
                 },
                 &mut || {
-                    black_box(client.send(message).expect("it is accepted"));
+                    black_box(client.send(other.next()).expect("it is accepted"));
                 },
             ],
         );

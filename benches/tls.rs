@@ -4,7 +4,7 @@ mod common;
 
 use std::hint::black_box;
 
-use common::{compare, connect, exchange_bare, message, note, placements, run_on, serve};
+use common::{Messages, compare, connect, exchange_bare, note, placements, run_on, serve};
 use mllp_client::{Client, TlsConfig, frame::Framing};
 use native_tls::{Certificate, Identity, TlsAcceptor, TlsConnector};
 
@@ -24,8 +24,8 @@ fn main() {
         run_on(here);
         println!("\nTLS, {title:<24}{:>12}{:>12}", "bare", "exchange");
         for (name, size) in SIZES {
-            let message = message(size);
-            let frame = Framing::default().encode(&message).expect("the message has no framing byte");
+            let mut messages = Messages::new(size);
+            let frame = Framing::default().encode(messages.next()).expect("the message has no framing byte");
             let acceptor = acceptor.clone();
             let address = serve(2, there, move |stream| acceptor.accept(stream).expect("the client is right"));
             let mut bare = connector.connect("receiver.test", connect(address)).expect("the receiver is right");
@@ -35,7 +35,7 @@ fn main() {
             let ([bare, exchange], [_, ratio]) = compare(
                 size,
                 [&mut || exchange_bare(&mut bare, &frame), &mut || {
-                    black_box(connection.exchange(&message).expect("it is answered"));
+                    black_box(connection.exchange(messages.next()).expect("it is answered"));
                 }],
             );
             println!("{name:<29}{bare:>9.2} us{exchange:>9.2} us{ratio:>8.3}");

@@ -27,12 +27,40 @@ pub fn run_on(core: CoreId) {
     assert!(core_affinity::set_for_current(core), "this thread may run there");
 }
 
-/// A message of this many bytes, with control ID `MSG1`.
-pub fn message(size: usize) -> Vec<u8> {
-    let mut message = b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rOBX|1|TX|".to_vec();
-    message.resize(size - 1, b'x');
-    message.push(b'\r');
-    message
+/// What stands before the control ID, whose length is fixed.
+const BEFORE_ID: &[u8] = b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|";
+const ID: usize = 8;
+
+/// Messages of one size, each with a control ID of its own, as a sender gives them.
+#[derive(Clone)]
+pub struct Messages(Vec<u8>);
+
+impl Messages {
+    /// Messages of this many bytes.
+    pub fn new(size: usize) -> Messages {
+        Messages::of_sender(0, size)
+    }
+
+    /// The messages of one of many senders, of which each has a million.
+    pub fn of_sender(sender: usize, size: usize) -> Messages {
+        let id = format!("{sender:02}000000");
+        let mut message = [BEFORE_ID, id.as_bytes(), b"|P|2.5\rOBX|1|TX|"].concat();
+        message.resize(size - 1, b'x');
+        message.push(b'\r');
+        Messages(message)
+    }
+
+    /// The next message.
+    pub fn next(&mut self) -> &[u8] {
+        for digit in self.0[BEFORE_ID.len()..BEFORE_ID.len() + ID].iter_mut().rev() {
+            if *digit < b'9' {
+                *digit += 1;
+                break;
+            }
+            *digit = b'0';
+        }
+        &self.0
+    }
 }
 
 /// A socket set up as the client's.
@@ -74,11 +102,18 @@ fn serve_by<S: Read + Write>(
                 begin();
                 connection.set_nodelay(true).expect("a TCP socket takes it");
                 let mut stream = open(connection);
-                let answer = b"\x0BMSH|^~\\&|EHR|H|LAB|H|20260101||ACK^R01|1|P|2.5\rMSA|AA|MSG1\r\x1C\r";
+                let mut answer =
+                    b"\x0BMSH|^~\\&|EHR|H|LAB|H|20260101||ACK^R01|1|P|2.5\rMSA|AA|00000000\r\x1C\r".to_vec();
+                let id_at = answer.len() - 3 - ID;
                 let mut buffer = vec![0; 256 * 1024];
                 while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                    if buffer.starts_with(&[b"\x0B", BEFORE_ID].concat()) {
+                        let from = 1 + BEFORE_ID.len();
+                        answer[id_at..id_at + ID].copy_from_slice(&buffer[from..from + ID]);
+                    }
                     if buffer[..count].ends_with(b"\x1C\r") {
-                        stream.write_all(answer).expect("the client reads");
+                        stream.write_all(&answer).expect("the client reads");
+                        buffer[0] = 0;
                     }
                 }
             });

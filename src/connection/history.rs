@@ -1,7 +1,6 @@
 //! Which control IDs a connection has carried, so that an acknowledgment that comes late or twice is recognised for what it is.
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hasher};
 
 use crate::ack::AckCode;
 use crate::exchange::After;
@@ -25,6 +24,7 @@ pub(crate) struct History {
     chains: Box<[u32]>,
     /// How many entries there have been.
     count: u32,
+    has_read: bool,
     /// How many of those that are remembered have [`State::Awaiting`].
     awaiting: usize,
     /// Whether one had to be overwritten whose application acknowledgment may still come.
@@ -61,6 +61,7 @@ impl History {
             entries: vec![none; REMEMBERED].into(),
             chains: vec![0; CHAINS].into(),
             count: 0,
+            has_read: false,
             awaiting: 0,
             overflowed: false,
             forgets_answered,
@@ -86,6 +87,7 @@ impl History {
         let chain = &mut self.chains[chain_of(hash)];
         let entry = &mut self.entries[self.count as usize % REMEMBERED];
         *entry = Entry { hash, older: *chain, state };
+        self.has_read |= state != State::Unread;
         self.count += 1;
         *chain = self.count;
         self.awaiting += usize::from(state == State::Awaiting);
@@ -110,6 +112,11 @@ impl History {
     /// Whether nothing is remembered.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Whether anything was carried that was read, so that acknowledgments of it may come again.
+    pub(crate) fn has_read(&self) -> bool {
+        self.has_read
     }
 
     /// Whether an application acknowledgment may still come.
@@ -148,14 +155,15 @@ impl fmt::Debug for History {
     }
 }
 
+/// FNV-1a.
 fn hash(control_id: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(control_id);
-    hasher.finish()
+    control_id
+        .iter()
+        .fold(0xCBF2_9CE4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3))
 }
 
 fn chain_of(hash: u64) -> usize {
-    hash as usize % CHAINS
+    (hash ^ (hash >> 32)) as usize % CHAINS
 }
 
 #[cfg(test)]

@@ -117,7 +117,7 @@ impl Intake {
         let answer = Answer {
             content: self.buffer.content(at),
             from,
-            may_be_earlier: !self.history.is_empty(),
+            may_be_earlier: self.history.has_read(),
             is_alone: !self.history.is_awaiting(),
         };
         let history = &mut self.history;
@@ -186,7 +186,7 @@ impl Intake {
 
     /// Whether a frame holds nothing but acknowledgments of earlier messages, which the observer then learns of.
     pub(super) fn pass_over(&mut self, at: Range<usize>, settings: &Settings) -> bool {
-        if self.history.is_empty() {
+        if !self.history.has_read() {
             return false;
         }
         let content = self.buffer.content(at);

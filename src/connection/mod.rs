@@ -131,9 +131,8 @@ impl Connection {
 
     /// Sends any payload and returns the content of the first frame that comes back, as it came, borrowed from the
     /// connection's buffer. Nothing is read in either: no header, no acknowledgment code. Two things are made sure of all the same: an
-    /// acknowledgment that carries the control ID of an earlier payload is not the reply to another one, and a payload with the
-    /// control ID of a message that was sent by [`send`](Connection::send) is refused. Payloads with the same control ID one after the
-    /// other are the caller's to tell apart. What a peer answers before the payload has left whole is no reply to it; it is
+    /// acknowledgment of a message that was sent before by [`send`](Connection::send) is not the reply, and a payload with the control
+    /// ID of such a message is refused. Replies to other payloads are the caller's to tell apart. What a peer answers before the payload has left whole is no reply to it; it is
     /// [`Error::response`] then.
     ///
     /// # Errors

@@ -79,6 +79,9 @@ impl RecvBuffer {
 
     /// Where the next frame's content stands, once it is whole. It stays there until more space is asked for.
     pub(crate) fn frame(&mut self) -> Result<Option<Range<usize>>, FrameError> {
+        if self.used == self.filled {
+            return Ok(None);
+        }
         let Some(frame) = self.scanner.scan(&self.bytes[self.used..self.filled])? else { return Ok(None) };
         let from = self.used + frame.skipped + self.head;
         let to = from + frame.payload.len();
