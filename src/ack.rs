@@ -49,10 +49,16 @@ impl AckCode {
     }
 
     fn read(text: &[u8]) -> Option<AckCode> {
-        use AckCode::*;
-        [ApplicationAccept, ApplicationError, ApplicationReject, CommitAccept, CommitError, CommitReject]
-            .into_iter()
-            .find(|code| text.eq_ignore_ascii_case(code.as_str().as_bytes()))
+        let &[first, second] = text else { return None };
+        Some(match [first, second].map(|letter| letter.to_ascii_uppercase()) {
+            [b'A', b'A'] => AckCode::ApplicationAccept,
+            [b'A', b'E'] => AckCode::ApplicationError,
+            [b'A', b'R'] => AckCode::ApplicationReject,
+            [b'C', b'A'] => AckCode::CommitAccept,
+            [b'C', b'E'] => AckCode::CommitError,
+            [b'C', b'R'] => AckCode::CommitReject,
+            _ => return None,
+        })
     }
 }
 

@@ -399,7 +399,8 @@ impl<'a> Request<'a> {
             let mut lease = client.pool.acquire(deadline)?;
             let conversation = exchange_on(&mut lease, deadline, |connection| {
                 let awaited = Message::new(message, &header, settings.ack_rules(&policy));
-                let conversation = connection.begin(message, awaited, &policy, deadline)?;
+                let mut conversation = Conversation::new(awaited, &policy, deadline);
+                connection.begin(&mut conversation, message)?;
                 if !conversation.is_over() {
                     return Ok(conversation);
                 }

@@ -328,6 +328,12 @@ impl Scanner {
     /// Where the content begins.
     fn find_start(&mut self, received: &[u8]) -> Result<Option<usize>, FrameError> {
         let start = self.framing.start.bytes();
+        // Common case: nothing stands before the frame.
+        if self.looked == 0 && received.first() == Some(&start[0]) && start.len() == 1 {
+            self.looked = 1;
+            self.content = Some(1);
+            return Ok(self.content);
+        }
         while let Some(&first) = received.get(self.looked) {
             let rest = &received[self.looked..];
             if rest.starts_with(start) {

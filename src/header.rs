@@ -1,5 +1,7 @@
 //! Reading the header of a message that is about to be sent: what it is called, and what it asks for in return.
 
+use memchr::memchr2;
+
 use crate::error::MessageError;
 use crate::segment::{self, Delimiters};
 
@@ -49,6 +51,26 @@ impl<'m> Header<'m> {
         }
         Err(MessageError::NoControlId)
     }
+}
+
+/// The control ID of what a payload is, if it is HL7 and has one: as [`Header::read`] reads it, and no more than that.
+pub(crate) fn control_id(payload: &[u8]) -> Option<&[u8]> {
+    if !payload.starts_with(b"MSH") {
+        return Header::read(payload).ok().map(|header| header.control_id);
+    }
+    let delimiters = Delimiters::of_header(payload)?;
+    let [control_id] = delimiters.header_fields(payload, [10]);
+    if control_id.is_empty() {
+        return None;
+    }
+    // The separators were counted without a look at where the segment ends.
+    let end = control_id.as_ptr().addr() - payload.as_ptr().addr();
+    let control_id = match memchr2(b'\r', b'\n', payload.get(..end + control_id.len())?) {
+        None => control_id,
+        Some(segment_end) if segment_end >= end => &payload[end..segment_end],
+        Some(_) => return None,
+    };
+    Some(absent_if_null(control_id.trim_ascii())).filter(|control_id| !control_id.is_empty())
 }
 
 /// The control IDs of a batch and of all messages in it (FHS-11, BHS-11, MSH-10).
@@ -131,6 +153,7 @@ mod tests {
         ] {
             let read = Header::read(message.as_bytes()).map(|header| header.control_id);
             assert_eq!(read, expected.map(str::as_bytes), "{name}");
+            assert_eq!(super::control_id(message.as_bytes()), read.ok(), "{name}");
         }
     }
 
@@ -209,6 +232,8 @@ mod tests {
                 commit: header.asked.commit,
                 application: header.asked.application,
             });
+            let control_id = read.as_ref().ok().map(|header| &header.control_id[..]);
+            proptest::prop_assert_eq!(super::control_id(&message), control_id);
             proptest::prop_assert_eq!(read, oracle::header(&message));
         }
     }

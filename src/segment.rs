@@ -40,30 +40,25 @@ impl Delimiters {
 
     /// The fields with these ascending numbers of an ordinary segment; empty where there are none.
     pub(crate) fn fields<'m, const N: usize>(&self, segment: &'m [u8], numbers: [usize; N]) -> [&'m [u8]; N] {
+        // Done for every message and every acknowledgment: one pass, as far as needed, and byte by byte, since a vectorised search
+        // would take longer to begin than to end.
         let mut found: [&[u8]; N] = [&[]; N];
-        let mut wanted = numbers.iter().zip(&mut found);
-        let Some((mut number, mut slot)) = wanted.next() else { return found };
-        let (mut passed, mut from) = (0, 0);
-        // Done for every message and every acknowledgment, and as far as needed: eight bytes at a time, since fields are too short for a
-        // vectorised search.
-        for (index, chunk) in segment.chunks(8).enumerate() {
-            let mut separators = equal_bytes(chunk, self.field);
-            while separators != 0 {
-                let at = 8 * index + separators.trailing_zeros() as usize / 8;
-                separators &= separators - 1;
-                if passed == *number {
-                    *slot = &segment[from..at];
-                    match wanted.next() {
-                        Some(next) => (number, slot) = next,
-                        None => return found,
+        let (mut slot, mut passed, mut from) = (0, 0, 0);
+        for (at, &byte) in segment.iter().enumerate() {
+            if byte == self.field {
+                if passed == numbers[slot] {
+                    found[slot] = &segment[from..at];
+                    slot += 1;
+                    if slot == N {
+                        return found;
                     }
                 }
                 passed += 1;
                 from = at + 1;
             }
         }
-        if passed == *number {
-            *slot = &segment[from..];
+        if passed == numbers[slot] {
+            found[slot] = &segment[from..];
         }
         found
     }
@@ -135,22 +130,6 @@ impl Delimiters {
         }
         true
     }
-}
-
-/// The bytes of up to eight that equal this one: the highest bit is set in each of their places.
-fn equal_bytes(bytes: &[u8], byte: u8) -> u64 {
-    const LOW: u64 = 0x7F7F_7F7F_7F7F_7F7F;
-    let word = match bytes.try_into() {
-        Ok(word) => u64::from_le_bytes(word),
-        Err(_) => {
-            // What is missing differs from the byte.
-            let mut padded = [!byte; 8];
-            padded[..bytes.len()].copy_from_slice(bytes);
-            u64::from_le_bytes(padded)
-        }
-    };
-    let difference = word ^ u64::from_le_bytes([byte; 8]);
-    !(((difference & LOW) + LOW) | difference | LOW)
 }
 
 /// The segments of a message in order, without their ends (CR, LF or CRLF) and without empty ones.

@@ -29,7 +29,7 @@ pub(crate) struct Conversation<A> {
     /// The connection, until the exchange is over.
     live: Option<Box<Live>>,
     progress: Progress,
-    failure: Option<Failure>,
+    failure: Option<Box<Failure>>,
     wait: Wait,
     call: Deadline,
     /// The limit of the application acknowledgments once a commit accept has come; the call's if there is none of its own.
@@ -51,6 +51,22 @@ struct Wait {
 }
 
 impl<A: Awaited> Conversation<A> {
+    /// One that is about to begin.
+    pub(crate) fn new(awaited: A, policy: &AckPolicy, deadline: &Deadline) -> Self {
+        Conversation {
+            awaited,
+            live: None,
+            progress: Progress::NotSent,
+            failure: None,
+            wait: Wait { until: *deadline, has_received: false, last_look: None },
+            call: *deadline,
+            application_timeout: policy.application_timeout,
+            application: *deadline,
+            leaves_doubt: false,
+            answer: 0..0,
+        }
+    }
+
     /// What it waits for, and what has come of it.
     pub(crate) fn awaited(&self) -> &A {
         &self.awaited
@@ -68,7 +84,13 @@ impl<A: Awaited> Conversation<A> {
 
     /// What the caller gets once it is over.
     pub(crate) fn end(self) -> Result<A::End, Error> {
-        self.awaited.end(self.failure)
+        let Conversation { awaited, failure, .. } = self;
+        awaited.end(failure.map(|failure| *failure))
+    }
+
+    fn fail(&mut self, (kind, evidence): (ErrorKind, Evidence), while_sending: bool) {
+        let progress = self.progress.clone();
+        self.failure = Some(Box::new(Failure { kind, progress, evidence, while_sending }));
     }
 }
 
@@ -81,7 +103,8 @@ impl Connection {
         policy: &AckPolicy,
         deadline: &Deadline,
     ) -> Result<A::End, Error> {
-        let mut conversation = self.begin(payload, awaited, policy, deadline)?;
+        let mut conversation = Conversation::new(awaited, policy, deadline);
+        self.begin(&mut conversation, payload)?;
         while !conversation.is_over() {
             self.next_answer(&mut conversation);
         }
@@ -90,7 +113,8 @@ impl Connection {
 
     /// Runs an exchange of which the first frame is the end, whatever it holds; where that stands.
     pub(crate) fn converse_unread(&mut self, payload: &[u8], deadline: &Deadline) -> Result<Range<usize>, Error> {
-        let mut conversation = self.begin(payload, AnyFrame::after(payload), &AckPolicy::default(), deadline)?;
+        let mut conversation = Conversation::new(AnyFrame::after(payload), &AckPolicy::default(), deadline);
+        self.begin(&mut conversation, payload)?;
         while !conversation.is_over() {
             self.next_answer(&mut conversation);
         }
@@ -101,7 +125,8 @@ impl Connection {
     /// Writes a checked payload, awaits nothing, and ends the connection: an answer that is not awaited would be taken for
     /// the next one's.
     pub(crate) fn send_unacknowledged(&mut self, payload: &[u8], deadline: &Deadline) -> Result<(), Error> {
-        let mut conversation = self.begin(payload, AnyFrame::after(payload), &AckPolicy::default(), deadline)?;
+        let mut conversation = Conversation::new(AnyFrame::after(payload), &AckPolicy::default(), deadline);
+        self.begin(&mut conversation, payload)?;
         if let Some(mut live) = conversation.live.take() {
             live.stream.finish(deadline);
         }
@@ -116,40 +141,25 @@ impl Connection {
     /// [`MessageError::ControlIdInUse`], which leaves the connection as it is, or [`ErrorKind::Closed`].
     pub(crate) fn begin<A: Awaited>(
         &mut self,
+        conversation: &mut Conversation<A>,
         payload: &[u8],
-        awaited: A,
-        policy: &AckPolicy,
-        deadline: &Deadline,
-    ) -> Result<Conversation<A>, Error> {
-        if !self.intake.can_tell_apart(&awaited) {
+    ) -> Result<(), Error> {
+        if !self.intake.can_tell_apart(&conversation.awaited) {
             return Err(Error::before_sending(ErrorKind::InvalidMessage(MessageError::ControlIdInUse)));
         }
         let mut live = self.live.take().ok_or_else(closed)?;
         self.is_fresh = false;
-        let mut conversation = Conversation {
-            awaited,
-            live: None,
-            progress: Progress::NotSent,
-            failure: None,
-            wait: Wait { until: *deadline, has_received: false, last_look: None },
-            call: *deadline,
-            application_timeout: policy.application_timeout,
-            application: *deadline,
-            leaves_doubt: false,
-            answer: 0..0,
-        };
-        match self.deliver(&mut conversation, &mut live, payload) {
+        match self.deliver(conversation, &mut live, payload) {
             Ok(()) => conversation.live = Some(live),
-            Err((kind, evidence)) => {
-                let not_stored = matches!(kind, ErrorKind::NotStored { .. });
-                conversation.failure =
-                    Some(Failure { kind, progress: conversation.progress.clone(), evidence, while_sending: true });
+            Err(failure) => {
+                let not_stored = matches!(failure.0, ErrorKind::NotStored { .. });
+                conversation.fail(failure, true);
                 if not_stored {
-                    self.keep(&conversation, live);
+                    self.keep(conversation, live);
                 }
             }
         }
-        Ok(conversation)
+        Ok(())
     }
 
     /// Takes answers until one changes something: a commit accept, the end, or a failure.
@@ -159,10 +169,7 @@ impl Connection {
             Ok(Step::Ends) if conversation.leaves_doubt => {}
             Ok(Step::Ends) => self.keep(conversation, live),
             Ok(_) => conversation.live = Some(live),
-            Err((kind, evidence)) => {
-                let progress = conversation.progress.clone();
-                conversation.failure = Some(Failure { kind, progress, evidence, while_sending: false });
-            }
+            Err(failure) => conversation.fail(failure, false),
         }
     }
 
@@ -433,6 +440,10 @@ impl Connection {
     /// MLLP release 2: writes the commit blocks that are due for acknowledgments that have come. One that cannot be written
     /// is doubt.
     fn write_commit_blocks(&mut self, live: &mut Live, deadline: &Deadline) -> Result<(), ErrorKind> {
+        // Common case: there are none.
+        if self.intake.commit_blocks_due == 0 {
+            return Ok(());
+        }
         let framing = &self.settings.framing;
         while self.intake.commit_blocks_due > 0 {
             let parts = [framing.head(), frame::STORED, framing.tail()];

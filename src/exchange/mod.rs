@@ -28,7 +28,7 @@ pub(crate) use message::Message;
 use crate::ack::{Ack, AckCode, AckMode, Layout};
 use crate::charset::Charset;
 use crate::error::{Delivery, Error, ErrorKind, Evidence, Hint, Phase};
-use crate::header::{Asked, Header};
+use crate::header::{self, Asked, Header};
 
 /// How acknowledgments are read, for all messages of a call.
 #[derive(Clone, Copy, Debug)]
@@ -254,8 +254,7 @@ pub(crate) struct AnyFrame<'p> {
 impl<'p> AnyFrame<'p> {
     /// The reply to this payload.
     pub(crate) fn after(payload: &'p [u8]) -> Self {
-        let control_id = Header::read(payload).ok().map(|header| header.control_id);
-        AnyFrame { control_id, is_over: false }
+        AnyFrame { control_id: header::control_id(payload), is_over: false }
     }
 }
 
