@@ -5,16 +5,24 @@
 //! own. The bare socket is set up as the client's: TCP_NODELAY, and a time-out for reading and writing. The table is printed
 //! twice: with the ends on a core each, and with both on one (the only table under `taskset -c 0`), where waking the other core
 //! does not hide what the client costs.
+//!
+//! The column `probed` is the bare loop with what the client's promises take: before each write a look at what has come, and one search
+//! for framing bytes in the message.
 
 mod common;
 
 use std::hint::black_box;
+use std::io::ErrorKind;
+use std::mem::MaybeUninit;
+use std::net::TcpStream;
 
 use bytes::BytesMut;
 use common::{Messages, compare, connect, exchange_bare, note, placements, run_on, serve};
 use futures_util::{SinkExt, StreamExt};
 use hl7_mllp_codec::MllpCodec;
+use memchr::memchr2;
 use mllp_client::{Client, frame::Framing};
+use socket2::SockRef;
 use tokio_util::codec::Framed;
 
 const SIZES: [(&str, usize); 5] =
@@ -25,14 +33,14 @@ fn main() {
     for (title, here, there) in placements() {
         run_on(here);
         println!(
-            "\n{title:<24}{:>12}{:>12}{:>8}{:>12}{:>8}{:>12}{:>8}",
-            "bare", "exchange", "", "send", "", "codec", ""
+            "\n{title:<24}{:>12}{:>12}{:>8}{:>12}{:>8}{:>12}{:>8}{:>12}{:>8}",
+            "bare", "probed", "", "exchange", "", "send", "", "codec", ""
         );
         for (name, size) in SIZES {
             let [mut sent, mut exchanged, mut coded] = [0, 1, 2].map(|sender| Messages::of_sender(sender, size));
             let frame = Framing::default().encode(sent.next()).expect("the message has no framing byte");
-            let address = serve(4, there, |stream| stream);
-            let mut bare = connect(address);
+            let address = serve(5, there, |stream| stream);
+            let [mut bare, mut probed] = [connect(address), connect(address)];
             let endpoint = format!("mllp://{address}");
             let mut connection = Client::builder(&endpoint).connect().expect("the receiver listens");
             let client = Client::new(&endpoint).expect("the endpoint is one");
@@ -41,10 +49,15 @@ fn main() {
                 stream.set_nodelay(true).expect("a TCP socket takes it");
                 Framed::new(stream, MllpCodec::new())
             });
-            let ([bare, exchange, send, peer], [_, exchange_ratio, send_ratio, peer_ratio]) = compare(
+            let (times, [_, probed_ratio, exchange_ratio, send_ratio, peer_ratio]) = compare(
                 size,
                 [
                     &mut || exchange_bare(&mut bare, &frame),
+                    &mut || {
+                        assert_eq!(memchr2(0x0B, 0x1C, black_box(&frame[1..frame.len() - 2])), None);
+                        probe(&probed);
+                        exchange_bare(&mut probed, &frame);
+                    },
                     &mut || {
                         black_box(connection.exchange(exchanged.next()).expect("it is answered"));
                     },
@@ -59,8 +72,11 @@ fn main() {
                     },
                 ],
             );
-            print!("{name:<24}{bare:>9.2} us{exchange:>9.2} us{exchange_ratio:>8.3}{send:>9.2} us{send_ratio:>8.3}");
-            println!("{peer:>9.2} us{peer_ratio:>8.3}");
+            let [bare, probed, exchange, send, peer] = times;
+            print!(
+                "{name:<24}{bare:>9.2} us{probed:>9.2} us{probed_ratio:>8.3}{exchange:>9.2} us{exchange_ratio:>8.3}"
+            );
+            println!("{send:>9.2} us{send_ratio:>8.3}{peer:>9.2} us{peer_ratio:>8.3}");
             let chart = format!("Exchange, {title}");
             for (what, ratio) in
                 [("exchange", exchange_ratio), ("send", send_ratio), ("hl7-mllp-codec on tokio", peer_ratio)]
@@ -69,4 +85,11 @@ fn main() {
             }
         }
     }
+}
+
+/// Looks, without waiting and without taking, whether anything has come.
+fn probe(stream: &TcpStream) {
+    let peek_at_once = if cfg!(target_os = "linux") { 0x02 | 0x40 } else { 0x02 | 0x80 };
+    let peeked = SockRef::from(stream).recv_with_flags(&mut [MaybeUninit::uninit()], peek_at_once);
+    assert!(peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "nothing has come");
 }

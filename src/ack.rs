@@ -103,8 +103,7 @@ pub enum AckMode {
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ack {
-    /// Shared by clones: one acknowledgment may be for many messages.
-    raw: Arc<[u8]>,
+    raw: Raw,
     /// The same in UTF-8, where it came in another character set.
     decoded: Option<Arc<[u8]>>,
     /// Of the text that the views are of.
@@ -121,12 +120,12 @@ impl Ack {
     pub fn parse(raw: impl Into<Vec<u8>>) -> Result<Ack, AckParseError> {
         let raw = raw.into();
         let layout = Layout::read(&raw)?;
-        Ok(Ack { raw: raw.into(), decoded: None, layout }.in_charset(Charset::UTF_8))
+        Ok(Ack { raw: Raw::Whole(raw.into()), decoded: None, layout }.in_charset(Charset::UTF_8))
     }
 
     /// The acknowledgment with its views in the character set that its own MSH-18 names, or else in this one.
     pub(crate) fn in_charset(self, charset: Charset) -> Ack {
-        let Some(decoded) = charset.decode(&self.raw) else { return self };
+        let Some(decoded) = charset.decode(self.raw()) else { return self };
         match Layout::read(&decoded) {
             Ok(layout) => Ack { decoded: Some(decoded.into()), layout, ..self },
             Err(_) => self,
@@ -134,7 +133,7 @@ impl Ack {
     }
 
     fn plain(&self) -> &[u8] {
-        self.decoded.as_deref().unwrap_or(&self.raw)
+        self.decoded.as_deref().unwrap_or_else(|| self.raw())
     }
 
     /// The Acknowledgment Code (MSA-1).
@@ -174,7 +173,13 @@ impl Ack {
 
     /// The acknowledgment as it came, without its framing.
     pub fn raw(&self) -> &[u8] {
-        &self.raw
+        self.raw.bytes()
+    }
+
+    /// How many bytes it keeps that it shares with no other acknowledgment of the same frame.
+    pub(crate) fn kept(&self) -> usize {
+        let raw = if let Raw::Whole(raw) = &self.raw { raw.len() } else { 0 };
+        raw + self.decoded.as_ref().map_or(0, |decoded| decoded.len())
     }
 }
 
@@ -183,10 +188,38 @@ impl fmt::Debug for Ack {
         f.debug_struct("Ack")
             .field("code", &self.code())
             .field("control_id", &self.control_id_in_short())
-            .field("len", &self.raw.len())
+            .field("len", &self.raw().len())
             .finish()
     }
 }
+
+/// An acknowledgment's bytes. Shared by clones: one acknowledgment may be for many messages.
+#[derive(Clone)]
+enum Raw {
+    Whole(Arc<[u8]>),
+    /// A part of a frame that holds many.
+    Part {
+        frame: Arc<Vec<u8>>,
+        at: Span,
+    },
+}
+
+impl Raw {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Raw::Whole(raw) => raw,
+            Raw::Part { frame, at } => at.of(frame),
+        }
+    }
+}
+
+impl PartialEq for Raw {
+    fn eq(&self, other: &Raw) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for Raw {}
 
 /// Where the parts of an acknowledgment stand in its bytes: it is read in place, and copied only when it is handed out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -243,7 +276,13 @@ impl Layout {
 
     /// The acknowledgment with a copy of its bytes.
     pub(crate) fn to_ack(self, raw: &[u8]) -> Ack {
-        Ack { raw: raw.into(), decoded: None, layout: self }
+        Ack { raw: Raw::Whole(raw.into()), decoded: None, layout: self }
+    }
+
+    /// The acknowledgment as a part of the bytes that it stands in, without a copy.
+    pub(crate) fn to_part(self, frame: &Arc<Vec<u8>>, raw: &[u8]) -> Ack {
+        let at = Span::within(frame, raw);
+        Ack { raw: Raw::Part { frame: Arc::clone(frame), at }, decoded: None, layout: self }
     }
 }
 

@@ -163,12 +163,20 @@ impl Client {
         let settings = self.pool.settings();
         let Settings { timeout, ack_policy: policy, monitor, .. } = &**settings;
         let deadline = Deadline::after(*timeout);
-        let text = batch.to_bytes();
-        let sent =
-            settings.check_payload(&text).and_then(|()| settings.check_batch(batch, policy.mode)).and_then(|headers| {
-                let awaited = || Batched::new(batch.control_ids(), &headers, settings.ack_rules(policy));
-                self.run(&deadline, |connection| connection.converse(&text, awaited(), policy, &deadline))
-            });
+        let mut text = batch.to_bytes();
+        let checked = settings.check_payload(&text).and_then(|()| settings.check_batch(batch, policy.mode));
+        let sent = checked.and_then(|headers| {
+            self.run(&deadline, |connection| {
+                let awaited = Batched::new(batch.control_ids(), &headers, settings.ack_rules(policy));
+                let mut conversation = Conversation::new(awaited, policy, &deadline);
+                connection.begin(&mut conversation, &text)?;
+                if !conversation.is_over() {
+                    // It is not sent again, and the answers may take as much room.
+                    text = Vec::new();
+                }
+                connection.finish(conversation)
+            })
+        });
         let results = monitor.conclude(sent, &deadline)?;
         Ok(results.into_iter().map(|result| monitor.conclude(result, &deadline)).collect())
     }

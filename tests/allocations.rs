@@ -4,8 +4,9 @@ mod common;
 
 use std::time::Duration;
 
-use common::{LONG, client, connection, message};
-use mllp_client::testing::Receiver;
+use common::{LONG, acknowledgment, client, connection, message};
+use mllp_client::testing::{Receiver, Step};
+use mllp_client::{Batch, Client};
 
 /// Allocations on this thread.
 fn allocations(work: impl FnMut()) -> u64 {
@@ -31,6 +32,33 @@ fn a_warm_exchange() {
         assert_eq!(allocations(|| drop(client.exchange(&three).unwrap())), 1, "Client::exchange");
     }
     assert_eq!(receiver.connections(), 2);
+}
+
+/// 20 000 messages, and 10 MB of acknowledgments.
+#[test]
+fn a_batch_keeps_no_more_than_its_answers() {
+    const MAX_ACK_SIZE: usize = 10 * 1024 * 1024;
+    let mut batch = Batch::new("B").unwrap();
+    (0..20_000).for_each(|number| batch.push(message(&number.to_string())).unwrap());
+    let answer = |number: usize| {
+        let mut answer = acknowledgment("AA", &number.to_string());
+        answer.splice(answer.len() - 3..answer.len() - 3, [&b"|"[..], &vec![b'x'; 495 - answer.len()]].concat());
+        answer
+    };
+    let bare = |number: usize| answer(number)[1..].strip_suffix(b"\x1C\r").unwrap().to_vec();
+    let each: Vec<u8> = (0..20_000).flat_map(answer).collect();
+    let together: Vec<u8> = (0..20_000).flat_map(bare).collect();
+    let size = batch.to_bytes().len();
+    for (name, step) in [("a frame for each", Step::bytes(each)), ("one frame", Step::frame(together))] {
+        let receiver = Receiver::scripted([step]).unwrap();
+        let client = Client::builder(&receiver.endpoint()).timeout(LONG).max_ack_size(MAX_ACK_SIZE).build().unwrap();
+        client.connect().unwrap();
+        let mut results = Vec::new();
+        let allocated = allocation_counter::measure(|| results = client.send_batch(&batch).unwrap());
+        assert!(results.iter().all(Result::is_ok), "{name}");
+        let most = (size + 2 * MAX_ACK_SIZE) as u64;
+        assert!(allocated.bytes_max <= most, "{name}: {} of {most}", allocated.bytes_max);
+    }
 }
 
 #[test]

@@ -105,6 +105,11 @@ impl Connection {
     ) -> Result<A::End, Error> {
         let mut conversation = Conversation::new(awaited, policy, deadline);
         self.begin(&mut conversation, payload)?;
+        self.finish(conversation)
+    }
+
+    /// Waits for all answers of an exchange that was begun.
+    pub(crate) fn finish<A: Awaited>(&mut self, mut conversation: Conversation<A>) -> Result<A::End, Error> {
         while !conversation.is_over() {
             self.next_answer(&mut conversation);
         }
@@ -323,9 +328,10 @@ impl Connection {
         at: Range<usize>,
     ) -> Result<Step, (ErrorKind, Evidence)> {
         let Conversation { awaited, wait, .. } = conversation;
+        let frame = self.intake.take_out::<A>(&at);
         let mut from = 0;
         loop {
-            let taken = match self.intake.accept(awaited, at.clone(), from, &self.settings) {
+            let taken = match self.intake.accept(awaited, at.clone(), frame.as_ref(), from, &self.settings) {
                 Ok(Step::Partly(next)) => {
                     from = next;
                     wait.check(live, awaited.phase())
@@ -334,7 +340,9 @@ impl Connection {
                 Err(kind) => Err(kind),
             };
             if let Err(kind) = taken {
-                let evidence = self.response(self.intake.content(at), awaited.kept());
+                let content =
+                    frame.as_ref().map_or_else(|| self.intake.content(at.clone()), |frame| &frame[at.clone()]);
+                let evidence = self.response(content, awaited.kept());
                 self.report(conversation);
                 return Err((kind, evidence));
             }
@@ -411,10 +419,10 @@ impl Connection {
                 Ok(None) | Err(_) => break,
             }
             while let Ok(Some(at)) = self.intake.frame(&self.settings) {
-                match self.take_whole(conversation, live, at.clone()) {
-                    Ok(Step::PassedOver) => {}
-                    // What it means for a message of which the peer has seen only a part, the exchange decides.
-                    _ => return (kind, self.response(self.intake.content(at), 0)),
+                let evidence = self.response(self.intake.content(at.clone()), 0);
+                // What it means for a message of which the peer has seen only a part, the exchange decides.
+                if !matches!(self.take_whole(conversation, live, at), Ok(Step::PassedOver)) {
+                    return (kind, evidence);
                 }
             }
         }

@@ -3,6 +3,7 @@
 
 use std::mem;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::history::History;
 use super::recv_buffer::RecvBuffer;
@@ -111,17 +112,24 @@ impl Intake {
         &mut self,
         awaited: &mut A,
         at: Range<usize>,
+        frame: Option<&Arc<Vec<u8>>>,
         from: usize,
         settings: &Settings,
     ) -> Result<Step, ErrorKind> {
         let answer = Answer {
-            content: self.buffer.content(at),
+            content: frame.map_or_else(|| self.buffer.content(at.clone()), |frame| &frame[at.clone()]),
+            frame,
             from,
             may_be_earlier: self.history.has_read(),
             is_alone: !self.history.is_awaiting(),
         };
         let history = &mut self.history;
         awaited.accept(answer, &mut |raw, layout| recognise(history, raw, layout, settings))
+    }
+
+    /// The bytes of a large answer, where one may hold many acknowledgments.
+    pub(super) fn take_out<A: Awaited>(&mut self, at: &Range<usize>) -> Option<Arc<Vec<u8>>> {
+        if A::HOLDS_MANY { self.buffer.take_out(at).map(Arc::new) } else { None }
     }
 
     /// Remembers a control ID whose exchange has ended. `false` if the connection is not to be used again.

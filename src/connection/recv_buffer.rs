@@ -64,7 +64,10 @@ impl RecvBuffer {
                 self.filled -= self.used;
                 self.used = 0;
             } else if self.filled < bound {
-                self.bytes.resize((2 * self.filled).min(bound), 0);
+                let size = (2 * self.filled).min(bound);
+                // Exactly, since a vector of its own accord would take room for twice as much.
+                self.bytes.reserve_exact(size - self.filled);
+                self.bytes.resize(size, 0);
             } else {
                 return Err(FrameError::TooLarge { limit: self.max_content });
             }
@@ -92,6 +95,20 @@ impl RecvBuffer {
     /// The content found by [`frame`](RecvBuffer::frame).
     pub(crate) fn content(&self, at: Range<usize>) -> &[u8] {
         &self.bytes[at]
+    }
+
+    /// The bytes up to and with a content found last, where they can be kept, if it is large. The buffer goes on with another.
+    pub(crate) fn take_out(&mut self, at: &Range<usize>) -> Option<Vec<u8>> {
+        if at.len() < SMALL {
+            return None;
+        }
+        let mut other = vec![0; SMALL.max(self.rest().len())];
+        let rest = self.rest().len();
+        other[..rest].copy_from_slice(self.rest());
+        (self.used, self.filled) = (0, rest);
+        let mut bytes = std::mem::replace(&mut self.bytes, other);
+        bytes.truncate(at.end);
+        Some(bytes)
     }
 
     /// What has come and belongs to no frame yet.
@@ -172,7 +189,7 @@ mod tests {
         endless[0] = 0x0B;
         let mut buffer = buffer(limit);
         assert_eq!(receive(&mut buffer, &endless, 1000), Err(FrameError::TooLarge { limit }));
-        assert!(buffer.bytes.len() <= limit + AROUND);
+        assert!(buffer.bytes.capacity() <= limit + AROUND);
 
         // Whoever does not look for frames meets the bound all the same.
         let mut buffer = self::buffer(limit);

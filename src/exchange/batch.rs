@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use memchr::memchr2;
 
@@ -48,8 +49,9 @@ pub(crate) struct Batched<'m> {
     undecided: usize,
     silent: usize,
     uncommitted: usize,
-    /// How many bytes of acknowledgments are kept.
+    /// How many bytes of acknowledgments are kept, and whether the frame of the current answer is among them.
     kept: usize,
+    is_frame_kept: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -85,12 +87,13 @@ impl<'m> Batched<'m> {
             silent: asks.len(),
             uncommitted: asks.iter().filter(|asks| asks.commit).count(),
             kept: 0,
+            is_frame_kept: false,
             asks,
         }
     }
 
     /// Takes one acknowledgment.
-    fn take(&mut self, raw: &[u8], is_alone: bool, pass_over: &mut PassOver<'_>) -> Result<(), ErrorKind> {
+    fn take(&mut self, raw: &[u8], answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<(), ErrorKind> {
         let layout = Layout::read(raw).map_err(ErrorKind::MalformedAck)?;
         if layout.is_contradicted(raw) {
             return Err(CONTRADICTORY);
@@ -98,21 +101,23 @@ impl<'m> Batched<'m> {
         let control_id = layout.control_id(raw);
         let named = self.index.get(control_id).map(|&index| index as usize);
         match named {
-            Some(index) if self.found[index].verdict.is_none() => return self.take_for(index, raw, layout),
+            Some(index) if self.found[index].verdict.is_none() => {
+                return self.take_for(index, raw, layout, answer.frame);
+            }
             Some(index) if self.rules.verify && self.found[index].decided_by == self.answer => {
                 return self.take_again(index, layout.code());
             }
-            None if self.whole.contains(&control_id) => return self.take_for_all(raw, layout),
-            _ if !self.rules.verify => return self.take_for_next(raw, layout),
+            None if self.whole.contains(&control_id) => return self.take_for_all(raw, layout, answer.frame),
+            _ if !self.rules.verify => return self.take_for_next(raw, layout, answer.frame),
             // With more than one message it would not be known which one is refused.
             None if control_id.is_empty()
                 && self.asks.len() == 1
                 && self.undecided == 1
-                && is_alone
+                && answer.is_alone
                 && !layout.code().is_accept() =>
             {
                 self.is_nameless = true;
-                return self.take_for(0, raw, layout);
+                return self.take_for(0, raw, layout, answer.frame);
             }
             None if control_id.is_empty() => return Err(ErrorKind::MalformedAck(AckParseError::NoControlId)),
             _ => {}
@@ -124,19 +129,19 @@ impl<'m> Batched<'m> {
     }
 
     /// Takes an acknowledgment for a message that is not decided.
-    fn take_for(&mut self, index: usize, raw: &[u8], layout: Layout) -> Result<(), ErrorKind> {
+    fn take_for(&mut self, index: usize, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<(), ErrorKind> {
         let found = &mut self.found[index];
         if self.asks[index].ends_with(layout.code()) {
             if let Some(commit) = &found.commit
                 && (layout.code().is_accept() || self.kept + raw.len() > self.rules.max_kept)
             {
-                self.kept -= commit.raw().len();
+                self.kept -= commit.kept();
                 found.commit = None;
             }
-            let verdict = self.keep(raw, layout)?;
+            let verdict = self.keep(raw, layout, frame)?;
             self.decide(index, verdict);
         } else if !found.is_committed {
-            let commit = self.keep(raw, layout)?;
+            let commit = self.keep(raw, layout, frame)?;
             self.found[index].commit = Some(Box::new(commit));
             self.found[index].is_committed = true;
             self.silent -= 1;
@@ -158,15 +163,15 @@ impl<'m> Batched<'m> {
 
     /// Takes an acknowledgment that names no message of the batch, where control IDs are not compared: for the next message that is
     /// not decided.
-    fn take_for_next(&mut self, raw: &[u8], layout: Layout) -> Result<(), ErrorKind> {
+    fn take_for_next(&mut self, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<(), ErrorKind> {
         while self.found.get(self.first_undecided).is_some_and(|found| found.verdict.is_some()) {
             self.first_undecided += 1;
         }
-        if self.undecided == 0 { Ok(()) } else { self.take_for(self.first_undecided, raw, layout) }
+        if self.undecided == 0 { Ok(()) } else { self.take_for(self.first_undecided, raw, layout, frame) }
     }
 
     /// Takes an acknowledgment of the batch or the file, for every message that is not decided.
-    fn take_for_all(&mut self, raw: &[u8], layout: Layout) -> Result<(), ErrorKind> {
+    fn take_for_all(&mut self, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<(), ErrorKind> {
         let (code, accepts) = (layout.code(), layout.code().is_accept());
         if self.rules.verify && self.fresh_whole.is_some_and(|accepted| accepted != accepts) {
             // Neither verdict counts.
@@ -178,7 +183,7 @@ impl<'m> Batched<'m> {
         if self.undecided == 0 || (commits && self.whole_commit.is_some()) {
             return Ok(());
         }
-        let ack = self.keep(raw, layout)?;
+        let ack = self.keep(raw, layout, frame)?;
         self.fresh_commits |= commits && self.silent > 0;
         for index in 0..self.asks.len() {
             if self.found[index].verdict.is_some() {
@@ -212,21 +217,34 @@ impl<'m> Batched<'m> {
         self.fresh.push(index as u32);
     }
 
-    /// A copy of an acknowledgment, if there is room for it.
-    fn keep(&mut self, raw: &[u8], layout: Layout) -> Result<Ack, ErrorKind> {
+    /// An acknowledgment, if there is room for it: as a part of its frame, which is kept once, or as a copy.
+    fn keep(&mut self, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<Ack, ErrorKind> {
         let limit = self.rules.max_kept;
-        if self.kept + raw.len() > limit {
+        let size = match frame {
+            Some(_) if self.is_frame_kept => 0,
+            Some(frame) => frame.len(),
+            None => raw.len(),
+        };
+        if self.kept + size > limit {
             return Err(ErrorKind::AckTooLarge { limit });
         }
-        self.kept += raw.len();
-        Ok(layout.to_ack(raw).in_charset(self.rules.charset))
+        self.is_frame_kept |= frame.is_some();
+        let ack = frame.map_or_else(|| layout.to_ack(raw), |frame| layout.to_part(frame, raw));
+        let ack = ack.in_charset(self.rules.charset);
+        self.kept += if frame.is_some() { size + ack.kept() } else { ack.kept() };
+        Ok(ack)
     }
 }
+
+/// The bytes that an acknowledgment is a part of, where they can be kept.
+type Frame<'a> = Option<&'a Arc<Vec<u8>>>;
 
 const CONTRADICTORY: ErrorKind = ErrorKind::MalformedAck(AckParseError::Contradictory);
 
 impl Awaited for Batched<'_> {
     type End = Vec<Result<Ack, Error>>;
+
+    const HOLDS_MANY: bool = true;
 
     fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
         self.asks.iter().map(|asks| asks.control_id).chain(self.whole.iter().copied())
@@ -241,11 +259,12 @@ impl Awaited for Batched<'_> {
     }
 
     fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind> {
-        let Answer { content, mut from, is_alone, .. } = answer;
+        let Answer { content, mut from, .. } = answer;
         if from == 0 {
             self.answer += 1;
             self.fresh.clear();
             (self.fresh_whole, self.fresh_whole_commit, self.fresh_commits) = (None, false, false);
+            self.is_frame_kept = false;
         }
         for _ in 0..STRIDE {
             let Some(at) = next_acknowledgment(content, from) else {
@@ -256,7 +275,7 @@ impl Awaited for Batched<'_> {
                 });
             };
             from = at.end;
-            self.take(&content[at], is_alone, pass_over)?;
+            self.take(&content[at], answer, pass_over)?;
         }
         Ok(Step::Partly(from))
     }
@@ -356,7 +375,7 @@ mod tests {
     fn take(batch: &mut Batched<'_>, content: &[u8]) -> Result<Step, ErrorKind> {
         let mut from = 0;
         loop {
-            let answer = Answer { content, from, may_be_earlier: true, is_alone: true };
+            let answer = Answer { content, frame: None, from, may_be_earlier: true, is_alone: true };
             match batch.accept(answer, &mut |raw, layout| layout.control_id(raw) == b"0")? {
                 Step::Partly(next) => {
                     assert!(next > from && next <= content.len());
@@ -506,7 +525,7 @@ mod tests {
         let headers = headers(&ids, ORIGINAL);
         let answers: String = ids.split(' ').map(|id| acknowledgment(&format!("AA:{id}"))).collect();
         let mut batch = waiting(&headers, true, usize::MAX);
-        let answer = Answer { content: answers.as_bytes(), from: 0, may_be_earlier: true, is_alone: true };
+        let answer = Answer { content: answers.as_bytes(), frame: None, from: 0, may_be_earlier: true, is_alone: true };
         let step = batch.accept(answer, &mut |_, _| false).unwrap();
         assert!(matches!(step, Step::Partly(next) if next < answers.len() / 2), "{step:?}");
         let mut batch = waiting(&headers, true, usize::MAX);

@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn answer(content: &[u8]) -> Answer<'_> {
-        Answer { content, from: 0, may_be_earlier: true, is_alone: true }
+        Answer { content, frame: None, from: 0, may_be_earlier: true, is_alone: true }
     }
 
     fn nobodys(_: &[u8], _: &Layout) -> bool {

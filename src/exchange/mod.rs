@@ -22,6 +22,8 @@
 mod batch;
 mod message;
 
+use std::sync::Arc;
+
 pub(crate) use batch::{Batched, next_acknowledgment};
 pub(crate) use message::Message;
 
@@ -118,6 +120,8 @@ impl Failure {
 #[derive(Clone, Copy)]
 pub(crate) struct Answer<'a> {
     pub(crate) content: &'a [u8],
+    /// The bytes that the content stands in, where they can be kept without a copy.
+    pub(crate) frame: Option<&'a Arc<Vec<u8>>>,
     /// Where what has not been taken begins.
     pub(crate) from: usize,
     /// Whether the connection has carried messages before, of which an acknowledgment may come again.
@@ -173,6 +177,9 @@ pub(crate) trait Awaited {
 
     /// Whether answers are read, and recognised by their control ID.
     const IS_READ: bool = true;
+
+    /// Whether one answer may hold many acknowledgments, so that its bytes are better kept than copied.
+    const HOLDS_MANY: bool = false;
 
     /// The control IDs that acknowledgments of the payload may carry.
     fn control_ids(&self) -> impl Iterator<Item = &[u8]>;

@@ -23,7 +23,9 @@ fn rules(mode: AckMode, verify: bool) -> AckRules {
 fn take(awaited: &mut impl Awaited, content: &[u8]) -> Result<Step, ErrorKind> {
     let mut from = 0;
     loop {
-        match awaited.accept(Answer { content, from, may_be_earlier: false, is_alone: true }, &mut |_, _| false)? {
+        match awaited
+            .accept(Answer { content, frame: None, from, may_be_earlier: false, is_alone: true }, &mut |_, _| false)?
+        {
             Step::Partly(next) => from = next,
             step => return Ok(step),
         }
