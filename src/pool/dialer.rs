@@ -432,3 +432,127 @@ mod tests {
         assert!(dialer.reach(began, &Deadline::after(LONG), || Ok(()), |_| ()).is_ok());
     }
 }
+
+/// Every interleaving of a few calls, by `RUSTFLAGS="--cfg loom" cargo test --lib pool`. A wake-up that is lost is a deadlock, which the
+/// model reports.
+#[cfg(all(test, loom))]
+mod model {
+    use std::sync::Arc;
+
+    use loom::sync::atomic::AtomicUsize;
+    use loom::thread;
+
+    use super::*;
+
+    /// The model's clock stands still: a call waits until it is notified.
+    fn far() -> Deadline {
+        Deadline::after(Duration::MAX)
+    }
+
+    struct Model {
+        dialer: Dialer,
+        /// How many attempts fail before the receiver is there.
+        away: AtomicUsize,
+        /// How many attempts are under way.
+        dialling: AtomicUsize,
+        /// How many connections were lost since.
+        lost: AtomicUsize,
+    }
+
+    impl Model {
+        /// Runs what threads do with a receiver that was lost and is away for this many attempts, and looks at what is left.
+        fn check(away: usize, attempts: u32, threads: &'static [fn(&Model)]) {
+            let mut explorer = loom::model::Builder::new();
+            explorer.preemption_bound = Some(3);
+            explorer.check(move || {
+                // Without a delay, since the model's time does not pass.
+                let policy = Reconnect::attempts(attempts).initial_delay(Duration::ZERO);
+                let model = Arc::new(Model {
+                    dialer: Dialer::new(policy),
+                    away: AtomicUsize::new(0),
+                    dialling: AtomicUsize::new(0),
+                    lost: AtomicUsize::new(0),
+                });
+                model.call().unwrap();
+                model.dialer.suspect();
+                model.away.store(away, Ordering::SeqCst);
+                let others: Vec<_> = threads[1..]
+                    .iter()
+                    .map(|&run| {
+                        let model = Arc::clone(&model);
+                        thread::spawn(move || run(&model))
+                    })
+                    .collect();
+                threads[0](&model);
+                others.into_iter().for_each(|thread| thread.join().unwrap());
+                let state = model.dialer.lock();
+                assert!(!state.trying && state.waiting == 0);
+                assert_eq!(model.dialling.load(Ordering::SeqCst), 0);
+                // The model wants its own objects dropped inside.
+                drop(state);
+            });
+        }
+
+        fn call(&self) -> Result<(), Error> {
+            let attempt = || {
+                // While it is not known whether the receiver is there, one call at a time tries. Where a connection is lost
+                // meanwhile, others may have begun before.
+                let doubtful = self.dialer.lock().doubtful && self.lost.load(Ordering::SeqCst) == 0;
+                let others = self.dialling.fetch_add(1, Ordering::SeqCst);
+                assert!(!doubtful || others == 0, "two dial at a time");
+                let failures = self.away.load(Ordering::SeqCst);
+                self.away.store(failures.saturating_sub(1), Ordering::SeqCst);
+                self.dialling.fetch_sub(1, Ordering::SeqCst);
+                if failures == 0 { Ok(()) } else { Err(refused()) }
+            };
+            self.dialer.reach(self.dialer.now(), &far(), attempt, |_| ())
+        }
+
+        fn reaches(&self) {
+            self.call().unwrap();
+        }
+
+        /// It may succeed or not, and ends.
+        fn ends(&self) {
+            let _ = self.call();
+        }
+
+        fn loses(&self) {
+            self.lost.fetch_add(1, Ordering::SeqCst);
+            self.dialer.suspect();
+        }
+
+        fn closes(&self) {
+            self.dialer.close();
+        }
+    }
+
+    fn refused() -> Error {
+        Error::before_sending(ErrorKind::connect(None, std::io::ErrorKind::ConnectionRefused.into()))
+    }
+
+    #[test]
+    fn calls_that_share_an_attempt_all_go_on() {
+        Model::check(0, 3, &[Model::reaches, Model::reaches, Model::reaches]);
+    }
+
+    #[test]
+    fn a_receiver_that_comes_back_is_reached_by_all() {
+        Model::check(1, 4, &[Model::reaches, Model::reaches]);
+    }
+
+    #[test]
+    fn a_receiver_that_stays_away_fails_all() {
+        Model::check(99, 2, &[Model::ends, Model::ends]);
+    }
+
+    #[test]
+    fn a_connection_lost_meanwhile_leaves_nobody_waiting() {
+        Model::check(0, 2, &[Model::ends, Model::loses, Model::ends]);
+    }
+
+    #[test]
+    fn closing_leaves_nobody_waiting() {
+        Model::check(1, 3, &[Model::ends, Model::closes, Model::ends]);
+    }
+}

@@ -119,7 +119,7 @@ pub fn limited<T>(limit: Duration, call: impl FnOnce() -> T) -> T {
 }
 
 /// How long this thread has been ready to run and has not run, where the system tells.
-fn waited_for_a_core() -> Duration {
+pub fn waited_for_a_core() -> Duration {
     let told = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanoseconds = told.split_whitespace().nth(1).and_then(|waited| waited.parse().ok());
     Duration::from_nanos(nanoseconds.unwrap_or(0))
