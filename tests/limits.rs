@@ -267,6 +267,8 @@ fn a_peer_that_babbles_while_it_does_not_read() {
     with_peer(
         |mut stream| {
             stream.set_nodelay(true).unwrap();
+            // Once the message has begun to come.
+            std::io::Read::read_exact(&mut stream, &mut [0; 1]).unwrap();
             stream.write_all(b"\x0B").unwrap();
             while stream.write_all(b"xx").is_ok() {}
         },

@@ -41,6 +41,21 @@ pub(crate) struct Conversation<A> {
     answer: Range<usize>,
 }
 
+/// Why an exchange ends before its end, and what shows it.
+struct Cause(Box<(ErrorKind, Evidence)>);
+
+impl Cause {
+    fn new(kind: ErrorKind, evidence: Evidence) -> Cause {
+        Cause(Box::new((kind, evidence)))
+    }
+}
+
+impl From<ErrorKind> for Cause {
+    fn from(kind: ErrorKind) -> Cause {
+        Cause::new(kind, Evidence::default())
+    }
+}
+
 /// Waiting for what the peer sends.
 struct Wait {
     until: Deadline,
@@ -88,7 +103,8 @@ impl<A: Awaited> Conversation<A> {
         awaited.end(failure.map(|failure| *failure))
     }
 
-    fn fail(&mut self, (kind, evidence): (ErrorKind, Evidence), while_sending: bool) {
+    fn fail(&mut self, cause: Cause, while_sending: bool) {
+        let (kind, evidence) = *cause.0;
         let progress = self.progress.clone();
         self.failure = Some(Box::new(Failure { kind, progress, evidence, while_sending }));
     }
@@ -157,7 +173,7 @@ impl Connection {
         match self.deliver(conversation, &mut live, payload) {
             Ok(()) => conversation.live = Some(live),
             Err(failure) => {
-                let not_stored = matches!(failure.0, ErrorKind::NotStored { .. });
+                let not_stored = matches!(failure.0.0, ErrorKind::NotStored { .. });
                 conversation.fail(failure, true);
                 if not_stored {
                     self.keep(conversation, live);
@@ -184,9 +200,9 @@ impl Connection {
         conversation: &mut Conversation<A>,
         live: &mut Live,
         payload: &[u8],
-    ) -> Result<(), (ErrorKind, Evidence)> {
+    ) -> Result<(), Cause> {
         let deadline = conversation.call;
-        self.write_commit_blocks(live, &deadline).map_err(without_evidence)?;
+        self.write_commit_blocks(live, &deadline)?;
         self.intake.begin();
         for sendings in 1..=MAX_SENDINGS {
             self.write(conversation, live, payload)?;
@@ -197,9 +213,9 @@ impl Connection {
                 conversation.progress = Progress::Stored;
                 return Ok(());
             }
-            self.expect_nothing_more(live, &deadline).map_err(without_evidence)?;
+            self.expect_nothing_more(live, &deadline)?;
             if sendings == MAX_SENDINGS {
-                return Err(without_evidence(ErrorKind::NotStored { sendings }));
+                return Err(ErrorKind::NotStored { sendings }.into());
             }
             self.pause(conversation, live)?;
         }
@@ -212,7 +228,7 @@ impl Connection {
         conversation: &mut Conversation<A>,
         live: &mut Live,
         payload: &[u8],
-    ) -> Result<(), (ErrorKind, Evidence)> {
+    ) -> Result<(), Cause> {
         let Settings { framing, monitor, .. } = &*self.settings;
         let (head, tail) = (framing.head(), framing.tail());
         let bytes = head.len() + payload.len() + tail.len();
@@ -233,11 +249,7 @@ impl Connection {
     }
 
     /// MLLP release 2: waits for the commit block of what was written. Whether it says that the receiver has stored it.
-    fn is_stored<A: Awaited>(
-        &mut self,
-        conversation: &mut Conversation<A>,
-        live: &mut Live,
-    ) -> Result<bool, (ErrorKind, Evidence)> {
+    fn is_stored<A: Awaited>(&mut self, conversation: &mut Conversation<A>, live: &mut Live) -> Result<bool, Cause> {
         loop {
             let at = self.next_frame(&mut conversation.wait, live, Phase::CommitAck, 0)?;
             match self.intake.content(at.clone()) {
@@ -247,34 +259,30 @@ impl Connection {
             }
             if !self.intake.pass_over(at.clone(), &self.settings) {
                 let kind = ErrorKind::MalformedFrame(FrameError::NoCommitBlock);
-                return Err((kind, self.response(self.intake.content(at), 0)));
+                return Err(Cause::new(kind, self.response(self.intake.content(at), 0)));
             }
-            conversation.wait.check(live, Phase::CommitAck).map_err(without_evidence)?;
+            conversation.wait.check(live, Phase::CommitAck)?;
         }
     }
 
     /// MLLP release 2: lets time pass before a repetition. The receiver does not have the message, so that whatever ends the pause it is
     /// as if it had not been sent.
-    fn pause<A: Awaited>(
-        &mut self,
-        conversation: &mut Conversation<A>,
-        live: &mut Live,
-    ) -> Result<(), (ErrorKind, Evidence)> {
+    fn pause<A: Awaited>(&mut self, conversation: &mut Conversation<A>, live: &mut Live) -> Result<(), Cause> {
         let deadline = conversation.call;
         let pause = deadline.or_within(RESEND_DELAY);
         loop {
-            let space = self.intake.space().map_err(|error| without_evidence(malformed(error)))?;
+            let space = self.intake.space().map_err(malformed)?;
             match live.stream.read(space, &pause) {
                 Ok(count) => self.intake.received(count),
                 Err(halt) => {
                     conversation.progress = Progress::NotSent;
                     return match halt {
                         Halt::Deadline if deadline.remaining().is_some() => Ok(()),
-                        halt => Err(without_evidence(halt.into_kind(Phase::CommitAck, 0, deadline.limit()))),
+                        halt => Err(halt.into_kind(Phase::CommitAck, 0, deadline.limit()).into()),
                     };
                 }
             }
-            self.expect_nothing_more(live, &deadline).map_err(without_evidence)?;
+            self.expect_nothing_more(live, &deadline)?;
         }
     }
 
@@ -289,11 +297,7 @@ impl Connection {
     }
 
     /// Takes answers in until one changes something.
-    fn take_answer<A: Awaited>(
-        &mut self,
-        conversation: &mut Conversation<A>,
-        live: &mut Live,
-    ) -> Result<Step, (ErrorKind, Evidence)> {
+    fn take_answer<A: Awaited>(&mut self, conversation: &mut Conversation<A>, live: &mut Live) -> Result<Step, Cause> {
         loop {
             conversation.wait.until = conversation.until();
             let (phase, kept) = (conversation.awaited.phase(), conversation.awaited.kept());
@@ -312,8 +316,8 @@ impl Connection {
                 Step::Partly(_) | Step::PassedOver | Step::GoesOn => {}
             }
             conversation.wait.until = conversation.until();
-            self.write_commit_blocks(live, &conversation.wait.until).map_err(without_evidence)?;
-            conversation.wait.check(live, phase).map_err(without_evidence)?;
+            self.write_commit_blocks(live, &conversation.wait.until)?;
+            conversation.wait.check(live, phase)?;
             if step != Step::PassedOver {
                 return Ok(step);
             }
@@ -326,7 +330,7 @@ impl Connection {
         conversation: &mut Conversation<A>,
         live: &Live,
         at: Range<usize>,
-    ) -> Result<Step, (ErrorKind, Evidence)> {
+    ) -> Result<Step, Cause> {
         let Conversation { awaited, wait, .. } = conversation;
         let frame = self.intake.take_out::<A>(&at);
         let mut from = 0;
@@ -344,7 +348,7 @@ impl Connection {
                     frame.as_ref().map_or_else(|| self.intake.content(at.clone()), |frame| &frame[at.clone()]);
                 let evidence = self.response(content, awaited.kept());
                 self.report(conversation);
-                return Err((kind, evidence));
+                return Err(Cause::new(kind, evidence));
             }
         }
     }
@@ -368,7 +372,7 @@ impl Connection {
         live: &mut Live,
         phase: Phase,
         kept: usize,
-    ) -> Result<Range<usize>, (ErrorKind, Evidence)> {
+    ) -> Result<Range<usize>, Cause> {
         let found = loop {
             match self.intake.frame(&self.settings) {
                 Ok(Some(at)) => return Ok(at),
@@ -398,7 +402,7 @@ impl Connection {
             ErrorKind::Disconnected { .. } => hint.filter(|hint| *hint == Hint::NoCarriageReturn),
             _ => None,
         };
-        Err((found, evidence))
+        Err(Cause::new(found, evidence))
     }
 
     /// Looks whether the peer answered, without waiting for the whole message, before writing failed for this reason; or whether it
@@ -408,13 +412,13 @@ impl Connection {
         conversation: &mut Conversation<A>,
         live: &mut Live,
         kind: ErrorKind,
-    ) -> (ErrorKind, Evidence) {
+    ) -> Cause {
         for _ in 0..MAX_EARLY_READS {
             let Ok(space) = self.intake.space() else { break };
             match live.stream.try_read(space) {
                 Ok(Some(count)) => self.intake.received(count),
                 Err(Halt::Tls(error)) if matches!(kind, ErrorKind::Disconnected { .. }) => {
-                    return without_evidence(ErrorKind::Tls(error));
+                    return ErrorKind::Tls(error).into();
                 }
                 Ok(None) | Err(_) => break,
             }
@@ -422,11 +426,11 @@ impl Connection {
                 let evidence = self.response(self.intake.content(at.clone()), 0);
                 // What it means for a message of which the peer has seen only a part, the exchange decides.
                 if !matches!(self.take_whole(conversation, live, at), Ok(Step::PassedOver)) {
-                    return (kind, evidence);
+                    return Cause::new(kind, evidence);
                 }
             }
         }
-        without_evidence(kind)
+        kind.into()
     }
 
     /// Ends an exchange that was complete. The connection stays, unless something else casts doubt on it or it can remember no more.
@@ -511,10 +515,6 @@ impl Wait {
     fn is_within_last_look(&self) -> bool {
         self.last_look.is_none_or(|last_look| last_look.remaining().is_some())
     }
-}
-
-fn without_evidence(kind: ErrorKind) -> (ErrorKind, Evidence) {
-    (kind, Evidence::default())
 }
 
 /// Whether a receiver may have the message after so many bytes of a frame were written: from the first byte of its end on, a

@@ -321,7 +321,7 @@ mod tests {
             match waiting(ORIGINAL, FromHeader, true).accept(answer(raw.as_bytes()), &mut nobodys) {
                 Ok(step) => assert_eq!(Some(step), expected, "{answered:?}"),
                 Err(ErrorKind::MalformedAck(AckParseError::Contradictory)) => {
-                    assert_eq!(None, expected, "{answered:?}")
+                    assert_eq!(None, expected, "{answered:?}");
                 }
                 Err(other) => panic!("{answered:?}: {other:?}"),
             }

@@ -155,24 +155,36 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Holds a test to leaving neither a thread nor a file descriptor behind; such tests run one at a time. Counted in `/proc`, where
-/// there is one.
-pub struct Tidy {
+/// Holds tests to leaving neither a thread nor a file descriptor behind: looked at when the last of those that run at the same time
+/// has ended. Counted in `/proc`, where there is one.
+pub struct Tidy;
+
+/// The tests that are held to it now, and what there was before the first of them.
+struct TidyTests {
+    running: usize,
     descriptors: usize,
-    _one_at_a_time: MutexGuard<'static, ()>,
+    has_panicked: bool,
 }
 
 impl Tidy {
     pub fn up() -> Self {
-        static ONE: Mutex<()> = Mutex::new(());
-        let one_at_a_time = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tests = Tidy::tests();
+        if tests.running == 0 {
+            *tests = TidyTests { running: 0, descriptors: entries("/proc/self/fd").count(), has_panicked: false };
+        }
+        tests.running += 1;
         // The runner names its threads by their tests, of which the system keeps 15 bytes.
         let _ = fs::write("/proc/thread-self/comm", "the-tidy-test");
-        Tidy { descriptors: entries("/proc/self/fd").count(), _one_at_a_time: one_at_a_time }
+        Tidy
     }
 
-    /// This thread, and those that it has started or that one of those has: a thread has the name of the one that started it, unless
-    /// it is given another.
+    fn tests() -> MutexGuard<'static, TidyTests> {
+        static TESTS: Mutex<TidyTests> = Mutex::new(TidyTests { running: 0, descriptors: 0, has_panicked: false });
+        TESTS.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those that a tidy test has started, or that one of those has: a thread has the name of the one that started it, unless it
+    /// is given another.
     fn threads() -> usize {
         let name = |thread: PathBuf| fs::read_to_string(thread.join("comm")).unwrap_or_default();
         let own = ["the-tidy-test\n", "mllp-receiver\n", "mllp-forwarder\n"];
@@ -182,11 +194,15 @@ impl Tidy {
 
 impl Drop for Tidy {
     fn drop(&mut self) {
-        if cfg!(target_os = "linux") && !thread::panicking() {
+        let _ = fs::write("/proc/thread-self/comm", "a-tidy-test");
+        // Nobody begins while it is looked.
+        let mut tests = Tidy::tests();
+        tests.running -= 1;
+        tests.has_panicked |= thread::panicking();
+        if cfg!(target_os = "linux") && tests.running == 0 && !tests.has_panicked {
             // What has ended may take a moment to vanish.
-            eventually("no thread is left", || Tidy::threads() == 1);
-            eventually("no descriptor is left", || entries("/proc/self/fd").count() <= self.descriptors);
-            let _ = fs::write("/proc/thread-self/comm", "a-tidy-test");
+            eventually("no thread is left", || Tidy::threads() == 0);
+            eventually("no descriptor is left", || entries("/proc/self/fd").count() <= tests.descriptors);
         }
     }
 }
