@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::thread;
 use std::time::Duration;
 
 use common::{LONG, SHORT, Transport, acknowledgment, client, connected, connection, eventually, limited, message};
@@ -340,14 +341,21 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// Every case over every transport.
-fn everywhere() -> impl Iterator<Item = (Transport, Case)> {
-    Transport::ALL.iter().flat_map(|&transport| cases().into_iter().map(move |case| (transport, case)))
+/// Every case over every transport, which take their time beside each other.
+fn everywhere(check: fn(Transport, Case)) {
+    thread::scope(|scope| {
+        for &transport in Transport::ALL {
+            for half in [0, 1] {
+                let some = cases().into_iter().skip(half).step_by(2);
+                scope.spawn(move || some.for_each(|case| check(transport, case)));
+            }
+        }
+    });
 }
 
 #[test]
 fn on_a_connection() {
-    for (transport, Case { name, answer, expected, then, set }) in everywhere() {
+    everywhere(|transport, Case { name, answer, expected, then, set }| {
         let name = &*format!("{name}, {transport:?}");
         let receiver = transport.receiver().scripted([answer()]).unwrap();
         let (mut connection, attempts) =
@@ -379,12 +387,12 @@ fn on_a_connection() {
         }
         assert_eq!(receiver.received()[0], message("FIRST").as_bytes(), "{name}");
         assert_eq!(receiver.connections(), attempts, "{name}");
-    }
+    });
 }
 
 #[test]
 fn through_a_client_the_next_message_gets_its_own() {
-    for (transport, Case { name, answer, expected, then, set }) in everywhere() {
+    everywhere(|transport, Case { name, answer, expected, then, set }| {
         let name = &*format!("{name}, {transport:?}");
         let receiver = transport.receiver().scripted([answer()]).unwrap();
         let client = set(transport.builder(&receiver.endpoint()).timeout(LONG)).build().unwrap();
@@ -405,7 +413,7 @@ fn through_a_client_the_next_message_gets_its_own() {
             assert_eq!(seen, ["FIRST", "SECOND", "THIRD"].map(|id| message(id).into_bytes()), "{name}");
         }
         assert_eq!(receiver.connections(), attempts + usize::from(then == Then::Ends), "{name}");
-    }
+    });
 }
 
 #[test]

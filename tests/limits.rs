@@ -25,26 +25,34 @@ fn timed_out(error: &Error, phase: Phase, limit: Duration, delivery: Delivery) {
 
 #[test]
 fn waiting_for_an_answer() {
-    for (name, step) in [
+    let rows = [
         ("silence", Step::silence()),
         ("half an answer", Step::accept().half()),
         ("a drip at half the limit", Step::accept().drip(SHORT / 2)),
         ("a faster drip", Step::accept().drip(SHORT / 10)),
         ("filler for ever", Step::bytes([b'\n'; 200]).drip(SHORT / 20)),
-    ] {
-        let receiver = Receiver::answering(move |_| step.clone()).unwrap();
-        let client = client(&receiver.endpoint(), SHORT);
-        let message = message("1");
-        let expect = |limit, result: Result<(), Error>| {
-            timed_out(&result.expect_err(name), Phase::ApplicationAck, limit, Delivery::Unknown);
-        };
-        expect(SHORT, limited(SHORT, || client.send(&message).map(drop)));
-        expect(SHORT, limited(SHORT, || client.exchange("ping").map(drop)));
-        expect(SHORT * 2, limited(SHORT * 2, || client.request("ping").timeout(SHORT * 2).exchange().map(drop)));
-        let mut connection = connection(&receiver.endpoint(), SHORT);
-        let error = limited(SHORT, || connection.send(message.as_bytes())).unwrap_err();
-        timed_out(&error, Phase::ApplicationAck, SHORT, Delivery::Unknown);
-    }
+    ];
+    thread::scope(|scope| {
+        for (name, step) in rows {
+            scope.spawn(move || {
+                let receiver = Receiver::answering(move |_| step.clone()).unwrap();
+                let client = client(&receiver.endpoint(), SHORT);
+                let message = message("1");
+                let expect = |limit, result: Result<(), Error>| {
+                    timed_out(&result.expect_err(name), Phase::ApplicationAck, limit, Delivery::Unknown);
+                };
+                expect(SHORT, limited(SHORT, || client.send(&message).map(drop)));
+                expect(SHORT, limited(SHORT, || client.exchange("ping").map(drop)));
+                expect(
+                    SHORT * 2,
+                    limited(SHORT * 2, || client.request("ping").timeout(SHORT * 2).exchange().map(drop)),
+                );
+                let mut connection = connection(&receiver.endpoint(), SHORT);
+                let error = limited(SHORT, || connection.send(message.as_bytes())).unwrap_err();
+                timed_out(&error, Phase::ApplicationAck, SHORT, Delivery::Unknown);
+            });
+        }
+    });
 }
 
 #[test]

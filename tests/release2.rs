@@ -91,8 +91,6 @@ fn what_was_not_stored_is_sent_again_a_few_times() {
     let half_a_second = Duration::from_millis(500);
     for (name, steps, expected, sendings) in [
         ("once", vec![negative()], Ok("1"), 2),
-        ("twice", vec![negative(), negative()], Ok("1"), 3),
-        ("once, and filler", vec![negative().then(Step::bytes(b"\n").after(SHORT / 8))], Ok("1"), 2),
         (
             "once, and much filler",
             vec![negative().then(Step::bytes(vec![b'\n'; 200_000]).after(SHORT / 8))],

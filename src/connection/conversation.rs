@@ -526,6 +526,8 @@ fn end_may_have_left(written: usize, frame: usize, tail: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simulation::{Peer, Simulation};
+    use crate::{Client, ClientBuilder};
 
     #[test]
     fn the_end_leaves_with_its_first_byte() {
@@ -539,6 +541,163 @@ mod tests {
             ("all", 103, true),
         ] {
             assert_eq!(end_may_have_left(written, 103, 2), expected, "{name}");
+        }
+    }
+
+    const TICK: Duration = Duration::from_millis(10);
+    const STORED: &[u8] = b"\x0B\x06\x1C\r";
+    const NOT_STORED: &[u8] = b"\x0B\x15\x1C\r";
+
+    fn message(id: &str, asks: &str) -> Vec<u8> {
+        format!("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|{id}|P|2.5{asks}\r").into_bytes()
+    }
+
+    fn ack(code: &str, id: &str) -> Vec<u8> {
+        format!("\x0BMSH|^~\\&|EHR|H\rMSA|{code}|{id}\r\x1C\r").into_bytes()
+    }
+
+    /// A connection to a peer that answers so, and its simulation, which is to be dropped last.
+    fn connected(
+        answers: Vec<Vec<(Duration, Vec<u8>)>>,
+        set: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    ) -> (Connection, Simulation) {
+        let simulation = Simulation::begin(vec![Peer::answering(answers)], 4096);
+        (set(Client::builder("mllp://receiver:2575")).connect().unwrap(), simulation)
+    }
+
+    /// What a call ended with, in a word or two.
+    fn told(result: &Result<crate::Ack, Error>) -> String {
+        match result {
+            Ok(ack) => ack.code().to_string(),
+            Err(error) => match error.kind() {
+                ErrorKind::Nak(ack) => format!("refused {}", ack.code()),
+                ErrorKind::Timeout { phase, .. } => format!("{:?} after {phase:?}", error.delivery()),
+                ErrorKind::MalformedFrame(kind) => format!("{:?}, {kind:?}", error.delivery()),
+                ErrorKind::NotStored { sendings } => format!("not stored, {sendings}"),
+                kind => format!("{:?}, {kind:?}", error.delivery()),
+            },
+        }
+    }
+
+    #[test]
+    fn what_was_not_stored_is_sent_again_after_half_a_second_a_few_times() {
+        let now = |bytes: &[u8]| vec![(Duration::ZERO, bytes.to_vec())];
+        let accepted = || vec![(Duration::ZERO, STORED.to_vec()), (TICK, ack("AA", "1"))];
+        for (name, answers, limit, expected, sendings, took) in [
+            ("at once", vec![accepted()], 3000, "AA", 1, 10),
+            ("once", vec![now(NOT_STORED), accepted()], 3000, "AA", 2, 510),
+            ("twice", vec![now(NOT_STORED), now(NOT_STORED), accepted()], 3000, "AA", 3, 1010),
+            ("for ever", vec![now(NOT_STORED); 4], 3000, "not stored, 3", 3, 1000),
+            ("inside the limit", vec![now(NOT_STORED), accepted()], 300, "NotSent after CommitAck", 1, 300),
+            (
+                "filler in the pause",
+                vec![vec![(Duration::ZERO, NOT_STORED.to_vec()), (40 * TICK, vec![b'\n'; 70_000])], accepted()],
+                3000,
+                "AA",
+                2,
+                510,
+            ),
+            (
+                "another block in the pause",
+                vec![vec![(Duration::ZERO, NOT_STORED.to_vec()), (40 * TICK, STORED.to_vec())]],
+                3000,
+                "Unknown, StrayCommitBlock",
+                1,
+                400,
+            ),
+            ("no block", vec![vec![]], 300, "Unknown after CommitAck", 1, 300),
+            ("an answer in its place", vec![now(&ack("AA", "1"))], 3000, "Unknown, NoCommitBlock", 1, 0),
+            ("stored, and no answer", vec![now(STORED)], 300, "Committed after ApplicationAck", 1, 300),
+        ] {
+            let limit = Duration::from_millis(limit);
+            let (mut connection, simulation) = connected(answers, |builder| builder.release2(true).timeout(limit));
+            assert_eq!(told(&connection.send(&message("1", ""))), expected, "{name}");
+            assert_eq!(simulation.elapsed(), Duration::from_millis(took), "{name}");
+            let sent = simulation.with_records(|records| {
+                let messages = records[0].sent.split(|&byte| byte == 0x0B).filter(|frame| frame.starts_with(b"MSH"));
+                messages.count()
+            });
+            assert_eq!(sent, sendings, "{name}");
+            drop(connection);
+        }
+    }
+
+    #[test]
+    fn the_application_acknowledgment_has_a_limit_of_its_own() {
+        let at = |ticks: u32, code: &str| (TICK * ticks, ack(code, "1"));
+        for (name, answer, timeout, application, expected, took) in [
+            ("both in time", vec![at(15, "CA"), at(22, "AA")], 30, Some(30), "AA", 37),
+            ("longer together than the call's", vec![at(29, "CA"), at(29, "AA")], 30, Some(30), "AA", 58),
+            ("without it the call's covers both", vec![at(15, "CA"), at(16, "AA")], 30, None, "Committed", 30),
+            ("counted from the commit accept", vec![at(27, "CA")], 100, Some(30), "Committed", 57),
+            ("although the call's is over", vec![at(27, "CA")], 30, Some(30), "Committed", 57),
+            (
+                "a commit accept again gains no time",
+                vec![at(10, "CA"), at(20, "CA"), at(20, "CA")],
+                100,
+                Some(30),
+                "Committed",
+                40,
+            ),
+            ("none before the commit accept", vec![], 30, Some(100), "Unknown", 30),
+            ("refused late", vec![at(15, "CA"), at(22, "AE")], 30, Some(30), "refused AE", 37),
+        ] {
+            let (mut connection, simulation) = connected(vec![answer], |builder| {
+                let builder = builder.timeout(TICK * timeout);
+                match application {
+                    Some(limit) => builder.application_timeout(TICK * limit),
+                    None => builder,
+                }
+            });
+            let end = told(&connection.send(&message("1", "|||AL|AL")));
+            assert!(end.starts_with(expected), "{name}: {end}");
+            assert_eq!(simulation.elapsed(), TICK * took, "{name}");
+            drop(connection);
+        }
+    }
+
+    #[test]
+    fn what_has_come_when_the_time_is_over_is_taken() {
+        let whole = ack("AA", "1");
+        let (half, rest) = whole.split_at(20);
+        for (name, answer, expected) in [
+            ("before", vec![(TICK * 9, whole.clone())], "AA"),
+            ("with the last instant", vec![(TICK * 10, whole.clone())], "AA"),
+            ("in two pieces", vec![(TICK * 5, half.to_vec()), (TICK * 5, rest.to_vec())], "AA"),
+            ("half of it", vec![(TICK * 10, half.to_vec())], "Unknown after ApplicationAck"),
+            ("a refusal", vec![(TICK * 10, ack("AE", "1"))], "refused AE"),
+            ("after it", vec![(TICK * 10 + Duration::from_micros(1), whole.clone())], "Unknown after ApplicationAck"),
+            ("a commit accept", vec![(TICK * 10, ack("CA", "1"))], "Committed after ApplicationAck"),
+        ] {
+            let (mut connection, simulation) = connected(vec![answer], |builder| builder.timeout(TICK * 10));
+            assert_eq!(told(&connection.send(&message("1", ""))), expected, "{name}");
+            assert!(simulation.elapsed() <= TICK * 10, "{name}: {:?}", simulation.elapsed());
+            drop(connection);
+        }
+    }
+
+    #[test]
+    fn a_time_out_says_what_probably_lies_behind_it() {
+        let commit = "set AckMode::Commit";
+        for (asks, answer, expected) in [
+            ("", ack("CA", "1"), Some(commit)),
+            ("|||NE|AL", ack("CA", "1"), Some(commit)),
+            ("|||AL|ER", ack("CA", "1"), Some(commit)),
+            ("|||AL|SU", ack("CA", "1"), Some(commit)),
+            ("|||AL|AL", ack("CA", "1"), None),
+            ("|||AL|ER", vec![], None),
+            ("", ack("AA", "1")[..20].to_vec(), Some("without its end")),
+            ("", ack("AA", "1").split_last().unwrap().1.to_vec(), Some("allow_missing_carriage_return")),
+            ("", b"\r\n".to_vec(), None),
+        ] {
+            let (mut connection, simulation) =
+                connected(vec![vec![(TICK, answer.clone())]], |builder| builder.timeout(TICK * 10));
+            let said = connection.send(&message("1", asks)).unwrap_err().to_string();
+            match expected {
+                Some(expected) => assert!(said.contains(expected), "{asks}: {said}"),
+                None => assert!(said.matches(';').count() == 1, "{asks}: {said}"),
+            }
+            drop((connection, simulation));
         }
     }
 }

@@ -272,3 +272,116 @@ impl fmt::Debug for Connection {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::simulation::{Peer, Says, Simulation};
+    use crate::{AckMode, Client, MessageError};
+
+    const TICK: Duration = Duration::from_millis(10);
+
+    fn message(id: &str) -> Vec<u8> {
+        format!("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|{id}|P|2.5\r").into_bytes()
+    }
+
+    fn ack(code: &str, id: &str) -> Vec<u8> {
+        format!("\x0BMSH|^~\\&|EHR|H\rMSA|{code}|{id}\r\x1C\r").into_bytes()
+    }
+
+    fn at_once(answers: impl IntoIterator<Item = Vec<u8>>) -> Peer {
+        Peer::answering(answers.into_iter().map(|answer| vec![(Duration::ZERO, answer)]))
+    }
+
+    #[test]
+    fn a_connection_ends_when_it_can_remember_no_more() {
+        let ids: Vec<String> = (0..1100).map(|number| format!("M{number}")).collect();
+        let peer = at_once(ids.iter().map(|id| ack("CA", id)));
+        let simulation = Simulation::begin(vec![peer], 100_000);
+        let builder = Client::builder("mllp://receiver:2575").ack_mode(AckMode::Commit);
+        let mut connection = builder.connect().unwrap();
+        let carried = ids.iter().take_while(|id| connection.send(&message(id)).is_ok()).count();
+        assert_eq!(carried, 1024);
+        assert!(!connection.is_open());
+        assert!(matches!(connection.send(&message("X")).unwrap_err().kind(), ErrorKind::Closed));
+        drop((connection, simulation));
+    }
+
+    #[test]
+    fn a_control_id_is_carried_once() {
+        let not_again = |error: &Error| {
+            matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::ControlIdInUse))
+                && error.delivery() == crate::Delivery::NotSent
+        };
+        for (name, first) in [("accepted", "AA"), ("refused", "AE"), ("committed alone", "CR")] {
+            let simulation = Simulation::begin(vec![at_once([ack(first, "1"), ack("AA", "2"), ack("AA", "3")])], 4096);
+            let mut connection = Client::builder("mllp://receiver:2575").connect().unwrap();
+            drop(connection.send(&message("1")));
+            assert!(not_again(&connection.send(&message("1")).unwrap_err()), "{name}");
+            assert!(not_again(&connection.exchange(&message("1")).map(<[u8]>::len).unwrap_err()), "{name}");
+            assert!(connection.is_open(), "{name}");
+            // What is not read is its sender's to tell apart, and what is read comes not after it.
+            assert!(connection.exchange(&message("2")).is_ok());
+            assert!(not_again(&connection.send(&message("2")).unwrap_err()), "{name}");
+            assert!(connection.exchange(&message("2")).is_ok());
+            drop((connection, simulation));
+        }
+    }
+
+    #[test]
+    fn what_comes_before_a_fresh_connection_is_used_is_no_answer() {
+        let lenient = crate::frame::Framing::default().allow_leading_bytes(true);
+        for (name, early, framing, expected) in [
+            ("an answer", ack("AA", "1"), crate::frame::Framing::default(), false),
+            ("half an answer", ack("AA", "1")[..20].to_vec(), crate::frame::Framing::default(), false),
+            ("a greeting", b"ready".to_vec(), crate::frame::Framing::default(), false),
+            ("a greeting that is allowed", b"ready".to_vec(), lenient.clone(), true),
+            ("an answer, where a greeting is allowed", ack("AA", "1"), lenient.clone(), false),
+            ("a greeting and half an answer", b"ready \x0BMSH".to_vec(), lenient, false),
+            ("filler", b"\r\n".to_vec(), crate::frame::Framing::default(), true),
+            ("an empty frame", b"\x0B\x1C\r".to_vec(), crate::frame::Framing::default(), true),
+        ] {
+            let mut peer = at_once([ack("AE", "1")]);
+            peer.says.push_front((Duration::ZERO, Says::Bytes(early)));
+            let simulation = Simulation::begin(vec![peer], 4096);
+            let client = Client::builder("mllp://receiver:2575").framing(framing).build().unwrap();
+            let error = client.send(message("1")).unwrap_err();
+            assert_eq!(error.nak().is_some(), expected, "{name}: {error:?}");
+            if !expected {
+                assert!(matches!(error.kind(), ErrorKind::Desync { .. }), "{name}: {error:?}");
+                assert_eq!(error.delivery(), crate::Delivery::NotSent, "{name}");
+            }
+            drop((client, simulation));
+        }
+    }
+
+    #[test]
+    fn a_probe_ends_by_the_deadline_while_late_acknowledgments_stream_in() {
+        // The commit accept again and again. The application's acknowledgment may still come, so that half of one is no surplus.
+        let mut peer = at_once([ack("CA", "1")]);
+        peer.says.extend((0..100_000).map(|_| (Duration::from_micros(1), Says::Bytes(ack("CA", "1")))));
+        let late = Arc::new(Mutex::new(0));
+        let simulation = Simulation::begin(vec![peer], 4096);
+        let builder = Client::builder("mllp://receiver:2575").ack_mode(AckMode::Commit).timeout(TICK).on_event({
+            let late = Arc::clone(&late);
+            move |event| {
+                // Each takes a while.
+                if matches!(event, Event::LateAck { .. }) {
+                    *late.lock().unwrap() += 1;
+                    crate::simulation::wait(Duration::from_micros(2));
+                }
+            }
+        });
+        let mut connection = builder.connect().unwrap();
+        connection.send(&message("1")).unwrap();
+        simulation.pass(TICK);
+        let begun = simulation.elapsed();
+        let error = connection.send(&message("2")).unwrap_err();
+        assert!(error.is_timeout() && error.delivery() == crate::Delivery::NotSent, "{error:?}");
+        assert!(simulation.elapsed() - begun < TICK * 2, "{:?}", simulation.elapsed() - begun);
+        assert!(connection.is_open() && *late.lock().unwrap() > 100);
+        drop((connection, simulation));
+    }
+}

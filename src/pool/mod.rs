@@ -259,3 +259,131 @@ impl Drop for Lease<'_> {
         self.rest();
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::simulation::{Peer, Says, Simulation};
+    use crate::{Client, ClientBuilder, Delivery};
+
+    const TICK: Duration = Duration::from_millis(10);
+
+    fn message(number: usize) -> Vec<u8> {
+        format!("MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|M{number}|P|2.5\r").into_bytes()
+    }
+
+    /// A receiver that accepts the messages from this number on, as they come.
+    fn accepting(from: usize) -> Peer {
+        let ack = |number: usize| format!("\x0BMSH|^~\\&|EHR|H\rMSA|AA|M{number}\r\x1C\r").into_bytes();
+        Peer::answering((from..from + 20).map(|number| vec![(Duration::ZERO, ack(number))]))
+    }
+
+    fn client(set: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Client {
+        set(Client::builder("mllp://receiver:2575")).build().unwrap()
+    }
+
+    #[test]
+    fn a_connection_is_spent_by_messages_by_age_and_by_idleness() {
+        type Set = fn(ClientBuilder) -> ClientBuilder;
+        let cases: [(&str, Set, Duration, &[usize]); 6] = [
+            ("no limit", |builder| builder, TICK, &[6]),
+            ("one message each", |builder| builder.messages_per_connection(1), TICK, &[1; 6]),
+            ("four messages each", |builder| builder.messages_per_connection(4), TICK, &[4, 2]),
+            ("idle too long", |builder| builder.idle_timeout(TICK), TICK, &[1; 6]),
+            ("not idle long enough", |builder| builder.idle_timeout(TICK * 2), TICK, &[6]),
+            ("too old", |builder| builder.max_connection_age(TICK * 2), TICK, &[2, 2, 2]),
+        ];
+        for (name, set, pause, expected) in cases {
+            for all in [false, true] {
+                let mut from = 0;
+                let peers = expected.iter().map(|&carried| {
+                    from += carried;
+                    accepting(from - carried)
+                });
+                let simulation = Simulation::begin(peers.collect(), 4096);
+                let client = client(set);
+                if all {
+                    let messages = (0..6).map(|number| {
+                        if number > 0 {
+                            simulation.pass(pause);
+                        }
+                        message(number)
+                    });
+                    client.send_all(messages).for_each(|result| drop(result.unwrap()));
+                } else {
+                    for number in 0..6 {
+                        client.send(message(number)).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+                        simulation.pass(pause);
+                    }
+                }
+                let carried = simulation.with_records(|records| {
+                    let messages = |sent: &[u8]| sent.iter().filter(|&&byte| byte == 0x0B).count();
+                    records.iter().map(|record| messages(&record.sent)).collect::<Vec<_>>()
+                });
+                assert_eq!(carried, expected, "{name}, {all}");
+                if name == "one message each" {
+                    assert!(!client.is_connected(), "it is closed when its last message is answered");
+                }
+                drop((client, simulation));
+            }
+        }
+    }
+
+    #[test]
+    fn a_receiver_that_was_lost_is_tried_again_after_growing_delays() {
+        for (name, away, limit, expected, attempts) in [
+            ("back at once", 0, 60, Ok(()), 0),
+            ("back after one attempt", 1, 60, Ok(()), 1),
+            ("back after four", 4, 60, Ok(()), 4),
+            ("not back inside the limit", 9, 10, Err(Delivery::NotSent), 4),
+        ] {
+            let mut lost = accepting(0);
+            lost.says.truncate(1);
+            lost.says.push_back((TICK, Says::End));
+            let peers = [lost].into_iter().chain((0..away).map(|_| Peer::away())).chain([accepting(1)]);
+            let simulation = Simulation::begin(peers.collect(), 4096);
+            let delays = Arc::new(Mutex::new(Vec::new()));
+            let client = client(|builder| {
+                let delays = Arc::clone(&delays);
+                builder.timeout(Duration::from_secs(limit)).on_event(move |event| {
+                    if let Event::ConnectFailed { retry_in, attempt, .. } = event {
+                        let mut delays = delays.lock().unwrap();
+                        delays.push(*retry_in);
+                        assert_eq!(*attempt as usize, delays.len());
+                    }
+                })
+            });
+            client.send(message(0)).unwrap();
+            simulation.pass(TICK);
+            let begun = simulation.elapsed();
+            let result = client.send(message(1)).map(drop).map_err(|error| error.delivery());
+            assert_eq!(result, expected, "{name}");
+            let delays = std::mem::take(&mut *delays.lock().unwrap());
+            assert_eq!(delays.len(), attempts, "{name}: {delays:?}");
+            // Each twice as long as the one before, and up to a quarter shorter by chance.
+            for (delay, longest) in delays.iter().zip([1, 2, 4, 8, 16, 30]) {
+                let longest = Duration::from_secs(longest);
+                assert!(delay.is_none_or(|delay| delay <= longest && delay >= longest * 3 / 4), "{name}: {delays:?}");
+            }
+            let waited: Duration = delays.iter().flatten().sum();
+            assert_eq!(simulation.elapsed() - begun, waited, "{name}");
+            drop((client, simulation));
+        }
+    }
+
+    #[test]
+    fn the_connection_is_given_back_with_the_last_acknowledgment() {
+        let simulation = Simulation::begin(vec![accepting(0)], 4096);
+        let client = client(|builder| builder);
+        let first = message(0);
+        let mut acks = client.request(&first).acks().unwrap();
+        assert_eq!(acks.next().unwrap().unwrap().control_id(), "M0");
+        // With one connection at most, this would wait for the iterator to be dropped.
+        assert_eq!(client.send(message(1)).unwrap().control_id(), "M1");
+        assert!(acks.next().is_none());
+        drop(acks);
+        drop((client, simulation));
+    }
+}

@@ -335,3 +335,27 @@ impl Link {
         }
     }
 }
+
+#[cfg(test)]
+impl Peer {
+    /// A peer that says these things after each message, in order, each so long after the one before; commit blocks are no messages.
+    pub(crate) fn answering(answers: impl IntoIterator<Item = Vec<(Duration, Vec<u8>)>>) -> Peer {
+        let mut says = VecDeque::new();
+        for (index, answer) in answers.into_iter().enumerate() {
+            for (pause, bytes) in answer {
+                let has_come = move |sent: &[u8]| {
+                    let frames = crate::fuzzing::oracle::Grammar::mllp().frames(1 << 30, sent).contents;
+                    let messages = frames.iter().filter(|(content, _)| content.len() > 1).count();
+                    (messages > index).then(|| Says::Bytes(bytes.clone()))
+                };
+                says.push_back((pause, Says::InReply(Box::new(has_come))));
+            }
+        }
+        Peer { says, ..Peer::default() }
+    }
+
+    /// One that refuses the connection.
+    pub(crate) fn away() -> Peer {
+        Peer { refuses: true, ..Peer::default() }
+    }
+}
