@@ -173,7 +173,8 @@ pub enum ErrorKind {
     Tls(#[source] TlsError),
     /// The deadline passed. The phase says where the time went: a receiver that is slow to answer
     /// ([`ApplicationAck`](Phase::ApplicationAck)), a network that is slow to take the message ([`Send`](Phase::Send)). Where a part
-    /// of an answer had come, the error's `Display` says how much, and whether it had a Start Block.
+    /// of an answer had come, the error's `Display` says how much, and whether it had a Start Block; where a setting helps, it
+    /// names it.
     #[error("timed out after {limit:?} while {phase}")]
     Timeout {
         /// What the call was doing.
@@ -191,8 +192,9 @@ pub enum ErrorKind {
         /// The system's reason; `None` for an orderly end of stream.
         source: Option<Arc<io::Error>>,
     },
-    /// On a [`Connection`](crate::Connection): bytes had come that belong to no exchange. Open another connection; a
-    /// [`Client`](crate::Client) does so by itself.
+    /// Bytes had come that belong to no exchange: before a [`Connection`](crate::Connection) was used again, or before a fresh
+    /// connection was used at all (not sent); or the answer had begun to come before the message left (unknown). Open another
+    /// connection. A [`Client`](crate::Client) replaces a connection that it finds so by itself.
     #[error("{stale} bytes had come that belong to no exchange, so the connection was closed")]
     Desync {
         /// How many bytes, on the wire.
@@ -207,13 +209,14 @@ pub enum ErrorKind {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The answer is a frame, but no acknowledgment. [`Error::response`] has it.
+    /// The answer is a frame, but no acknowledgment, or one that contradicts itself. [`Error::response`] has it.
     #[error("the answer is not an acknowledgment")]
     MalformedAck(#[source] AckParseError),
     /// The answer acknowledges another message: its MSA-2 is not our MSH-10. [`Error::response`] has it.
     #[error("the answer acknowledges another message, with control ID {:?}", .0.control_id_in_short())]
     UnmatchedAck(Ack),
-    /// The receiver refuses the message: AE, AR, CE or CR. [`Error::nak`] has the reasons; the connection stays open.
+    /// The receiver refuses the message: AE, AR, CE or CR. [`Error::nak`] has the reasons. The connection stays open, unless the
+    /// refusal names no message (MSA-2 is empty).
     #[error("the receiver answered {}", .0.code())]
     Nak(Ack),
     /// MLLP release 2: the receiver says that it has not stored the message, as often as it was sent. The connection stays open.

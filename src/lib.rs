@@ -90,9 +90,11 @@
 //! from the commit accept. A failure after that accept is [`Committed`](Delivery::Committed), and carries it
 //! ([`Error::commit`]). [`Request::acks`] hands out each acknowledgment as it comes.
 //!
-//! Where a call ended at the commit accept ([`AckMode::Commit`]) and the application acknowledgment comes later on the same connection,
-//! it is told to the observer as [`Event::LateAck`]; it is recognised by its control ID and never taken for the next message's. The
-//! connection stays in use.
+//! A connection remembers the control IDs it has carried. An acknowledgment that comes late on it, where the call had ended at the commit
+//! accept ([`AckMode::Commit`]), or that comes a second time, is recognised by its control ID, reported to the observer as
+//! [`Event::LateAck`], and never taken for the next message's. The connection stays in use. So that this holds, a message with a
+//! control ID that the connection has carried before goes over another one; see
+//! [`allow_repeated_control_ids`](ClientBuilder::allow_repeated_control_ids) for senders that give every message the same.
 //!
 //! [`release2`](ClientBuilder::release2) speaks MLLP release 2, whose commit blocks say that the receiver has stored a message before any HL7
 //! acknowledgment does.
@@ -110,6 +112,8 @@
 //!   [`allow_leading_bytes`](frame::Framing::allow_leading_bytes).
 //! - Control IDs that are not copied into the acknowledgment: [`verify_control_id`](ClientBuilder::verify_control_id).
 //! - Headers that do not ask for what comes: [`AckMode`].
+//! - The same control ID in every message: [`allow_repeated_control_ids`](ClientBuilder::allow_repeated_control_ids).
+//! - A connection that is closed after each answer: [`messages_per_connection`](ClientBuilder::messages_per_connection).
 //! - Other character sets than UTF-8: the feature `charset`, with `Client::send_text`, which encodes by MSH-18 or by the builder's `charset`, and
 //!   with acknowledgments read in theirs. `send` sends bytes as they are, in whatever set.
 //!

@@ -732,6 +732,15 @@ mod tests {
         memory.bytes_max
     }
 
+    /// What the fuzzer has found to be different from everything else, where the repository is at hand.
+    #[test]
+    fn the_fuzzers_seeds_hold() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/exchange");
+        for seed in std::fs::read_dir(seeds).into_iter().flatten() {
+            super::play(&std::fs::read(seed.unwrap().path()).unwrap(), measure);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
