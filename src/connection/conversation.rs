@@ -165,7 +165,7 @@ impl Connection {
         conversation: &mut Conversation<A>,
         payload: &[u8],
     ) -> Result<(), Error> {
-        if !self.intake.can_tell_apart(&conversation.awaited) {
+        if !self.intake.is_recognisable(&conversation.awaited) {
             return Err(Error::before_sending(ErrorKind::InvalidMessage(MessageError::ControlIdInUse)));
         }
         let mut live = self.live.take().ok_or_else(closed)?;
@@ -566,7 +566,7 @@ mod tests {
     }
 
     /// What a call ended with, in a word or two.
-    fn told(result: &Result<crate::Ack, Error>) -> String {
+    fn in_words(result: &Result<crate::Ack, Error>) -> String {
         match result {
             Ok(ack) => ack.code().to_string(),
             Err(error) => match error.kind() {
@@ -611,7 +611,7 @@ mod tests {
         ] {
             let limit = Duration::from_millis(limit);
             let (mut connection, simulation) = connected(answers, |builder| builder.release2(true).timeout(limit));
-            assert_eq!(told(&connection.send(&message("1", ""))), expected, "{name}");
+            assert_eq!(in_words(&connection.send(&message("1", ""))), expected, "{name}");
             assert_eq!(simulation.elapsed(), Duration::from_millis(took), "{name}");
             let sent = simulation.with_records(|records| {
                 let messages = records[0].sent.split(|&byte| byte == 0x0B).filter(|frame| frame.starts_with(b"MSH"));
@@ -649,7 +649,7 @@ mod tests {
                     None => builder,
                 }
             });
-            let end = told(&connection.send(&message("1", "|||AL|AL")));
+            let end = in_words(&connection.send(&message("1", "|||AL|AL")));
             assert!(end.starts_with(expected), "{name}: {end}");
             assert_eq!(simulation.elapsed(), TICK * took, "{name}");
             drop(connection);
@@ -670,7 +670,7 @@ mod tests {
             ("a commit accept", vec![(TICK * 10, ack("CA", "1"))], "Committed after ApplicationAck"),
         ] {
             let (mut connection, simulation) = connected(vec![answer], |builder| builder.timeout(TICK * 10));
-            assert_eq!(told(&connection.send(&message("1", ""))), expected, "{name}");
+            assert_eq!(in_words(&connection.send(&message("1", ""))), expected, "{name}");
             assert!(simulation.elapsed() <= TICK * 10, "{name}: {:?}", simulation.elapsed());
             drop(connection);
         }

@@ -68,9 +68,9 @@ impl Intake {
         self.buffer.tidy();
     }
 
-    /// Whether the answer of what is to be sent could be told from all that may still come for earlier messages.
-    pub(super) fn can_tell_apart<A: Awaited>(&self, awaited: &A) -> bool {
-        // What is not read may be repeated: its sender tells the replies apart.
+    /// Whether the answer to what is about to be sent could be distinguished from all that may still come for earlier messages.
+    pub(super) fn is_recognisable<A: Awaited>(&self, awaited: &A) -> bool {
+        // What is not read may be repeated: its sender distinguishes the replies.
         let is_remembered = |control_id| self.history.remembers(control_id, !A::IS_READ);
         self.history.is_empty() || !awaited.control_ids().any(is_remembered)
     }

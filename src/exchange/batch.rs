@@ -392,10 +392,10 @@ mod tests {
     fn play(asked: Asked, verify: bool, control_ids: &str, answers: &str) -> String {
         let headers = headers(control_ids, asked);
         let mut batch = waiting(&headers, verify, 10_000);
-        let mut told = String::new();
+        let mut said = String::new();
         for answer in answers.split_whitespace() {
             let bytes: String = answer.split(',').map(acknowledgment).collect();
-            told += match take(&mut batch, bytes.as_bytes()) {
+            said += match take(&mut batch, bytes.as_bytes()) {
                 Ok(Step::Commits) => "+",
                 Ok(Step::GoesOn) => ".",
                 Ok(Step::Ends) => "!",
@@ -411,10 +411,10 @@ mod tests {
                 Ok(ack) => (false, ack.code().to_string()),
                 Err(error) => (error.commit().is_some(), error.nak().map_or("?".into(), |nak| nak.code().to_string())),
             };
-            told += &format!(" {}{end}", if commit { "c" } else { "" });
+            said += &format!(" {}{end}", if commit { "c" } else { "" });
         }
-        states.iter().filter(|(holds, _)| *holds).for_each(|(_, state)| told += &format!(", {state}"));
-        told
+        states.iter().filter(|(holds, _)| *holds).for_each(|(_, state)| said += &format!(", {state}"));
+        said
     }
 
     #[test]
