@@ -130,10 +130,12 @@ impl Connection {
     }
 
     /// Sends any payload and returns the content of the first frame that comes back, as it came, borrowed from the
-    /// connection's buffer. Nothing is read in either: no header, no acknowledgment code. Two things are made sure of all the same: an
-    /// acknowledgment of a message that was sent before by [`send`](Connection::send) is not the reply, and a payload with the control
-    /// ID of such a message is refused. Replies to other payloads are the caller's to tell apart. What a peer answers before the payload has left whole is no reply to it; it is
-    /// [`Error::response`] then.
+    /// connection's buffer. Nothing is read in either: no header, no acknowledgment code.
+    ///
+    /// Two things are made sure of all the same: an acknowledgment of a message that was sent before by
+    /// [`send`](Connection::send) is not the reply, and a payload with the control ID of such a message is refused. Replies to
+    /// other payloads are the caller's to distinguish. An answer that comes before the payload has left whole is no reply to
+    /// it; it is [`Error::response`] then.
     ///
     /// # Errors
     ///

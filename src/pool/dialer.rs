@@ -440,7 +440,6 @@ mod model {
     use std::sync::Arc;
 
     use loom::sync::atomic::AtomicUsize;
-    use loom::thread;
 
     use super::*;
 
@@ -476,15 +475,7 @@ mod model {
                 model.call().unwrap();
                 model.dialer.suspect();
                 model.away.store(away, Ordering::SeqCst);
-                let others: Vec<_> = threads[1..]
-                    .iter()
-                    .map(|&run| {
-                        let model = Arc::clone(&model);
-                        thread::spawn(move || run(&model))
-                    })
-                    .collect();
-                threads[0](&model);
-                others.into_iter().for_each(|thread| thread.join().unwrap());
+                sync::run_together(&model, threads);
                 let state = model.dialer.lock();
                 assert!(!state.trying && state.waiting == 0);
                 assert_eq!(model.dialling.load(Ordering::SeqCst), 0);

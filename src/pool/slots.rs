@@ -345,15 +345,7 @@ mod model {
             explorer.preemption_bound = Some(4);
             explorer.check(move || {
                 let model = Arc::new(Model { slots: Slots::new(most), sockets: Arc::default(), most });
-                let others: Vec<_> = threads[1..]
-                    .iter()
-                    .map(|&run| {
-                        let model = Arc::clone(&model);
-                        thread::spawn(move || run(&model))
-                    })
-                    .collect();
-                threads[0](&model);
-                others.into_iter().for_each(|thread| thread.join().unwrap());
+                sync::run_together(&model, threads);
                 let state = model.slots.lock();
                 assert_eq!((state.taken, state.filled, state.waiting.len()), (0, 0, 0));
                 assert_eq!(state.idle.len(), model.sockets.load(Ordering::SeqCst));

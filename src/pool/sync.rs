@@ -21,3 +21,15 @@ pub(super) fn wait<'m, T>(condvar: &Condvar, guard: MutexGuard<'m, T>, limit: Du
     }
     condvar.wait_timeout(guard, limit).unwrap_or_else(PoisonError::into_inner).0
 }
+
+/// Runs these on threads of their own, the first on this one, and waits for all.
+#[cfg(all(test, loom))]
+pub(super) fn run_together<M: Send + Sync + 'static>(model: &std::sync::Arc<M>, threads: &'static [fn(&M)]) {
+    let spawn = |&run: &fn(&M)| {
+        let model = std::sync::Arc::clone(model);
+        loom::thread::spawn(move || run(&model))
+    };
+    let others: Vec<_> = threads[1..].iter().map(spawn).collect();
+    threads[0](model);
+    others.into_iter().for_each(|thread| thread.join().unwrap());
+}
