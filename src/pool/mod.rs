@@ -342,7 +342,10 @@ mod tests {
             let mut lost = accepting(0);
             lost.says.truncate(1);
             lost.says.push_back((TICK, Says::End));
-            let peers = [lost].into_iter().chain((0..away).map(|_| Peer::away())).chain([accepting(1)]);
+            let peers = [lost]
+                .into_iter()
+                .chain((0..away).map(|_| Peer { refuses: true, ..Peer::default() }))
+                .chain([accepting(1)]);
             let simulation = Simulation::begin(peers.collect(), 4096);
             let delays = Arc::new(Mutex::new(Vec::new()));
             let client = client(|builder| {

@@ -353,9 +353,4 @@ impl Peer {
         }
         Peer { says, ..Peer::default() }
     }
-
-    /// One that refuses the connection.
-    pub(crate) fn away() -> Peer {
-        Peer { refuses: true, ..Peer::default() }
-    }
 }
