@@ -107,17 +107,18 @@ impl ClientBuilder {
     }
 
     /// Whether an acknowledgment must carry the message's control ID (MSA-2 against MSH-10). Switch it off only for a
-    /// receiver that does not copy the ID, since nothing else ties an acknowledgment to its message. Defaults to `true`.
+    /// receiver that does not copy the ID, since nothing else ties an acknowledgment to its message, and late acknowledgments cannot be
+    /// recognised then. Defaults to `true`.
     pub fn verify_control_id(self, verify: bool) -> Self {
         ClientBuilder { verify_control_id: verify, ..self }
     }
 
-    /// Whether messages may be sent with a control ID (MSH-10) that the connection has carried before. A late or second
-    /// acknowledgment of the earlier message is then taken for the later one's, as it carries the same control ID: for senders that cannot do
-    /// otherwise, such as those that give every message the same one. Without it such a message goes over another connection, and on a
-    /// [`Connection`] it is refused ([`MessageError::ControlIdInUse`](crate::MessageError::ControlIdInUse)). That is done in any case while an
-    /// application acknowledgment of the earlier message may still come. A batch in which a control ID stands twice is always refused.
-    /// Defaults to `false`.
+    /// Whether a message may go over a connection that has carried the same control ID (MSH-10) before. Set it only for senders that
+    /// give every message the same control ID: a late or second acknowledgment of the earlier message is then taken for the later
+    /// one's. If it is `false`, a [`Client`] sends such a message over another connection, and a [`Connection`] refuses it
+    /// ([`MessageError::ControlIdInUse`](crate::MessageError::ControlIdInUse)). The same happens with `true` while the application
+    /// acknowledgment of the earlier message may still come. A batch in which a control ID stands twice is always refused. Defaults to
+    /// `false`.
     pub fn allow_repeated_control_ids(self, allow: bool) -> Self {
         ClientBuilder { allow_repeated_control_ids: allow, ..self }
     }
@@ -182,9 +183,9 @@ impl ClientBuilder {
         self
     }
 
-    /// How many messages a connection of a [`Client`] carries before it is closed and the next message gets another. `1` is for receivers
-    /// that close the connection after each answer: a message that is sent on a connection which the receiver is just closing
-    /// ends as [`Unknown`](crate::Delivery::Unknown). A batch counts as one message. Defaults to no limit; zero is refused.
+    /// How many messages a connection of a [`Client`] carries before it is closed and the next message gets another. Set `1` for
+    /// receivers that close the connection after each answer: otherwise the next message may be written just as the receiver closes,
+    /// and its delivery is [`Unknown`](crate::Delivery::Unknown). A batch counts as one message. Defaults to no limit; zero is refused.
     pub fn messages_per_connection(mut self, n: u32) -> Self {
         self.pool.messages_per_connection = Some(n);
         self

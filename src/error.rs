@@ -89,7 +89,8 @@ impl fmt::Display for Hint {
 /// What became of a message whose call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Delivery {
-    /// The End Block never left for the operating system, so no conforming receiver has the message: send it again.
+    /// The receiver does not have the message: its End Block never left for the operating system, or the receiver reported that it did
+    /// not store it (MLLP release 2, 0x15). It is safe to send it again.
     NotSent,
     /// It left, and no usable answer came: the receiver may have it or not. Send it again only to a receiver that
     /// recognises a repeated control ID.
@@ -194,7 +195,8 @@ pub enum ErrorKind {
     },
     /// Bytes had come that belong to no exchange: before a [`Connection`](crate::Connection) was used again, or before a fresh
     /// connection was used at all (not sent); or the answer had begun to come before the message left (unknown). Open another
-    /// connection. A [`Client`](crate::Client) replaces a connection that it finds so by itself.
+    /// connection. A [`Client`](crate::Client) replaces a connection that it has used before by itself; a receiver that sends something as soon as
+    /// it is connected needs [`allow_leading_bytes`](crate::frame::Framing::allow_leading_bytes).
     #[error("{stale} bytes had come that belong to no exchange, so the connection was closed")]
     Desync {
         /// How many bytes, on the wire.
@@ -203,8 +205,9 @@ pub enum ErrorKind {
     /// The answer breaks the MLLP grammar. [`FrameError::NoStartBlock`] tells a peer that does not frame its answers.
     #[error("the answer is not an MLLP frame")]
     MalformedFrame(#[source] FrameError),
-    /// The answer's content is longer than [`max_ack_size`](crate::ClientBuilder::max_ack_size).
-    #[error("the answer is longer than {limit} bytes")]
+    /// The answer's content, or all acknowledgments that a call keeps together, are longer than
+    /// [`max_ack_size`](crate::ClientBuilder::max_ack_size).
+    #[error("the answer needs more than {limit} bytes, the limit set by max_ack_size")]
     AckTooLarge {
         /// The limit in bytes.
         limit: usize,
@@ -277,12 +280,13 @@ pub enum MessageError {
     /// [`Client`](crate::Client) does by itself. For senders that give all messages the same control ID, see
     /// [`allow_repeated_control_ids`](crate::ClientBuilder::allow_repeated_control_ids).
     #[error(
-        "this connection has carried the same control ID before, so that a late acknowledgment could be taken for its own"
+        "this connection has already carried a message with this control ID; use another control ID or another \
+         connection, or see ClientBuilder::allow_repeated_control_ids"
     )]
     ControlIdInUse,
     /// A batch has a control ID twice: two of its messages, or a message and the batch or file, so that an acknowledgment could
     /// be meant for either.
-    #[error("two parts of the batch have the same control ID")]
+    #[error("two parts of the batch have the same control ID; give each message its own MSH-10")]
     RepeatedControlId,
     /// A batch's trailer (BTS-1, FTS-1) counts other than what is there: something is missing.
     #[error("the trailer counts {said}, and there are {found}")]

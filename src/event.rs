@@ -50,11 +50,12 @@ pub enum Event<'a> {
         /// Time since the call began.
         elapsed: Duration,
     },
-    /// An acknowledgment came for a message whose exchange had ended on this connection: the application's, where a commit accept
-    /// had ended it ([`AckMode::Commit`](crate::AckMode::Commit), or MSH-16 `NE`), the same again, or an AE after the AA. It
-    /// is passed over, and the connection stays. The observer learns of it when the connection is used next; where the
-    /// connection is closed before, the acknowledgment is lost. Of messages that have all their acknowledgments, the last 1 024
-    /// on a connection are recognised.
+    /// An acknowledgment came for a message whose exchange on this connection had already ended: the application acknowledgment after
+    /// the commit accept that ended it ([`AckMode::Commit`](crate::AckMode::Commit), or MSH-16 `NE`), a duplicate, or an AE after
+    /// an AA. It is not taken for the message under way, and the connection stays open. It is emitted when the connection is read
+    /// or probed next; if the connection is closed before, the acknowledgment is lost. The last 1 024 answered control IDs of a
+    /// connection are recognised; none with [`verify_control_id(false)`](crate::ClientBuilder::verify_control_id), and no
+    /// answered one with [`allow_repeated_control_ids(true)`](crate::ClientBuilder::allow_repeated_control_ids).
     LateAck {
         /// The control ID of the message that it acknowledges (MSA-2).
         control_id: &'a str,

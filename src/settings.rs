@@ -1,4 +1,4 @@
-//! What a client is told once, and what may be sent by it: checked before anything is opened.
+//! The settings of a client, and the checks of what is to be sent before anything is opened.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -67,7 +67,7 @@ impl Settings {
         .map_err(invalid)
     }
 
-    /// Whether a batch can be sent and each of its messages be told from the others: the headers, in order.
+    /// Checks a batch, and that no control ID stands twice in it. Returns the headers in order.
     pub(crate) fn check_batch<'b>(&self, batch: &'b Batch, mode: AckMode) -> Result<Vec<Header<'b>>, Error> {
         let headers = batch
             .messages()

@@ -14,7 +14,7 @@ use mllp_client::testing::{Receiver, Step};
 use mllp_client::{Client, Delivery, Error, ErrorKind, Event, Phase, Reconnect};
 
 const THREADS: usize = 64;
-const EACH: usize = 200;
+const EACH: usize = 120;
 const SEEDS: [u64; 2] = [20_260_101, 7];
 
 /// The control IDs of the messages that came, in order.

@@ -13,17 +13,18 @@ use crate::frame::{self, FrameError};
 use crate::settings::{AckPolicy, Settings};
 use crate::stream::Halt;
 
-/// How many times the bytes are read that a peer sent before it had the whole message.
+/// The largest number of reads for an answer that the peer sent before it had the whole message.
 const MAX_EARLY_READS: usize = 64;
 
-/// MLLP release 2: how often a message is sent that the receiver says it has not stored, and the pause before each repetition.
+/// MLLP release 2: how many times a message is sent in all while the receiver answers 0x15, and the pause before each repetition.
 const MAX_SENDINGS: u32 = 3;
 const RESEND_DELAY: Duration = Duration::from_millis(500);
 
-/// How long taking in what has already come may last once the deadline has passed.
+/// How long bytes that have already come are still read after the deadline.
 const LAST_LOOK: Duration = Duration::from_millis(50);
 
-/// An exchange whose payload has left. Dropped before its end it ends its connection, since an answer is outstanding.
+/// One exchange, from before its payload is written to its end. Dropped earlier, it closes its connection, since an answer is
+/// outstanding.
 pub(crate) struct Conversation<A> {
     awaited: A,
     /// The connection, until the exchange is over.
@@ -41,7 +42,7 @@ pub(crate) struct Conversation<A> {
     answer: Range<usize>,
 }
 
-/// Why an exchange ends before its end, and what shows it.
+/// Why an exchange failed, and its evidence.
 struct Cause(Box<(ErrorKind, Evidence)>);
 
 impl Cause {
@@ -92,7 +93,7 @@ impl<A: Awaited> Conversation<A> {
         if self.awaited.is_committed() { self.application } else { self.call }
     }
 
-    /// Whether nothing more is awaited, or came to nothing.
+    /// Whether the exchange has ended or failed. Valid once it was begun.
     pub(crate) fn is_over(&self) -> bool {
         self.live.is_none()
     }
@@ -132,7 +133,7 @@ impl Connection {
         conversation.end()
     }
 
-    /// Runs an exchange of which the first frame is the end, whatever it holds; where that stands.
+    /// Runs a whole exchange of which any frame is the end. Returns where the content of that frame stands.
     pub(crate) fn converse_unread(&mut self, payload: &[u8], deadline: &Deadline) -> Result<Range<usize>, Error> {
         let mut conversation = Conversation::new(AnyFrame::after(payload), &AckPolicy::default(), deadline);
         self.begin(&mut conversation, payload)?;
@@ -154,8 +155,8 @@ impl Connection {
         conversation.end()
     }
 
-    /// Writes a checked payload, and in MLLP release 2 waits until the receiver has stored it. Whatever fails from the first byte on
-    /// is the end of the conversation.
+    /// Writes a checked payload, and in MLLP release 2 waits until the receiver has stored it. A failure from the first byte on is
+    /// kept in the conversation, which is over then.
     ///
     /// # Errors
     ///
@@ -183,7 +184,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes answers until one changes something: a commit accept, the end, or a failure.
+    /// Takes answers until one is for this exchange. Acknowledgments of earlier messages are passed over.
     pub(crate) fn next_answer<A: Awaited>(&mut self, conversation: &mut Conversation<A>) {
         let Some(mut live) = conversation.live.take() else { return };
         match self.take_answer(conversation, &mut live) {
@@ -265,8 +266,8 @@ impl Connection {
         }
     }
 
-    /// MLLP release 2: lets time pass before a repetition. The receiver does not have the message, so that whatever ends the pause it is
-    /// as if it had not been sent.
+    /// MLLP release 2: waits before the message is sent again. The receiver has reported that it does not have it, so that a time-out or
+    /// an end of the connection means `NotSent`. Unexpected bytes mean `Unknown`.
     fn pause<A: Awaited>(&mut self, conversation: &mut Conversation<A>, live: &mut Live) -> Result<(), Cause> {
         let deadline = conversation.call;
         let pause = deadline.or_within(RESEND_DELAY);
@@ -286,8 +287,8 @@ impl Connection {
         }
     }
 
-    /// MLLP release 2: a commit block does not say which sending it is for, so that no other may have come behind one. Filler and
-    /// acknowledgments of earlier messages may.
+    /// MLLP release 2: a commit block does not name its message, so that a second one would make the next ambiguous. Only filler and
+    /// acknowledgments of earlier messages may follow.
     fn expect_nothing_more(&mut self, live: &mut Live, deadline: &Deadline) -> Result<(), ErrorKind> {
         if !matches!(self.intake.settle(&self.settings), Settled::Filler | Settled::PassedOver) {
             return Err(ErrorKind::MalformedFrame(FrameError::StrayCommitBlock));
@@ -296,7 +297,7 @@ impl Connection {
         self.write_commit_blocks(live, deadline)
     }
 
-    /// Takes answers in until one changes something.
+    /// Takes answers until one is for this exchange.
     fn take_answer<A: Awaited>(&mut self, conversation: &mut Conversation<A>, live: &mut Live) -> Result<Step, Cause> {
         loop {
             conversation.wait.until = conversation.until();
@@ -353,7 +354,7 @@ impl Connection {
         }
     }
 
-    /// Tells the observer of the verdicts that the last answer has brought, and remembers their control IDs.
+    /// Emits `Acknowledged` for each accepting verdict of the last answer, and remembers the control IDs of all its verdicts.
     fn report<A: Awaited>(&mut self, conversation: &mut Conversation<A>) {
         let Conversation { awaited, call, leaves_doubt, .. } = conversation;
         let settings = &*self.settings;
@@ -379,7 +380,7 @@ impl Connection {
                 Ok(None) => {}
                 Err(kind) => break kind,
             }
-            // What was passed over on the way.
+            // Acknowledgments of earlier messages may just have been passed over. They are to be answered.
             if let Err(kind) = self.write_commit_blocks(live, &wait.until) {
                 break kind;
             }
@@ -405,8 +406,8 @@ impl Connection {
         Err(Cause::new(found, evidence))
     }
 
-    /// Looks whether the peer answered, without waiting for the whole message, before writing failed for this reason; or whether it
-    /// refused the TLS session, which is then why.
+    /// After writing has failed: reads, without waiting, an early answer of the peer, or its refusal of the TLS session, which explains
+    /// the failure better.
     fn look_for_early_answer<A: Awaited>(
         &mut self,
         conversation: &mut Conversation<A>,
@@ -424,7 +425,7 @@ impl Connection {
             }
             while let Ok(Some(at)) = self.intake.frame(&self.settings) {
                 let evidence = self.response(self.intake.content(at.clone()), 0);
-                // What it means for a message of which the peer has seen only a part, the exchange decides.
+                // The exchange decides what this answer means for a message of which the peer has only a part.
                 if !matches!(self.take_whole(conversation, live, at), Ok(Step::PassedOver)) {
                     return Cause::new(kind, evidence);
                 }
@@ -433,7 +434,8 @@ impl Connection {
         kind.into()
     }
 
-    /// Ends an exchange that was complete. The connection stays, unless something else casts doubt on it or it can remember no more.
+    /// Ends an exchange that leaves the connection usable: a complete one, or one whose message was not stored. With surplus bytes the
+    /// connection is kept only for the surplus to be reported before the next use. One that can remember no more is closed.
     fn keep<A: Awaited>(&mut self, conversation: &Conversation<A>, mut live: Box<Live>) {
         if conversation.failure.is_some() {
             self.intake.remember_all(&conversation.awaited, &self.settings);

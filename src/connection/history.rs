@@ -5,7 +5,7 @@ use std::fmt;
 use crate::ack::AckCode;
 use crate::exchange::After;
 
-/// The last control IDs that are remembered; the ring has room for as many.
+/// How many control IDs are remembered: the size of the ring.
 const REMEMBERED: usize = 1024;
 
 /// The number of chains by which the ring is searched. A power of two.
@@ -24,6 +24,7 @@ pub(crate) struct History {
     chains: Box<[u32]>,
     /// How many entries there have been.
     count: u32,
+    /// Whether any of them was read.
     has_read: bool,
     /// How many of those that are remembered have [`State::Awaiting`].
     awaiting: usize,
@@ -93,9 +94,9 @@ impl History {
         self.awaiting += usize::from(state == State::Awaiting);
     }
 
-    /// Whether the connection has carried this control ID; `read` leaves out payloads that were not read.
-    pub(crate) fn remembers(&self, control_id: &[u8], read: bool) -> bool {
-        self.find(control_id).is_some_and(|index| !read || self.entries[index].state != State::Unread)
+    /// Whether the connection has carried this control ID; `except_unread` leaves out payloads that were not read.
+    pub(crate) fn remembers(&self, control_id: &[u8], except_unread: bool) -> bool {
+        self.find(control_id).is_some_and(|index| !except_unread || self.entries[index].state != State::Unread)
     }
 
     /// Whether an acknowledgment is for a control ID that is remembered. An application acknowledgment is then no longer awaited.

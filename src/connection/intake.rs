@@ -27,14 +27,14 @@ pub(super) struct Intake {
     is_early: bool,
 }
 
-/// What has come outside of an exchange.
+/// What kind of bytes has come outside of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Settled {
-    /// Nothing, or what says nothing.
+    /// Filler only, or nothing.
     Filler,
     /// Acknowledgments of earlier messages.
     PassedOver,
-    /// The beginning of what may be one, perhaps behind others.
+    /// An incomplete frame that may be one of these. Complete ones may stand before it.
     Unfinished,
     /// This many bytes of the kind that a site's framing allows before a Start Block.
     Skipped(usize),
@@ -63,14 +63,14 @@ impl Intake {
         self.buffer.received(count);
     }
 
-    /// Gives back what a large answer needed.
+    /// Frees the memory of a large answer.
     pub(super) fn tidy(&mut self) {
         self.buffer.tidy();
     }
 
     /// Whether the answer to what is about to be sent could be distinguished from all that may still come for earlier messages.
     pub(super) fn is_recognisable<A: Awaited>(&self, awaited: &A) -> bool {
-        // What is not read may be repeated: its sender distinguishes the replies.
+        // A payload that is not read may repeat the control ID of another such: its sender distinguishes the replies.
         let is_remembered = |control_id| self.history.remembers(control_id, !A::IS_READ);
         self.history.is_empty() || !awaited.control_ids().any(is_remembered)
     }
@@ -92,7 +92,7 @@ impl Intake {
             let frame = self.take_frame(settings).map_err(malformed)?;
             match frame {
                 Some(at) if mem::take(&mut self.is_early) => {
-                    let stale = at.len();
+                    let stale = settings.framing.head().len() + at.len() + settings.framing.tail().len();
                     if !self.pass_over(at, settings) {
                         return Err(ErrorKind::Desync { stale });
                     }
@@ -107,7 +107,7 @@ impl Intake {
         self.buffer.content(at)
     }
 
-    /// Has an answer taken, from this byte on, by what awaits it.
+    /// Passes an answer, from this byte on, to the exchange that awaits it.
     pub(super) fn accept<A: Awaited>(
         &mut self,
         awaited: &mut A,
@@ -143,7 +143,7 @@ impl Intake {
         true
     }
 
-    /// Remembers all control IDs of what was carried to no end, and of which no acknowledgment is awaited.
+    /// Remembers all control IDs of a payload that the receiver has not stored.
     pub(super) fn remember_all(&mut self, awaited: &impl Awaited, settings: &Settings) {
         for control_id in awaited.control_ids() {
             self.remember(&Decided { control_id, verdict: None, after: After::Answered }, settings);
@@ -173,7 +173,7 @@ impl Intake {
         self.buffer.rest()
     }
 
-    /// What an unfinished answer shows of its receiver.
+    /// The hint for an error about an unfinished answer.
     pub(super) fn hint(&self) -> Option<Hint> {
         self.buffer.hint()
     }
@@ -192,7 +192,8 @@ impl Intake {
         Ok(None)
     }
 
-    /// Whether a frame holds nothing but acknowledgments of earlier messages, which the observer then learns of.
+    /// Whether a frame holds only acknowledgments of earlier messages. `LateAck` is emitted for each, up to the first that is not
+    /// recognised.
     pub(super) fn pass_over(&mut self, at: Range<usize>, settings: &Settings) -> bool {
         if !self.history.has_read() {
             return false;

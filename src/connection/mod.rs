@@ -33,10 +33,13 @@ const MAX_FILLER_READS: usize = 8;
 /// For those who manage connections themselves; most programs want a [`Client`](crate::Client). It is opened by
 /// [`ClientBuilder::connect`](crate::ClientBuilder::connect).
 ///
-/// After any failure but a refusal ([`ErrorKind::Nak`]) or a message that could not be sent at all
-/// ([`ErrorKind::InvalidMessage`]) the connection is closed, since what comes next on it could not be trusted; every further
-/// call is [`ErrorKind::Closed`]. It is also closed after a refusal that names no message (MSA-2 is empty), and after a message
-/// if 1 024 later ones have been sent and its application acknowledgment may still come.
+/// A failure closes the connection, since later bytes on it could not be trusted. It stays open after a refusal that names the
+/// message ([`ErrorKind::Nak`]), after [`ErrorKind::NotStored`], after a message that could not be sent at all
+/// ([`ErrorKind::InvalidMessage`]), and after an [`ErrorKind::Timeout`] that passed before anything was written. Every call on a
+/// closed connection is [`ErrorKind::Closed`].
+///
+/// A connection remembers 1 024 control IDs. It is also closed when the next one would displace that of a message whose
+/// application acknowledgment may still come.
 ///
 /// # Examples
 ///
@@ -130,9 +133,9 @@ impl Connection {
     }
 
     /// Sends any payload and returns the content of the first frame that comes back, as it came, borrowed from the
-    /// connection's buffer. Nothing is read in either: no header, no acknowledgment code.
+    /// connection's buffer. Neither is checked as HL7, so that a refusal is a reply like any other.
     ///
-    /// Two things are made sure of all the same: an acknowledgment of a message that was sent before by
+    /// Control IDs are read all the same, for two things: an acknowledgment of a message that was sent before by
     /// [`send`](Connection::send) is not the reply, and a payload with the control ID of such a message is refused. Replies to
     /// other payloads are the caller's to distinguish. An answer that comes before the payload has left whole is no reply to
     /// it; it is [`Error::response`] then.
@@ -206,7 +209,7 @@ impl Connection {
                 Ok(Some(count)) => {
                     self.intake.received(count);
                     match self.intake.settle(&self.settings) {
-                        // A greeting, as some peers have and this client was told of.
+                        // A greeting, which `allow_leading_bytes` permits on a fresh connection.
                         Settled::Skipped(stale) if self.is_fresh => (filler, filler_reads) = (stale, filler_reads + 1),
                         Settled::Skipped(stale) | Settled::Surplus(stale) => return Fitness::Surplus(stale),
                         Settled::Filler => (filler, filler_reads) = (filler + count, filler_reads + 1),
@@ -324,7 +327,7 @@ mod tests {
             assert!(not_again(&connection.send(&message("1")).unwrap_err()), "{name}");
             assert!(not_again(&connection.exchange(&message("1")).map(<[u8]>::len).unwrap_err()), "{name}");
             assert!(connection.is_open(), "{name}");
-            // What is not read is its sender's to tell apart, and what is read comes not after it.
+            // Unread payloads may repeat a control ID. A message may not repeat that of an unread payload.
             assert!(connection.exchange(&message("2")).is_ok());
             assert!(not_again(&connection.send(&message("2")).unwrap_err()), "{name}");
             assert!(connection.exchange(&message("2")).is_ok());

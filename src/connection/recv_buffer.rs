@@ -80,7 +80,8 @@ impl RecvBuffer {
         self.filled += count;
     }
 
-    /// Where the next frame's content stands, once it is whole. It stays there until more space is asked for.
+    /// Where the next frame's content stands, once it is whole. It stays there until more space is asked for, or the
+    /// buffer is tidied or moved out.
     pub(crate) fn frame(&mut self) -> Result<Option<Range<usize>>, FrameError> {
         if self.used == self.filled {
             return Ok(None);
@@ -97,7 +98,7 @@ impl RecvBuffer {
         &self.bytes[at]
     }
 
-    /// The bytes up to and with a content found last, where they can be kept, if it is large. The buffer goes on with another.
+    /// Moves the buffer out, up to the end of the content found last, if that content is large. What follows it goes into a new buffer.
     pub(crate) fn take_out(&mut self, at: &Range<usize>) -> Option<Vec<u8>> {
         if at.len() < SMALL {
             return None;

@@ -59,7 +59,7 @@ struct Found {
     verdict: Option<Ack>,
     /// Whether a commit accept has come before the verdict, its own or that of the whole.
     is_committed: bool,
-    /// Its own, as long as it is evidence.
+    /// Its own commit accept, kept as evidence until the message is accepted, or as long as there is room.
     commit: Option<Box<Ack>>,
     /// The number of the answer that has decided it.
     decided_by: u32,
@@ -174,7 +174,7 @@ impl<'m> Batched<'m> {
     fn take_for_all(&mut self, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<(), ErrorKind> {
         let (code, accepts) = (layout.code(), layout.code().is_accept());
         if self.rules.verify && self.fresh_whole.is_some_and(|accepted| accepted != accepts) {
-            // Neither verdict counts.
+            // No verdict of this answer counts.
             self.fresh.iter().for_each(|&index| self.found[index as usize].verdict = None);
             self.whole_commit = self.whole_commit.take().filter(|_| !self.fresh_whole_commit);
             return Err(CONTRADICTORY);

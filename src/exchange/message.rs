@@ -14,11 +14,12 @@ pub(crate) struct Message<'m> {
     rules: AckRules,
     /// The text, where it is a batch that is sent as one message: a receiver may acknowledge what is in it by itself.
     batch: Option<&'m [u8]>,
-    /// The last commit accept, while the application acknowledgment is awaited.
+    /// The last commit accept, kept as evidence until the message is accepted. It is dropped if there is no room for a refusal
+    /// beside it.
     commit: Option<Ack>,
     /// The acknowledgment that has ended the exchange.
     verdict: Option<Ack>,
-    /// Whether the verdict names no message, so that nothing tells whether more of the kind is to come.
+    /// Whether MSA-2 of the verdict is empty, so that a repetition of it could not be recognised.
     is_nameless: bool,
 }
 

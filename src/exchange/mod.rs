@@ -5,7 +5,7 @@
 //!              whole frame written        commit block 0x06 (release 2)
 //!   NotSent ───────────────────────▶ Sent ───────────────────────────▶ Stored
 //!      ▲                              │ │                                 │
-//!      └── 0x15: again, at most 3 × ──┘ └────────────────┬────────────────┘
+//!      └── 0x15: 3 sendings at most ──┘ └────────────────┬────────────────┘
 //!                                                        ▼        CA, and the application's is awaited too
 //!                                                    awaiting ◀───────────────────────────┐
 //!                                                     │   └──▶ Committed ─────────────────┘
@@ -47,7 +47,7 @@ pub(crate) struct AckRules {
 /// How far a message has come. It only advances, but for a receiver that says that it has not stored what was sent.
 #[derive(Clone, Debug)]
 pub(crate) enum Progress {
-    /// The End Block has not left.
+    /// The End Block has not left, or the receiver has reported that it did not store the message.
     NotSent,
     /// The End Block may have left.
     Sent,
@@ -166,7 +166,7 @@ pub(crate) enum After {
     Unread,
     /// The application acknowledgment.
     ApplicationAck,
-    /// Something that could not be told from the answer to the next message: the connection cannot be used again.
+    /// An acknowledgment that could not be distinguished from the answer to the next message: the connection is closed.
     Doubt,
 }
 
@@ -187,7 +187,7 @@ pub(crate) trait Awaited {
     /// What the next answer is expected to be.
     fn phase(&self) -> Phase;
 
-    /// Whether only application acknowledgments are awaited, after commit accepts.
+    /// Whether an acknowledgment has come for every message, so that the limit of the application acknowledgments counts.
     fn is_committed(&self) -> bool;
 
     /// Takes the next answer, or a part of it. An error is doubt, never a refusal.

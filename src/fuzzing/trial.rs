@@ -742,7 +742,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 2000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 600, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
         #[test]
         fn no_verdict_of_one_sending_is_given_to_another(bytes in proptest::collection::vec(any::<u8>(), 10..400)) {

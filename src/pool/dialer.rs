@@ -1,4 +1,4 @@
-//! Who tries to reach a receiver that may be away, and when. The others wait for the result.
+//! Which call tries to connect while the receiver may be unreachable, and when. The other calls wait for its result.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::sync::{self, AtomicU64, Condvar, Mutex, MutexGuard};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Phase};
 
-/// How long a failure that no further attempt is to follow stands for the receiver's present state.
+/// How long a final failure is also the result of the calls that were waiting for it.
 const RECENT: Duration = Duration::from_secs(1);
 
 /// What is known of whether the receiver can be reached.
@@ -17,7 +17,7 @@ pub(crate) struct Dialer {
     policy: Reconnect,
     state: Mutex<Reachability>,
     changed: Condvar,
-    /// How many attempts have failed ever. Beside the lock, since every call asks for it.
+    /// How many attempts have failed ever. Outside the lock, since every call asks for it.
     failures: AtomicU64,
 }
 
@@ -25,9 +25,9 @@ pub(crate) struct Dialer {
 struct Reachability {
     /// Whether the receiver was ever reached.
     reached: bool,
-    /// Whether it may be away: nobody has reached it since a connection was lost. Only one call at a time tries then.
+    /// Whether the receiver may be unreachable: at first, and after a connection was lost. Only one call at a time tries then.
     doubtful: bool,
-    /// Whether one does.
+    /// Whether a call is trying.
     trying: bool,
     /// How many calls wait for that one, or for the time of the next attempt.
     waiting: usize,
@@ -46,7 +46,7 @@ struct Failure {
     recent_until: Deadline,
 }
 
-/// A point in the history of failures. Those after it are failures of a call that began then, whoever tried.
+/// The number of failures when a call began. Later ones are failures of that call too, whichever call tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Epoch(u64);
 
@@ -171,7 +171,7 @@ impl Reachability {
             }
             Some(failure) if failed_since && failure.recent_until.remaining().is_some() => Err(failure.error.shared()),
             _ => {
-                // Nobody has tried of late, and nobody is about to.
+                // There is no failure since this call began to wait for or to return: it begins a new series of attempts.
                 self.attempts = 0;
                 Ok(None)
             }
@@ -201,7 +201,7 @@ impl<'d> Permit<'d> {
             // Cut short, which says nothing about the receiver.
             return (state.attempts.saturating_add(1), None);
         }
-        // Of several that tried together, since nothing was known against the receiver, the first failure stands for all.
+        // Several calls may have tried at the same time. Only the first failure is counted.
         if self.alone || state.last.is_none() {
             state.attempts = state.attempts.saturating_add(1);
             let delay = self.dialer.policy.delay_after(state.attempts, error.kind()).filter(|_| state.reached);
@@ -259,7 +259,7 @@ mod tests {
         Reconnect::attempts(attempts).initial_delay(Duration::from_millis(2))
     }
 
-    /// An dialer of a receiver that was reached before.
+    /// A dialer of a receiver that was reached before.
     fn lost(policy: Reconnect) -> Dialer {
         let dialer = Dialer::new(policy);
         dialer.reach(dialer.now(), &Deadline::after(LONG), || Ok(()), |_| ()).unwrap();

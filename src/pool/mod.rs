@@ -87,7 +87,7 @@ impl Pool {
         match self.slots.acquire(deadline) {
             Ok(slot) => Ok(self.lease(slot, began)),
             Err(Refusal::Closed) => Err(closed()),
-            // Where those that have the slots cannot reach the receiver, that is what was waited for.
+            // If the calls that hold the slots could not connect, their failure is what this one waited for.
             Err(Refusal::TooLate) => Err(self.dialer.failure_since(began).unwrap_or_else(|| {
                 let kind = ErrorKind::Timeout { phase: Phase::Checkout, limit: deadline.limit() };
                 Error::before_sending(kind)
@@ -101,7 +101,7 @@ impl Pool {
         self.slots.take_idle().iter_mut().for_each(Slot::empty);
     }
 
-    /// Whether a connection is open; those that nobody uses are probed, if nobody uses any.
+    /// Whether a connection is open. If none is in use, the idle ones are probed.
     pub(crate) fn is_connected(&self) -> bool {
         let deadline = Deadline::after(PROBE_LIMIT);
         loop {
@@ -117,7 +117,7 @@ impl Pool {
         }
     }
 
-    /// Closes for good: ends what is under way and lets nobody in any more.
+    /// Closes for good: ends the calls under way and refuses all later ones.
     pub(crate) fn close(&self) {
         let idle = self.slots.close();
         self.dialer.close();
@@ -164,7 +164,7 @@ pub(crate) struct Lease<'p> {
     pool: &'p Pool,
     slot: Slot<'p, Box<Kept>>,
     began: Epoch,
-    /// Whether the connection has been used since it was idle. A probe is no use of it, since nothing passes the network.
+    /// Whether the connection has been used since it was idle. A probe is no use of it, since it sends nothing.
     is_used: bool,
 }
 
@@ -193,7 +193,7 @@ impl Lease<'_> {
         Ok(false)
     }
 
-    /// Another call begins on it.
+    /// Marks the start of another call on this lease.
     pub(crate) fn renew(&mut self) {
         self.began = self.pool.dialer.now();
     }
@@ -203,7 +203,7 @@ impl Lease<'_> {
         self.slot.content().map(|kept| &mut kept.connection)
     }
 
-    /// A fresh connection, in place of what there was, after as many attempts as the deadline and the policy allow.
+    /// A fresh connection, which replaces the one there was, after as many attempts as the deadline and the policy allow.
     pub(crate) fn connect(&mut self, deadline: &Deadline) -> Result<&mut Connection, Error> {
         self.slot.empty();
         let Settings { endpoint, monitor, .. } = &*self.pool.settings;
@@ -247,7 +247,7 @@ impl Lease<'_> {
         }
     }
 
-    /// Ends a connection that is in doubt, or that the peer has ended. Whether the receiver is there, the next one will show.
+    /// Closes a connection that must not be used again. Until another one is open, the receiver counts as possibly unreachable.
     pub(crate) fn lose(&mut self) {
         self.slot.empty();
         self.pool.dialer.suspect();

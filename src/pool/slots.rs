@@ -27,7 +27,7 @@ struct Occupancy<T> {
     closed: bool,
 }
 
-/// Why nobody gets a slot.
+/// Why a call gets no slot.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Closed,
@@ -37,11 +37,11 @@ pub(crate) enum Refusal {
 /// What can be seen of the filled slots.
 #[derive(Debug)]
 pub(crate) enum Look<'s, T> {
-    /// Somebody holds one.
+    /// A filled slot is held.
     InUse,
-    /// Nobody holds one; here is one to look into.
+    /// No filled slot is held. This is one of the idle ones.
     Idle(Slot<'s, T>),
-    /// There is none.
+    /// No slot is filled.
     Nothing,
 }
 
@@ -51,7 +51,7 @@ impl<T> Slots<T> {
         Slots { most, state: Mutex::new(Occupancy { idle, taken: 0, filled: 0, waiting, closed: false }) }
     }
 
-    /// Acquires a slot, the one filled last if there is a choice; waits for it, behind those who came before.
+    /// Acquires a slot, preferably the filled one that was returned last. Waits in order of arrival, until the deadline.
     pub(crate) fn acquire(&self, deadline: &Deadline) -> Result<Slot<'_, T>, Refusal> {
         let state = self.lock();
         if state.closed {
@@ -84,7 +84,7 @@ impl<T> Slots<T> {
         }
     }
 
-    /// Lets nobody in any more; what nobody holds is handed out.
+    /// Refuses all later calls, and returns what is in the slots that nobody holds.
     pub(crate) fn close(&self) -> Vec<T> {
         let mut state = self.lock();
         state.closed = true;
@@ -178,7 +178,7 @@ impl<T> Slot<'_, T> {
         self.content.as_mut()
     }
 
-    /// Fills the slot, in place of what there was.
+    /// Fills the slot, and drops what was in it.
     pub(crate) fn fill(&mut self, content: T) -> &mut T {
         self.empty();
         self.slots.lock().filled += 1;
@@ -310,7 +310,7 @@ mod model {
 
     use super::*;
 
-    /// The model's clock stands still: who waits by it waits until told.
+    /// The model's clock stands still: a call waits until it is notified.
     fn far() -> Deadline {
         Deadline::after(Duration::MAX)
     }

@@ -1,5 +1,5 @@
-//! Described peers, and a clock that runs only while somebody waits: a third kind of channel beside plain and TLS, for tests and fuzzers.
-//! What a connection does then depends on nothing else, so that it does the same each time, and time-outs take no time.
+//! Simulated peers, and a clock that advances only while the thread waits: a third kind of channel beside plain and TLS, for tests and
+//! fuzzers. A connection then behaves the same each time, and time-outs take no time.
 //!
 //! A simulation holds for the thread that has begun it. There, connections are opened to the described peers, and the clock of
 //! `deadline.rs` is the simulation's.
@@ -22,7 +22,7 @@ use crate::socket::ShutdownHandle;
 /// What one peer does, in order.
 #[derive(Debug, Default)]
 pub struct Peer {
-    /// What it says, each so long after the one before; the first after the connection was opened.
+    /// What the peer sends. Each delay counts from the entry before, the first one from the opening of the connection.
     pub says: VecDeque<(Duration, Says)>,
     /// How it takes what it is sent. Afterwards it takes all there is, at once.
     pub takes: VecDeque<Takes>,
@@ -106,7 +106,7 @@ struct Link {
     said: Duration,
     /// What it has said and nobody has read.
     unread: VecDeque<u8>,
-    /// Where that was: given back at the end, since a call's memory is measured.
+    /// Buffers already sent, freed at the end, since tests measure the memory of a call.
     emptied: Vec<Vec<u8>>,
     over: Option<Seen>,
     /// Whether it waits for more to be sent before it says the next thing.
