@@ -65,12 +65,20 @@ const WAITS: [Wait; 6] = [Wait::Answer, Wait::Batch, Wait::CommitBlock, Wait::Se
 
 fn habits(transport: Transport) -> Vec<Habit> {
     let mut habits = vec![Habit::Silent, Habit::Drips, Habit::Repeats, Habit::StopsReading];
-    #[cfg(feature = "tls")]
-    if transport == Transport::Tls13 {
+    if is_tls13(transport) {
         habits.extend([Habit::UpdatesKeys, Habit::UpdatesKeysAndStopsReading]);
     }
-    let _ = transport;
     habits
+}
+
+fn is_tls13(transport: Transport) -> bool {
+    match transport {
+        Transport::Plain => false,
+        #[cfg(feature = "tls")]
+        Transport::Tls12 => false,
+        #[cfg(feature = "tls")]
+        Transport::Tls13 => true,
+    }
 }
 
 /// A connection as the peer has it.
