@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::charset::Charset;
 use crate::frame;
+use crate::header::absent_if_null;
 use crate::segment::{Delimiters, nth, segments};
 
 /// The Acknowledgment Code of MSA-1 (HL7 Table 0008).
@@ -127,9 +128,18 @@ impl Ack {
     pub(crate) fn in_charset(self, charset: Charset) -> Ack {
         let Some(decoded) = charset.decode(self.raw()) else { return self };
         match Layout::read(&decoded) {
-            Ok(layout) => Ack { decoded: Some(decoded.into()), layout, ..self },
-            Err(_) => self,
+            // What the exchange went by are the bytes as they came.
+            Ok(layout) if self.says_the_same(&layout, &decoded) => {
+                Ack { decoded: Some(decoded.into()), layout, ..self }
+            }
+            _ => self,
         }
+    }
+
+    /// Whether the decoded text holds the same verdict on the same message.
+    fn says_the_same(&self, layout: &Layout, decoded: &[u8]) -> bool {
+        let control_id = self.layout.control_id(self.raw());
+        layout.code == self.layout.code && (!control_id.is_ascii() || control_id == layout.control_id(decoded))
     }
 
     fn plain(&self) -> &[u8] {
@@ -248,7 +258,7 @@ impl Layout {
         Ok(Layout {
             delimiters,
             code: AckCode::read(code).ok_or(AckParseError::UnknownCode)?,
-            control_id: Span::within(raw, control_id.trim_ascii()),
+            control_id: Span::within(raw, absent_if_null(control_id.trim_ascii())),
             text: Span::within(raw, text),
             msa_end: Span::within(raw, msa).to,
         })
@@ -256,6 +266,11 @@ impl Layout {
 
     pub(crate) fn code(&self) -> AckCode {
         self.code
+    }
+
+    /// Whether nothing stands behind the MSA segment.
+    pub(crate) fn ends_with_msa(&self, raw: &[u8]) -> bool {
+        raw[self.msa_end..].trim_ascii().is_empty()
     }
 
     /// Whether another MSA segment of the same bytes is about the same message, or names none, and says the opposite.

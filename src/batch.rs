@@ -1,6 +1,7 @@
 //! Batches: messages between BHS and BTS, batches between FHS and FTS (HL7 v2.5, chapter 2.10.3).
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::error::MessageError;
 use crate::frame::Framing;
@@ -183,13 +184,18 @@ impl Batch {
         text
     }
 
-    /// The control IDs that an acknowledgment of the whole may carry.
-    pub(crate) fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
-        self.file
-            .iter()
-            .chain(self.batches.iter().filter_map(|part| part.control_id.as_ref()))
-            .map(String::as_bytes)
-            .filter(|control_id| !control_id.is_empty())
+    /// The control IDs that an acknowledgment of many messages may carry, each with the messages that it is for: the file's,
+    /// and that of each batch.
+    pub(crate) fn wholes(&self) -> impl Iterator<Item = (&[u8], Range<usize>)> {
+        let mut end = 0;
+        let batches = self.batches.iter().filter_map(move |part| {
+            let start = end;
+            end += part.messages.len();
+            part.control_id.as_ref().map(|control_id| (control_id, start..end))
+        });
+        let file = self.file.iter().map(|control_id| (control_id, 0..self.messages().count()));
+        let wholes = file.chain(batches).map(|(control_id, messages)| (control_id.as_bytes(), messages));
+        wholes.filter(|(control_id, _)| !control_id.is_empty())
     }
 }
 
@@ -275,8 +281,8 @@ mod tests {
         assert_eq!(text(&file), expected);
         assert!(Batch::parse(&file.to_bytes()).unwrap() == file);
         assert!(Batch::parse(expected.replace('\r', "\n").as_bytes()).unwrap() == file);
-        let ids: Vec<_> = file.control_ids().collect();
-        assert_eq!(ids, [b"F1", b"B1", b"B2"]);
+        let wholes: Vec<_> = file.wholes().collect();
+        assert_eq!(wholes, [(&b"F1"[..], 0..3), (b"B1", 0..2), (b"B2", 2..3)]);
         assert_eq!(format!("{file:?}"), "Batch { batches: 2, messages: 3, .. }");
     }
 

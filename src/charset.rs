@@ -203,6 +203,16 @@ mod tests {
     }
 
     #[test]
+    fn the_verdict_is_that_of_the_bytes() {
+        for (code, other) in [("AE", "AA"), ("AA", "AE")] {
+            let escaped =
+                format!("MSH|^~\\&|EHR||||||ACK|1|P|2.5||||||ISO IR87|\x1B$B\rMSA|{code}|1\r\x1B(B\rMSA|{other}|2\r");
+            let ack = crate::Ack::parse(escaped).unwrap();
+            assert_eq!((ack.code().as_str(), &*ack.control_id()), (code, "1"));
+        }
+    }
+
+    #[test]
     fn what_a_set_lacks_is_told_with_its_place() {
         for (name, text, offset) in [
             ("ASCII", "ab\u{e4}", 2),

@@ -167,7 +167,7 @@ impl Client {
         let checked = settings.check_payload(&text).and_then(|()| settings.check_batch(batch, policy.mode));
         let sent = checked.and_then(|headers| {
             self.run(&deadline, |connection| {
-                let awaited = Batched::new(batch.control_ids(), &headers, settings.ack_rules(policy));
+                let awaited = Batched::new(batch.wholes(), &headers, settings.ack_rules(policy));
                 let mut conversation = Conversation::new(awaited, policy, &deadline);
                 connection.begin(&mut conversation, &text)?;
                 if !conversation.is_over() {

@@ -1,6 +1,9 @@
 //! Reading the header of a message that is about to be sent: what it is called, and what it asks for in return.
 
+use std::sync::LazyLock;
+
 use memchr::memchr2;
+use memchr::memmem::Finder;
 
 use crate::error::MessageError;
 use crate::segment::{self, Delimiters};
@@ -73,6 +76,14 @@ pub(crate) fn control_id(payload: &[u8]) -> Option<&[u8]> {
     Some(absent_if_null(control_id.trim_ascii())).filter(|control_id| !control_id.is_empty())
 }
 
+/// Whether a payload holds more than one header: it is a batch, or several messages without the headers of one.
+pub(crate) fn holds_many(payload: &[u8]) -> bool {
+    let begins_segment = |at: usize| at > 0 && matches!(payload[at - 1], b'\r' | b'\n');
+    !payload.starts_with(b"MSH") || MSH.find_iter(payload).any(begins_segment)
+}
+
+static MSH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"MSH"));
+
 /// The control IDs of a batch and of all messages in it (FHS-11, BHS-11, MSH-10).
 pub(crate) fn control_ids(batch: &[u8]) -> impl Iterator<Item = &[u8]> {
     segment::segments(batch).filter_map(|segment| {
@@ -109,7 +120,7 @@ impl Asked {
 }
 
 /// `""` is HL7's explicit null: the field is there and says nothing.
-fn absent_if_null(field: &[u8]) -> &[u8] {
+pub(crate) fn absent_if_null(field: &[u8]) -> &[u8] {
     if field == b"\"\"" { &[] } else { field }
 }
 

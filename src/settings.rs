@@ -77,7 +77,8 @@ impl Settings {
             return Err(invalid(MessageError::Empty));
         }
         let mut seen = HashSet::with_capacity(headers.len() + 1);
-        let mut control_ids = headers.iter().map(|header| header.control_id).chain(batch.control_ids());
+        let mut control_ids =
+            headers.iter().map(|header| header.control_id).chain(batch.wholes().map(|(control_id, _)| control_id));
         if control_ids.any(|control_id| !seen.insert(control_id)) {
             return Err(invalid(MessageError::RepeatedControlId));
         }

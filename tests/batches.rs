@@ -190,17 +190,19 @@ fn a_batch_refused_early_is_not_sent_again() {
     let _tidy = Tidy::up();
     let mut batch = Batch::new("B1").unwrap();
     (1..=2).for_each(|number| batch.push(common::message_of(&number.to_string(), 16 * 1024 * 1024)).unwrap());
-    for (name, code, control_id, expected) in [
-        ("all of it", "AR", "B1", Ok(["Refused AR"; 2])),
-        ("a part of it", "AR", "1", Err(Delivery::NotSent)),
-        ("another", "AR", "B2", Err(Delivery::NotSent)),
-        ("accepted", "AA", "B1", Err(Delivery::NotSent)),
+    for (name, answers, expected) in [
+        ("all of it", &[("AR", "B1")][..], Ok(["Refused AR"; 2])),
+        ("each message by itself", &[("AR", "1"), ("AR", "2")], Ok(["Refused AR"; 2])),
+        ("a part of it", &[("AR", "1")], Err(Delivery::NotSent)),
+        ("another", &[("AR", "B2")], Err(Delivery::NotSent)),
+        ("accepted", &[("AA", "B1")], Err(Delivery::NotSent)),
     ] {
+        let answers: Vec<u8> = answers.iter().flat_map(|(code, id)| acknowledgment(code, id)).collect();
         common::with_peer(
             |mut stream| {
                 use std::io::{Read, Write};
                 stream.read_exact(&mut [0; 1000]).unwrap();
-                stream.write_all(&acknowledgment(code, control_id)).unwrap();
+                stream.write_all(&answers).unwrap();
             },
             |endpoint| {
                 let results = common::client(&endpoint, LONG).send_batch(&batch);

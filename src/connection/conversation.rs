@@ -390,7 +390,7 @@ impl Connection {
             };
             match wait.read(live, space) {
                 Ok(count) => self.intake.received(count),
-                Err(halt) => break halt.into_kind(phase, self.intake.rest().len(), wait.until.limit()),
+                Err(halt) => break halt.into_kind(phase, self.intake.unfinished(), wait.until.limit()),
             }
         };
         let mut evidence = match &found {
@@ -414,6 +414,7 @@ impl Connection {
         live: &mut Live,
         kind: ErrorKind,
     ) -> Cause {
+        let mut evidence = None;
         for _ in 0..MAX_EARLY_READS {
             let Ok(space) = self.intake.space() else { break };
             match live.stream.try_read(space) {
@@ -424,14 +425,16 @@ impl Connection {
                 Ok(None) | Err(_) => break,
             }
             while let Ok(Some(at)) = self.intake.frame(&self.settings) {
-                let evidence = self.response(self.intake.content(at.clone()), 0);
+                let response = self.response(self.intake.content(at.clone()), 0);
                 // The exchange decides what this answer means for a message of which the peer has only a part.
-                if !matches!(self.take_whole(conversation, live, at), Ok(Step::PassedOver)) {
-                    return Cause::new(kind, evidence);
+                match self.take_whole(conversation, live, at) {
+                    Ok(Step::PassedOver) => {}
+                    Ok(Step::Partly(_) | Step::GoesOn | Step::Commits) => evidence = evidence.or(Some(response)),
+                    Ok(Step::Ends) | Err(_) => return Cause::new(kind, evidence.unwrap_or(response)),
                 }
             }
         }
-        kind.into()
+        Cause::new(kind, evidence.unwrap_or_default())
     }
 
     /// Ends an exchange that leaves the connection usable: a complete one, or one whose message was not stored. With surplus bytes the
@@ -529,7 +532,7 @@ fn end_may_have_left(written: usize, frame: usize, tail: usize) -> bool {
 mod tests {
     use super::*;
     use crate::simulation::{Peer, Simulation};
-    use crate::{Client, ClientBuilder};
+    use crate::{AckMode, Client, ClientBuilder};
 
     #[test]
     fn the_end_leaves_with_its_first_byte() {
@@ -675,6 +678,62 @@ mod tests {
             assert_eq!(in_words(&connection.send(&message("1", ""))), expected, "{name}");
             assert!(simulation.elapsed() <= TICK * 10, "{name}: {:?}", simulation.elapsed());
             drop(connection);
+        }
+    }
+
+    #[test]
+    fn what_comes_late_leaves_the_next_message_its_own_answer() {
+        let commit = |id| ack("CA", id);
+        let framed = |content: &[u8]| [b"\x0B", content, b"\x1C\r"].concat();
+        let bare = |code: &str, id: &str| format!("MSH|^~\\&|EHR|H\rMSA|{code}|{id}\r").into_bytes();
+        let both = |code| framed(&[bare("AA", "1"), bare(code, "2")].concat());
+        let in_batch = framed(&[&b"BHS|^~\\&|\r"[..], &bare("AA", "1"), b"BTS|1\r"].concat());
+        for (name, mode, first, second, expected) in [
+            (
+                "an empty frame in two halves",
+                AckMode::Commit,
+                [commit("1"), b"\x0B".to_vec()].concat(),
+                [&b"\x1C\r"[..], &commit("2")].concat(),
+                "CA",
+            ),
+            ("again, beside the refusal", AckMode::FromHeader, ack("AA", "1"), both("AE"), "refused AE"),
+            ("again, beside the acceptance", AckMode::FromHeader, ack("AA", "1"), both("AA"), "AA"),
+            ("in a batch", AckMode::Commit, commit("1"), [in_batch, commit("2")].concat(), "CA"),
+        ] {
+            let answers = [first, second].map(|bytes| vec![(Duration::ZERO, bytes)]);
+            let (mut connection, simulation) =
+                connected(answers.into(), |builder| builder.timeout(TICK * 10).ack_mode(mode));
+            let asks = if mode == AckMode::Commit { "|||AL|AL" } else { "" };
+            connection.send(&message("1", asks)).unwrap();
+            assert_eq!(in_words(&connection.send(&message("2", asks))), expected, "{name}");
+            drop((connection, simulation));
+        }
+    }
+
+    #[test]
+    fn what_a_payload_held_is_remembered_message_by_message() {
+        let message = |id| message(id, "");
+        let bare = [message("1"), message("2")].concat();
+        let wrapped = [&b"BHS|^~\\&|||||||||B\r"[..], &bare, b"BTS|2\r"].concat();
+        for (name, payload, is_read, answered) in [
+            ("a batch", &wrapped, true, "B"),
+            ("a batch that is not read", &wrapped, false, "B"),
+            ("two messages", &bare, true, "1"),
+            ("two messages that are not read", &bare, false, "1"),
+        ] {
+            let (mut connection, simulation) =
+                connected(vec![vec![(Duration::ZERO, ack("AA", answered))]], |builder| builder);
+            if is_read {
+                connection.send(payload).unwrap();
+            } else {
+                connection.exchange(payload).unwrap();
+            }
+            let error = connection.send(&message("2")).unwrap_err();
+            assert!(
+                matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::ControlIdInUse)),
+                "{name}: {error:?}"
+            );
+            drop((connection, simulation));
         }
     }
 

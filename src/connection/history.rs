@@ -6,7 +6,7 @@ use crate::ack::AckCode;
 use crate::exchange::After;
 
 /// How many control IDs are remembered: the size of the ring.
-const REMEMBERED: usize = 1024;
+pub(crate) const REMEMBERED: usize = 1024;
 
 /// The number of chains by which the ring is searched. A power of two.
 const CHAINS: usize = 1024;
@@ -24,8 +24,9 @@ pub(crate) struct History {
     chains: Box<[u32]>,
     /// How many entries there have been.
     count: u32,
-    /// Whether any of them was read.
+    /// Whether any of them was read, and whether any was not.
     has_read: bool,
+    has_unread: bool,
     /// How many of those that are remembered have [`State::Awaiting`].
     awaiting: usize,
     /// Whether one had to be overwritten whose application acknowledgment may still come.
@@ -63,6 +64,7 @@ impl History {
             chains: vec![0; CHAINS].into(),
             count: 0,
             has_read: false,
+            has_unread: false,
             awaiting: 0,
             overflowed: false,
             forgets_answered,
@@ -89,6 +91,7 @@ impl History {
         let entry = &mut self.entries[self.count as usize % REMEMBERED];
         *entry = Entry { hash, older: *chain, state };
         self.has_read |= state != State::Unread;
+        self.has_unread |= state == State::Unread;
         self.count += 1;
         *chain = self.count;
         self.awaiting += usize::from(state == State::Awaiting);
@@ -123,6 +126,12 @@ impl History {
     /// Whether an application acknowledgment may still come.
     pub(crate) fn is_awaiting(&self) -> bool {
         self.awaiting > 0 || self.overflowed
+    }
+
+    /// Whether an acknowledgment that names no message may be for one of these: what a payload that is not read has asked for
+    /// is not known.
+    pub(crate) fn may_be_nameless(&self) -> bool {
+        self.is_awaiting() || self.has_unread
     }
 
     /// Whether the next control ID would take the room of one whose application acknowledgment may still come: the connection

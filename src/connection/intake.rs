@@ -5,7 +5,7 @@ use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::history::History;
+use super::history::{History, REMEMBERED};
 use super::recv_buffer::RecvBuffer;
 use crate::ack::Layout;
 use crate::error::{ErrorKind, Hint};
@@ -13,6 +13,10 @@ use crate::event::Event;
 use crate::exchange::{self, After, Answer, Awaited, Decided, Step};
 use crate::frame::{self, FrameError};
 use crate::settings::Settings;
+
+/// So many acknowledgments of earlier messages may stand in one frame that comes outside of an exchange: as many as are remembered,
+/// twice. It bounds the time that passing them over takes.
+const MOST_PASSED_OVER: usize = 2 * REMEMBERED;
 
 /// The receiving half of a connection, without its socket.
 #[derive(Debug)]
@@ -121,7 +125,7 @@ impl Intake {
             frame,
             from,
             may_be_earlier: self.history.has_read(),
-            is_alone: !self.history.is_awaiting(),
+            is_alone: !self.history.may_be_nameless(),
         };
         let history = &mut self.history;
         awaited.accept(answer, &mut |raw, layout| recognise(history, raw, layout, settings))
@@ -173,6 +177,11 @@ impl Intake {
         self.buffer.rest()
     }
 
+    /// How many bytes of an answer have come that is not whole.
+    pub(super) fn unfinished(&self) -> usize {
+        if self.buffer.has_rest() { self.buffer.rest().len() } else { 0 }
+    }
+
     /// The hint for an error about an unfinished answer.
     pub(super) fn hint(&self) -> Option<Hint> {
         self.buffer.hint()
@@ -182,12 +191,14 @@ impl Intake {
     fn take_frame(&mut self, settings: &Settings) -> Result<Option<Range<usize>>, FrameError> {
         while let Some(at) = self.buffer.frame()? {
             match self.buffer.content(at.clone()) {
-                b"" => continue,
-                frame::STORED | frame::NOT_STORED => {}
-                // MLLP release 2 has each acknowledgment answered.
-                _ => self.commit_blocks_due += usize::from(settings.release2),
+                b"" => self.is_early = false,
+                frame::STORED | frame::NOT_STORED => return Ok(Some(at)),
+                _ => {
+                    // MLLP release 2 has each acknowledgment answered.
+                    self.commit_blocks_due += usize::from(settings.release2);
+                    return Ok(Some(at));
+                }
             }
-            return Ok(Some(at));
         }
         Ok(None)
     }
@@ -200,8 +211,13 @@ impl Intake {
         }
         let content = self.buffer.content(at);
         let (mut from, mut found) = (0, false);
+        let mut count = 0;
         while let Some(at) = exchange::next_acknowledgment(content, from) {
             from = at.end;
+            count += 1;
+            if count > MOST_PASSED_OVER {
+                return false;
+            }
             let raw = &content[at];
             found = Layout::read(raw).is_ok_and(|layout| recognise(&mut self.history, raw, &layout, settings));
             if !found {

@@ -137,8 +137,8 @@ impl Connection {
     ///
     /// Control IDs are read all the same, for two things: an acknowledgment of a message that was sent before by
     /// [`send`](Connection::send) is not the reply, and a payload with the control ID of such a message is refused. Replies to
-    /// other payloads are the caller's to distinguish. An answer that comes before the payload has left whole is no reply to
-    /// it; it is [`Error::response`] then.
+    /// other payloads are the caller's to distinguish. Where the payload could not be sent whole, an answer that came before is
+    /// no reply to it, but [`Error::response`].
     ///
     /// # Errors
     ///

@@ -39,7 +39,7 @@ impl RecvBuffer {
 
     /// Drops what has been used up and filler behind it, and goes back to the small size.
     pub(crate) fn tidy(&mut self) {
-        if !Framing::is_filler(self.rest()) {
+        if self.has_rest() {
             return;
         }
         self.used = 0;
@@ -109,6 +109,7 @@ impl RecvBuffer {
         (self.used, self.filled) = (0, rest);
         let mut bytes = std::mem::replace(&mut self.bytes, other);
         bytes.truncate(at.end);
+        bytes.shrink_to_fit();
         Some(bytes)
     }
 
@@ -119,7 +120,7 @@ impl RecvBuffer {
 
     /// Whether anything but filler has come that belongs to no frame yet.
     pub(crate) fn has_rest(&self) -> bool {
-        !Framing::is_filler(self.rest())
+        !self.scanner.is_filler(self.rest())
     }
 
     /// Whether what has come is no more than bytes that are skipped before a Start Block, so that a frame may follow that has
@@ -180,6 +181,32 @@ mod tests {
             let mut buffer = buffer(1 << 20);
             assert_eq!(receive(&mut buffer, &wire, piece).unwrap(), contents, "{piece}");
             assert_eq!(buffer.rest(), b"");
+        }
+    }
+
+    #[test]
+    fn what_is_moved_out_takes_no_more_room_than_it_needs() {
+        let mut buffer = buffer(1 << 20);
+        let wire = Framing::default().encode(&vec![b'x'; SMALL + 100]).unwrap();
+        for bytes in wire.chunks(SMALL) {
+            buffer.space().unwrap()[..bytes.len()].copy_from_slice(bytes);
+            buffer.received(bytes.len());
+        }
+        let at = buffer.frame().unwrap().unwrap();
+        let bytes = buffer.take_out(&at).unwrap();
+        assert_eq!((bytes.len(), bytes.capacity()), (at.end, at.end));
+    }
+
+    #[test]
+    fn a_byte_that_may_begin_a_start_block_is_no_filler() {
+        for start in [&b"\0"[..], b" ", b"\n\n"] {
+            let framing = Framing::custom(start, b"\x03").unwrap();
+            let wire = framing.encode(b"content").unwrap();
+            let mut buffer = RecvBuffer::new(framing, 100);
+            assert!(receive(&mut buffer, &wire[..1], 1).unwrap().is_empty());
+            assert!(buffer.has_rest());
+            buffer.tidy();
+            assert_eq!(receive(&mut buffer, &wire[1..], 1).unwrap(), [b"content"]);
         }
     }
 

@@ -1,44 +1,41 @@
 //! Which acknowledgments end the exchange of a batch, and how: one for each message, several together, or one for the whole.
 
 use std::collections::HashMap;
+use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
 use memchr::memchr2;
 
-use super::{AckRules, After, Answer, Asks, Awaited, Decided, Failure, PassOver, Progress, Step};
+use super::{
+    AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Failure, PassOver, Progress, STRIDE, Step,
+};
 use crate::ack::{Ack, AckCode, AckParseError, Layout};
 use crate::error::{Error, ErrorKind, Evidence, Phase};
 use crate::header::Header;
 use crate::messages;
 
-/// How many acknowledgments of one answer are taken before the clock is asked.
-const STRIDE: usize = 256;
-
 /// The acknowledgments of a batch's messages are awaited.
 ///
-/// Work is linear in the messages and in the bytes of the answers together: an acknowledgment of the whole is kept once, and
-/// looked at again by what it does not decide.
+/// Work is linear in the messages and in the bytes of the answers together: an acknowledgment of a whole is kept once, and
+/// its messages are looked at once for a verdict and once for a commit accept.
 #[derive(Debug)]
 pub(crate) struct Batched<'m> {
     rules: AckRules,
-    /// The control IDs of the batch and of the file around it.
-    whole: Vec<&'m [u8]>,
+    /// The batches, and the file around them.
+    wholes: Vec<Whole<'m>>,
     asks: Vec<Asks<'m>>,
     /// What has come for each message.
     found: Vec<Found>,
-    /// Where the message with a control ID stands.
-    index: HashMap<&'m [u8], u32>,
-    /// The first commit accept of the whole: it holds for every message that is not decided.
-    whole_commit: Option<Ack>,
+    /// Where the message or the whole with a control ID stands.
+    index: HashMap<&'m [u8], Named>,
     /// The number of the answer that is being taken, from 1.
     answer: u32,
-    /// What the current answer has done: the messages that it has decided, whether a verdict on the whole has decided any and
-    /// accepts, whether it has brought the commit accept of the whole, and whether it has committed any message.
+    /// What the current answer has done: the messages that it has decided, whether it has committed any message, and whether
+    /// it has been for earlier messages only.
     fresh: Vec<u32>,
-    fresh_whole: Option<bool>,
-    fresh_whole_commit: bool,
     fresh_commits: bool,
+    is_passed_over: bool,
     /// Every message before this one is decided.
     first_undecided: usize,
     /// Whether an application acknowledgment may still come for a message that a commit accept has decided.
@@ -54,32 +51,66 @@ pub(crate) struct Batched<'m> {
     is_frame_kept: bool,
 }
 
+/// What a control ID stands for.
+#[derive(Clone, Copy, Debug)]
+enum Named {
+    Message(u32),
+    Whole(u32),
+}
+
+/// A batch or a file.
+#[derive(Debug)]
+struct Whole<'m> {
+    control_id: &'m [u8],
+    messages: Range<usize>,
+    /// Its first commit accept, which holds for every message in it that is not decided, and the answer that has brought it.
+    commit: Option<Ack>,
+    committed_by: u32,
+    /// Whether a verdict has decided all that was left, the answer that has brought it, and whether it accepts.
+    is_decided: bool,
+    decided_by: u32,
+    accepts: bool,
+}
+
+impl<'m> Whole<'m> {
+    fn new((control_id, messages): (&'m [u8], Range<usize>)) -> Self {
+        Whole { control_id, messages, commit: None, committed_by: 0, is_decided: false, decided_by: 0, accepts: false }
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 struct Found {
     verdict: Option<Ack>,
-    /// Whether a commit accept has come before the verdict, its own or that of the whole.
+    /// Whether a commit accept has come before the verdict, its own or that of a whole.
     is_committed: bool,
+    /// The whole whose commit accept has committed it.
+    committed_with: Option<u32>,
     /// Its own commit accept, kept as evidence until the message is accepted, or as long as there is room.
     commit: Option<Box<Ack>>,
-    /// The number of the answer that has decided it.
+    /// The number of the answer that has decided it, and whether by a verdict on a whole.
     decided_by: u32,
+    is_decided_with_whole: bool,
 }
 
 impl<'m> Batched<'m> {
-    /// Messages with these headers, in a batch with control IDs of its own. No control ID stands twice.
-    pub(crate) fn new(whole: impl Iterator<Item = &'m [u8]>, headers: &[Header<'m>], rules: AckRules) -> Self {
+    /// Messages with these headers, in batches with control IDs of their own. No control ID stands twice.
+    pub(crate) fn new(
+        wholes: impl Iterator<Item = (&'m [u8], Range<usize>)>,
+        headers: &[Header<'m>],
+        rules: AckRules,
+    ) -> Self {
         let asks: Vec<_> = headers.iter().map(|header| Asks::of(header, rules.mode)).collect();
+        let wholes: Vec<_> = wholes.map(Whole::new).collect();
+        let messages = (0..).map(Named::Message).zip(&asks).map(|(named, asks)| (asks.control_id, named));
+        let batches = (0..).map(Named::Whole).zip(&wholes).map(|(named, whole)| (whole.control_id, named));
         Batched {
             rules,
-            whole: whole.collect(),
             found: vec![Found::default(); asks.len()],
-            index: (0..).zip(&asks).map(|(index, asks)| (asks.control_id, index)).collect(),
-            whole_commit: None,
+            index: messages.chain(batches).collect(),
             answer: 0,
             fresh: Vec::new(),
-            fresh_whole: None,
-            fresh_whole_commit: false,
             fresh_commits: false,
+            is_passed_over: true,
             first_undecided: 0,
             application_may_follow: false,
             is_nameless: false,
@@ -88,6 +119,7 @@ impl<'m> Batched<'m> {
             uncommitted: asks.iter().filter(|asks| asks.commit).count(),
             kept: 0,
             is_frame_kept: false,
+            wholes,
             asks,
         }
     }
@@ -99,15 +131,18 @@ impl<'m> Batched<'m> {
             return Err(CONTRADICTORY);
         }
         let control_id = layout.control_id(raw);
-        let named = self.index.get(control_id).map(|&index| index as usize);
+        let named = self.index.get(control_id).copied();
+        let was_passed_over = mem::replace(&mut self.is_passed_over, false);
         match named {
-            Some(index) if self.found[index].verdict.is_none() => {
-                return self.take_for(index, raw, layout, answer.frame);
+            Some(Named::Message(index)) if self.found[index as usize].verdict.is_none() => {
+                return self.take_for(index as usize, raw, layout, answer.frame);
             }
-            Some(index) if self.rules.verify && self.found[index].decided_by == self.answer => {
-                return self.take_again(index, layout.code());
+            Some(Named::Message(index))
+                if self.rules.verify && self.found[index as usize].decided_by == self.answer =>
+            {
+                return self.take_again(index as usize, layout.code());
             }
-            None if self.whole.contains(&control_id) => return self.take_for_all(raw, layout, answer.frame),
+            Some(Named::Whole(whole)) => return self.take_for_all(whole as usize, raw, layout, answer.frame),
             _ if !self.rules.verify => return self.take_for_next(raw, layout, answer.frame),
             // With more than one message it would not be known which one is refused.
             None if control_id.is_empty()
@@ -123,6 +158,7 @@ impl<'m> Batched<'m> {
             _ => {}
         }
         if pass_over(raw, &layout) {
+            self.is_passed_over = was_passed_over;
             return Ok(());
         }
         Err(ErrorKind::UnmatchedAck(layout.to_ack(raw).in_charset(self.rules.charset)))
@@ -170,38 +206,55 @@ impl<'m> Batched<'m> {
         if self.undecided == 0 { Ok(()) } else { self.take_for(self.first_undecided, raw, layout, frame) }
     }
 
-    /// Takes an acknowledgment of the batch or the file, for every message that is not decided.
-    fn take_for_all(&mut self, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<(), ErrorKind> {
+    /// Takes an acknowledgment of a batch or of the file, for every message in it that is not decided.
+    fn take_for_all(&mut self, number: usize, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<(), ErrorKind> {
         let (code, accepts) = (layout.code(), layout.code().is_accept());
-        if self.rules.verify && self.fresh_whole.is_some_and(|accepted| accepted != accepts) {
-            // No verdict of this answer counts.
-            self.fresh.iter().for_each(|&index| self.found[index as usize].verdict = None);
-            self.whole_commit = self.whole_commit.take().filter(|_| !self.fresh_whole_commit);
-            return Err(CONTRADICTORY);
+        let whole = &self.wholes[number];
+        if self.rules.verify && whole.decided_by == self.answer && whole.accepts != accepts {
+            return Err(self.contradiction());
         }
         let commits = code == AckCode::CommitAccept;
-        if self.undecided == 0 || (commits && self.whole_commit.is_some()) {
+        if whole.is_decided || (commits && whole.commit.is_some()) {
             return Ok(());
         }
-        let ack = self.keep(raw, layout, frame)?;
-        self.fresh_commits |= commits && self.silent > 0;
-        for index in 0..self.asks.len() {
-            if self.found[index].verdict.is_some() {
+        let mut ack = None;
+        for index in whole.messages.clone() {
+            let found = &mut self.found[index];
+            if let Some(verdict) = &found.verdict {
+                let is_same_answer = found.decided_by == self.answer && found.is_decided_with_whole;
+                if self.rules.verify && is_same_answer && verdict.code().is_accept() != accepts {
+                    return Err(self.contradiction());
+                }
                 continue;
             }
+            if ack.is_none() {
+                ack = Some(self.keep(raw, layout, frame)?);
+            }
+            let found = &mut self.found[index];
             if self.asks[index].ends_with(code) {
-                self.decide(index, ack.clone());
-                self.fresh_whole = Some(accepts);
-            } else {
-                self.found[index].is_committed = true;
+                found.is_decided_with_whole = true;
+                (self.wholes[number].decided_by, self.wholes[number].accepts) = (self.answer, accepts);
+                ack.iter().cloned().for_each(|ack| self.decide(index, ack));
+            } else if !found.is_committed {
+                (found.is_committed, found.committed_with) = (true, Some(number as u32));
+                self.silent -= 1;
+                self.uncommitted -= usize::from(self.asks[index].commit);
+                self.fresh_commits = true;
             }
         }
+        let whole = &mut self.wholes[number];
+        whole.is_decided = !commits || ack.is_none();
         if commits {
-            (self.silent, self.uncommitted) = (0, 0);
-            self.whole_commit = Some(ack);
-            self.fresh_whole_commit = true;
+            (whole.commit, whole.committed_by) = (ack, self.answer);
         }
         Ok(())
+    }
+
+    /// The current answer says two things of one whole: no verdict of it counts.
+    fn contradiction(&mut self) -> ErrorKind {
+        self.fresh.iter().for_each(|&index| self.found[index as usize].verdict = None);
+        self.wholes.iter_mut().filter(|whole| whole.committed_by == self.answer).for_each(|whole| whole.commit = None);
+        CONTRADICTORY
     }
 
     fn decide(&mut self, index: usize, verdict: Ack) {
@@ -239,15 +292,13 @@ impl<'m> Batched<'m> {
 /// The bytes that an acknowledgment is a part of, where they can be kept.
 type Frame<'a> = Option<&'a Arc<Vec<u8>>>;
 
-const CONTRADICTORY: ErrorKind = ErrorKind::MalformedAck(AckParseError::Contradictory);
-
 impl Awaited for Batched<'_> {
     type End = Vec<Result<Ack, Error>>;
 
     const HOLDS_MANY: bool = true;
 
     fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
-        self.asks.iter().map(|asks| asks.control_id).chain(self.whole.iter().copied())
+        self.asks.iter().map(|asks| asks.control_id).chain(self.wholes.iter().map(|whole| whole.control_id))
     }
 
     fn phase(&self) -> Phase {
@@ -263,14 +314,14 @@ impl Awaited for Batched<'_> {
         if from == 0 {
             self.answer += 1;
             self.fresh.clear();
-            (self.fresh_whole, self.fresh_whole_commit, self.fresh_commits) = (None, false, false);
-            self.is_frame_kept = false;
+            (self.fresh_commits, self.is_frame_kept, self.is_passed_over) = (false, false, true);
         }
         for _ in 0..STRIDE {
             let Some(at) = next_acknowledgment(content, from) else {
                 return Ok(match self.undecided {
                     0 => Step::Ends,
                     _ if self.fresh_commits => Step::Commits,
+                    _ if self.is_passed_over && from > 0 => Step::PassedOver,
                     _ => Step::GoesOn,
                 });
             };
@@ -291,8 +342,8 @@ impl Awaited for Batched<'_> {
         }
         if self.undecided == 0 {
             let follows = if self.application_may_follow { After::ApplicationAck } else { After::Answered };
-            for &control_id in &self.whole {
-                each(Decided { control_id, verdict: None, after: after(follows) });
+            for whole in &self.wholes {
+                each(Decided { control_id: whole.control_id, verdict: None, after: after(follows) });
             }
         }
     }
@@ -309,7 +360,7 @@ impl Awaited for Batched<'_> {
             failure => {
                 let failure = failure.unwrap_or_default();
                 let ends = self.found.into_iter().zip(&self.asks).map(|(found, asks)| {
-                    let of_whole = || self.whole_commit.clone().filter(|_| found.is_committed);
+                    let of_whole = || self.wholes[found.committed_with? as usize].commit.clone();
                     let commit = || found.commit.map(|commit| *commit).or_else(of_whole);
                     match found.verdict {
                         Some(ack) if ack.code().is_accept() => Ok(ack),
@@ -361,9 +412,13 @@ mod tests {
         control_ids.split_whitespace().map(|id| Header { control_id: id.as_bytes(), asked }).collect()
     }
 
+    fn wholes<'m>(messages: usize) -> impl Iterator<Item = (&'m [u8], Range<usize>)> {
+        [(&b"B"[..], 0..messages), (b"F", 0..messages)].into_iter()
+    }
+
     fn waiting<'m>(headers: &[Header<'m>], verify: bool, max_kept: usize) -> Batched<'m> {
         let rules = AckRules { mode: AckMode::FromHeader, verify, charset: Charset::UTF_8, max_kept };
-        Batched::new([&b"B"[..], b"F"].into_iter(), headers, rules)
+        Batched::new(wholes(headers.len()), headers, rules)
     }
 
     fn acknowledgment(written: &str) -> String {
@@ -391,13 +446,16 @@ mod tests {
     /// ended, `c` before it if committed), and what holds then.
     fn play(asked: Asked, verify: bool, control_ids: &str, answers: &str) -> String {
         let headers = headers(control_ids, asked);
-        let mut batch = waiting(&headers, verify, 10_000);
+        play_batch(waiting(&headers, verify, 10_000), answers)
+    }
+
+    fn play_batch(mut batch: Batched<'_>, answers: &str) -> String {
         let mut said = String::new();
         for answer in answers.split_whitespace() {
             let bytes: String = answer.split(',').map(acknowledgment).collect();
             said += match take(&mut batch, bytes.as_bytes()) {
                 Ok(Step::Commits) => "+",
-                Ok(Step::GoesOn) => ".",
+                Ok(Step::GoesOn | Step::PassedOver) => ".",
                 Ok(Step::Ends) => "!",
                 Err(ErrorKind::UnmatchedAck(_)) => "unmatched",
                 Err(ErrorKind::MalformedAck(AckParseError::Contradictory)) => "contradictory",
@@ -563,6 +621,33 @@ mod tests {
     }
 
     #[test]
+    fn an_acknowledgment_of_one_batch_of_a_file_is_for_the_messages_in_it() {
+        for (asked, answers, expected) in [
+            (ORIGINAL, "AA:B AE:C AR:4", "..! AA AA AE AR, committed"),
+            (ORIGINAL, "AE:B AA:C AA:4", "..! AE AE AA AA, committed"),
+            (ORIGINAL, "AA:B", ". AA AA ? ?"),
+            (ORIGINAL, "AA:B,AE:C,AA:4", "! AA AA AE AA, committed"),
+            (ORIGINAL, "AA:B AE:F", ".! AA AA AE AE, committed"),
+            (ORIGINAL, "AE:1 AA:B AA:F", "..! AE AA AA AA, committed"),
+            (ORIGINAL, "AA:B AA:B AA:F", "..! AA AA AA AA, committed"),
+            (ORIGINAL, "AA:F,AE:C", "contradictory ? ? ? ?, committed"),
+            (ORIGINAL, "AE:C,AA:F", "contradictory ? ? ? ?"),
+            (ORIGINAL, "AA:B,AE:B", "contradictory ? ? ? ?"),
+            (COMMIT, "CA:B", ". CA CA ? ?, commits awaited"),
+            (COMMIT, "CA:B CA:F", ".! CA CA CA CA, committed"),
+            (BOTH, "CA:B AE:C", "+. c? c? AE ?, commits awaited"),
+            (BOTH, "CA:B CA:F AA:F", "++! AA AA AA AA, committed"),
+            (BOTH, "CA:B CA:C CA:4 AE:F", "+++! cAE cAE cAE cAE, committed"),
+        ] {
+            let headers = headers("1 2 3 4", asked);
+            let rules = AckRules { mode: AckMode::FromHeader, verify: true, charset: Charset::UTF_8, max_kept: 10_000 };
+            let wholes = [(&b"F"[..], 0..4), (b"B", 0..2), (b"C", 2..3)].into_iter();
+            let found = play_batch(Batched::new(wholes, &headers, rules), answers);
+            assert_eq!(found, expected, "{asked:?} {answers}");
+        }
+    }
+
+    #[test]
     fn what_may_come_after_the_end() {
         for (asked, answers, expected) in [
             (ORIGINAL, "AA:B", "1 Answered, 2 Answered, B Answered, F Answered"),
@@ -571,7 +656,7 @@ mod tests {
         ] {
             let headers = headers("1 2", asked);
             let rules = AckRules { mode: AckMode::Commit, verify: true, charset: Charset::UTF_8, max_kept: 1000 };
-            let mut batch = Batched::new([&b"B"[..], b"F"].into_iter(), &headers, rules);
+            let mut batch = Batched::new(wholes(2), &headers, rules);
             let content: String = answers.split(',').map(acknowledgment).collect();
             assert_eq!(take(&mut batch, content.as_bytes()).unwrap(), Step::Ends);
             let mut found = Vec::new();

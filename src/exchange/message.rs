@@ -2,7 +2,10 @@
 
 use std::iter;
 
-use super::{AckRules, After, Answer, Asks, Awaited, Decided, Failure, PassOver, Progress, Step};
+use super::batch::next_acknowledgment;
+use super::{
+    AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Failure, PassOver, Progress, STRIDE, Step,
+};
 use crate::ack::{Ack, AckParseError, Layout};
 use crate::error::{Error, ErrorKind, Evidence, Phase};
 use crate::header::{self, Header};
@@ -12,7 +15,7 @@ use crate::header::{self, Header};
 pub(crate) struct Message<'m> {
     asks: Asks<'m>,
     rules: AckRules,
-    /// The text, where it is a batch that is sent as one message: a receiver may acknowledge what is in it by itself.
+    /// The text, where it is several messages that are sent as one: a receiver may acknowledge each by itself.
     batch: Option<&'m [u8]>,
     /// The last commit accept, kept as evidence until the message is accepted. It is dropped if there is no room for a refusal
     /// beside it.
@@ -21,6 +24,8 @@ pub(crate) struct Message<'m> {
     verdict: Option<Ack>,
     /// Whether MSA-2 of the verdict is empty, so that a repetition of it could not be recognised.
     is_nameless: bool,
+    /// What the current answer has done so far.
+    step: Step,
 }
 
 impl<'m> Message<'m> {
@@ -28,11 +33,62 @@ impl<'m> Message<'m> {
         Message {
             asks: Asks::of(header, rules.mode),
             rules,
-            batch: (!message.starts_with(b"MSH")).then_some(message),
+            batch: header::holds_many(message).then_some(message),
             commit: None,
             verdict: None,
             is_nameless: false,
+            step: Step::PassedOver,
         }
+    }
+
+    /// Takes one acknowledgment.
+    fn take(
+        &mut self,
+        raw: &[u8],
+        layout: Layout,
+        answer: Answer<'_>,
+        pass_over: &mut PassOver<'_>,
+    ) -> Result<Step, ErrorKind> {
+        let ack = || layout.to_ack(raw).in_charset(self.rules.charset);
+        if self.rules.verify {
+            match layout.control_id(raw) {
+                control_id if control_id == self.asks.control_id => {}
+                // One message at a time is under way, so that a receiver that cannot read its control ID refuses this one.
+                b"" if answer.is_alone && !layout.code().is_accept() => self.is_nameless = true,
+                b"" => return Err(ErrorKind::MalformedAck(AckParseError::NoControlId)),
+                _ if pass_over(raw, &layout) => return Ok(Step::PassedOver),
+                _ => return Err(ErrorKind::UnmatchedAck(ack())),
+            }
+        }
+        if layout.is_contradicted(raw) {
+            return Err(CONTRADICTORY);
+        }
+        if self.asks.ends_with(layout.code()) {
+            if layout.code().is_accept() || self.kept() + raw.len() > self.rules.max_kept {
+                self.commit = None;
+            }
+            self.verdict = Some(ack());
+            return Ok(Step::Ends);
+        }
+        let was_committed = self.commit.take().is_some();
+        self.commit = Some(ack());
+        Ok(if was_committed { Step::GoesOn } else { Step::Commits })
+    }
+
+    /// Takes one acknowledgment of an answer that holds the verdict already. It is for an earlier message, or says the same again.
+    fn take_after(&mut self, raw: &[u8], pass_over: &mut PassOver<'_>) -> Result<(), ErrorKind> {
+        let Ok(layout) = Layout::read(raw) else { return Ok(()) };
+        let control_id = layout.control_id(raw);
+        let is_own = control_id.is_empty() || control_id == self.asks.control_id;
+        if self.rules.verify && !is_own {
+            pass_over(raw, &layout);
+        } else if self.rules.verify
+            && self.verdict.as_ref().is_some_and(|verdict| verdict.code().is_accept() != layout.code().is_accept())
+        {
+            self.verdict = None;
+            return Err(CONTRADICTORY);
+        }
+        Ok(())
     }
 
     /// The commit accept that has come last.
@@ -57,32 +113,31 @@ impl Awaited for Message<'_> {
     }
 
     fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind> {
-        let raw = answer.content;
-        let layout = Layout::read(raw).map_err(ErrorKind::MalformedAck)?;
-        let ack = || layout.to_ack(raw).in_charset(self.rules.charset);
-        if self.rules.verify {
-            match layout.control_id(raw) {
-                control_id if control_id == self.asks.control_id => {}
-                // One message at a time is under way, so that a receiver that cannot read its control ID refuses this one.
-                b"" if answer.is_alone && !layout.code().is_accept() => self.is_nameless = true,
-                b"" => return Err(ErrorKind::MalformedAck(AckParseError::NoControlId)),
-                _ if pass_over(raw, &layout) => return Ok(Step::PassedOver),
-                _ => return Err(ErrorKind::UnmatchedAck(ack())),
+        let Answer { content, mut from, .. } = answer;
+        if from == 0 {
+            self.step = Step::PassedOver;
+            // Common case: it holds one acknowledgment and no more.
+            match Layout::read(content) {
+                Ok(layout) if layout.ends_with_msa(content) => return self.take(content, layout, answer, pass_over),
+                Err(error) if next_acknowledgment(content, 0).is_none() => return Err(ErrorKind::MalformedAck(error)),
+                _ => {}
             }
         }
-        if layout.is_contradicted(raw) {
-            return Err(ErrorKind::MalformedAck(AckParseError::Contradictory));
-        }
-        if self.asks.ends_with(layout.code()) {
-            if layout.code().is_accept() || self.kept() + raw.len() > self.rules.max_kept {
-                self.commit = None;
+        for _ in 0..STRIDE {
+            let Some(at) = next_acknowledgment(content, from) else { return Ok(self.step) };
+            from = at.end;
+            let raw = &content[at];
+            if self.step == Step::Ends {
+                self.take_after(raw, pass_over)?;
+                continue;
             }
-            self.verdict = Some(ack());
-            return Ok(Step::Ends);
+            let layout = Layout::read(raw).map_err(ErrorKind::MalformedAck)?;
+            match (self.take(raw, layout, answer, pass_over)?, self.step) {
+                (Step::PassedOver, _) | (Step::GoesOn, Step::Commits) => {}
+                (step, _) => self.step = step,
+            }
         }
-        let was_committed = self.commit.take().is_some();
-        self.commit = Some(ack());
-        Ok(if was_committed { Step::GoesOn } else { Step::Commits })
+        Ok(Step::Partly(from))
     }
 
     fn decided(&mut self, mut each: impl FnMut(Decided<'_>)) {
@@ -146,16 +201,29 @@ mod tests {
         false
     }
 
-    /// Plays acknowledgments, written `code` or `code:control ID`, and says what became of the message. Those for `0` are for an
+    fn take(message: &mut Message<'_>, content: &[u8]) -> Result<Step, ErrorKind> {
+        let mut from = 0;
+        loop {
+            let answer = Answer { from, ..answer(content) };
+            match message.accept(answer, &mut |raw, layout| layout.control_id(raw) == b"0")? {
+                Step::Partly(next) => from = next,
+                step => return Ok(step),
+            }
+        }
+    }
+
+    /// Plays answers of one or more acknowledgments, written `code` or `code:control ID`, and says what became of the message. Those for `0` are for an
     /// earlier one.
     fn play(asked: Asked, mode: AckMode, verify: bool, answers: &str) -> String {
         let mut message = waiting(asked, mode, verify);
         let mut verdict = String::from("waits");
         for written in answers.split_whitespace() {
-            let (code, id) = written.split_once(':').unwrap_or((written, "1"));
-            let raw = format!("MSH|^~\\&|\rMSA|{code}|{id}\r");
-            let step = message.accept(answer(raw.as_bytes()), &mut |raw, layout| layout.control_id(raw) == b"0");
-            verdict = match step {
+            let acknowledgment = |written: &str| {
+                let (code, id) = written.split_once(':').unwrap_or((written, "1"));
+                format!("MSH|^~\\&|\rMSA|{code}|{id}\r")
+            };
+            let content: String = written.split(',').map(acknowledgment).collect();
+            verdict = match take(&mut message, content.as_bytes()) {
                 Ok(Step::GoesOn | Step::Commits | Step::PassedOver) => continue,
                 Ok(Step::Ends) => {
                     let ack = message.verdict.as_ref().unwrap();
@@ -225,6 +293,22 @@ mod tests {
             (COMMIT, Application, "CE", "refused CE"),
             (ORIGINAL, Application, "AA", "done AA"),
             (NEITHER, Application, "AE", "refused AE"),
+            // Several in one frame.
+            (ORIGINAL, FromHeader, "AA:0,AE", "refused AE"),
+            (ORIGINAL, FromHeader, "AA:0,AE:0 AA", "done AA"),
+            (ORIGINAL, FromHeader, "AA,AE:0", "done AA"),
+            (ORIGINAL, FromHeader, "AE,AA:0", "refused AE"),
+            (ORIGINAL, FromHeader, "AA,AA:2", "done AA"),
+            (ORIGINAL, FromHeader, "AA:2,AA", "unmatched 2"),
+            (ORIGINAL, FromHeader, "AA,AE", "malformed Contradictory"),
+            (ORIGINAL, FromHeader, "AA:0,AE,AA", "malformed Contradictory"),
+            (ORIGINAL, FromHeader, "AA,AE:", "malformed Contradictory"),
+            (ORIGINAL, FromHeader, "AA:0,XX", "malformed UnknownCode"),
+            (ORIGINAL, FromHeader, "AA,XX", "done AA"),
+            (BOTH, FromHeader, "CA,AA", "done AA"),
+            (BOTH, FromHeader, "CA,AE", "refused AE, committed"),
+            (BOTH, FromHeader, "CA,CA,AA:0 AR", "refused AR, committed"),
+            (COMMIT, FromHeader, "CA,AA", "done CA"),
         ] {
             assert_eq!(play(asked, mode, true, answers), expected, "{asked:?} {mode:?} {answers}");
         }
@@ -283,6 +367,20 @@ mod tests {
     }
 
     #[test]
+    fn messages_without_a_batch_around_have_control_ids_of_their_own() {
+        for (name, payload, expected) in [
+            ("one", "MSH|^~\\&|||||||ADT|1\rPID|1|MSH\r", "1"),
+            ("two", "MSH|^~\\&|||||||ADT|1\rPID|1\rMSH|^~\\&|||||||ADT|2\r", "1 1 2"),
+            ("two in lines", "MSH|^~\\&|||||||ADT|1\nMSH$%*!@$$$$$$$ADT$2\n", "1 1 2"),
+        ] {
+            let message =
+                Message::new(payload.as_bytes(), &Header::read(payload.as_bytes()).unwrap(), rules(FromHeader, true));
+            let found: Vec<_> = message.control_ids().map(|id| String::from_utf8_lossy(id).into_owned()).collect();
+            assert_eq!(found.join(" "), expected, "{name}");
+        }
+    }
+
+    #[test]
     fn a_batch_that_is_sent_as_one_message_has_more_than_one_control_id() {
         let batch = b"BHS|^~\\&|||||||||B\rMSH|^~\\&|||||||ADT|1\rMSH|^~\\&|||||||ADT|2\r";
         let mut message = Message::new(batch, &Header::read(batch).unwrap(), rules(FromHeader, true));
@@ -327,6 +425,23 @@ mod tests {
                 Err(other) => panic!("{answered:?}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn acknowledgments_in_one_answer_have_delimiters_of_their_own_and_perhaps_a_batch_around() {
+        for (answered, expected) in [
+            ("MSH|^~\\&|\rMSA|AA|1\rMSH$%*!@$\rMSA$AE$1\r", Err(CONTRADICTORY)),
+            ("MSH|^~\\&|\rMSA|AA|0\rMSH$%*!@$\rMSA$AE$1\r", Ok(Step::Ends)),
+            ("BHS|^~\\&|\rMSH|^~\\&|\rMSA|AA|0\rMSH|^~\\&|\rMSA|AE|0\rBTS|2\r", Ok(Step::PassedOver)),
+            ("BHS|^~\\&|\rMSH|^~\\&|\rMSA|AA|0\rMSH|^~\\&|\rMSA|AE|1\rBTS|2\r", Ok(Step::Ends)),
+            ("BHS|^~\\&|\rBTS|0\r", Err(ErrorKind::MalformedAck(AckParseError::NotHl7))),
+            ("MSH|^~\\&|\rMSA|AR|\"\"\r", Ok(Step::Ends)),
+        ] {
+            let step = take(&mut waiting(ORIGINAL, FromHeader, true), answered.as_bytes());
+            assert_eq!(format!("{step:?}"), format!("{expected:?}"), "{answered:?}");
+        }
+        let many = "MSH|^~\\&|\rMSA|AA|0\r".repeat(3 * STRIDE);
+        assert_eq!(take(&mut waiting(ORIGINAL, FromHeader, true), many.as_bytes()).unwrap(), Step::PassedOver);
     }
 
     #[test]

@@ -22,15 +22,22 @@
 mod batch;
 mod message;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 pub(crate) use batch::{Batched, next_acknowledgment};
 pub(crate) use message::Message;
 
-use crate::ack::{Ack, AckCode, AckMode, Layout};
+use crate::ack::{Ack, AckCode, AckMode, AckParseError, Layout};
 use crate::charset::Charset;
 use crate::error::{Delivery, Error, ErrorKind, Evidence, Hint, Phase};
 use crate::header::{self, Asked, Header};
+
+/// How many acknowledgments of one answer are taken before the clock is asked.
+const STRIDE: usize = 256;
+
+/// What it means that one answer holds two verdicts.
+const CONTRADICTORY: ErrorKind = ErrorKind::MalformedAck(AckParseError::Contradictory);
 
 /// How acknowledgments are read, for all messages of a call.
 #[derive(Clone, Copy, Debug)]
@@ -255,13 +262,18 @@ impl<'m> Asks<'m> {
 pub(crate) struct AnyFrame<'p> {
     /// That of the payload, if it is HL7 and has one.
     control_id: Option<&'p [u8]>,
+    /// Those of all messages in it, if it holds more than one.
+    others: HashSet<&'p [u8]>,
     is_over: bool,
 }
 
 impl<'p> AnyFrame<'p> {
     /// The reply to this payload.
     pub(crate) fn after(payload: &'p [u8]) -> Self {
-        AnyFrame { control_id: header::control_id(payload), is_over: false }
+        let control_id = header::control_id(payload);
+        let many = control_id.is_some() && header::holds_many(payload);
+        let others = many.then(|| header::control_ids(payload)).into_iter().flatten();
+        AnyFrame { control_id, others: others.filter(|&other| Some(other) != control_id).collect(), is_over: false }
     }
 }
 
@@ -271,7 +283,7 @@ impl Awaited for AnyFrame<'_> {
     const IS_READ: bool = false;
 
     fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
-        self.control_id.into_iter()
+        self.control_id.into_iter().chain(self.others.iter().copied())
     }
 
     fn phase(&self) -> Phase {
@@ -283,18 +295,29 @@ impl Awaited for AnyFrame<'_> {
     }
 
     fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind> {
-        let is_own = |layout: &Layout| self.control_id == Some(layout.control_id(answer.content));
-        let is_earlier = |layout: Layout| !is_own(&layout) && pass_over(answer.content, &layout);
-        if answer.may_be_earlier && Layout::read(answer.content).is_ok_and(is_earlier) {
-            return Ok(Step::PassedOver);
+        let Answer { content, mut from, .. } = answer;
+        let is_own = |control_id: &[u8]| self.control_id == Some(control_id) || self.others.contains(control_id);
+        let mut is_earlier = |raw: &[u8]| {
+            Layout::read(raw).is_ok_and(|layout| !is_own(layout.control_id(raw)) && pass_over(raw, &layout))
+        };
+        for _ in 0..STRIDE {
+            let next = if answer.may_be_earlier { next_acknowledgment(content, from) } else { None };
+            match next {
+                Some(at) if is_earlier(&content[at.clone()]) => from = at.end,
+                None if from > 0 => return Ok(Step::PassedOver),
+                _ => {
+                    self.is_over = true;
+                    return Ok(Step::Ends);
+                }
+            }
         }
-        self.is_over = true;
-        Ok(Step::Ends)
+        Ok(Step::Partly(from))
     }
 
     fn decided(&mut self, mut each: impl FnMut(Decided<'_>)) {
-        if let Some(control_id) = self.control_id.filter(|_| self.is_over) {
-            each(Decided { control_id, verdict: None, after: After::Unread });
+        if self.is_over {
+            let control_ids = self.control_ids();
+            control_ids.for_each(|control_id| each(Decided { control_id, verdict: None, after: After::Unread }));
         }
     }
 

@@ -70,7 +70,7 @@ pub fn outcomes(
     answers: &[Vec<u8>],
 ) -> Result<(Vec<Option<Result<Ack, ErrorKind>>>, bool), MessageError> {
     let headers = messages.iter().map(|message| crate::header::Header::read(message)).collect::<Result<Vec<_>, _>>()?;
-    let mut awaited = Batched::new([batch].into_iter(), &headers, rules(mode, verify));
+    let mut awaited = Batched::new([(batch, 0..messages.len())].into_iter(), &headers, rules(mode, verify));
     let mut complete = false;
     for answer in answers {
         match take(&mut awaited, answer) {

@@ -164,7 +164,11 @@ pub fn acknowledgment(raw: &[u8]) -> Result<Acknowledgment, AckParseError> {
         b"CR" => AckCode::CommitReject,
         _ => return Err(AckParseError::UnknownCode),
     };
-    Ok(Acknowledgment { code, control_id: part(2).trim_ascii().to_vec(), text: part(3) })
+    let control_id = match part(2).trim_ascii() {
+        b"\"\"" => Vec::new(),
+        control_id => control_id.to_vec(),
+    };
+    Ok(Acknowledgment { code, control_id, text: part(3) })
 }
 
 /// Whether another MSA segment of an acknowledgment is about the same message, or about none, and says the opposite.

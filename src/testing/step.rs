@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::ack::{AckCode, Layout};
-use crate::frame::Framing;
+use crate::ack::AckCode;
+use crate::frame::{self, Framing};
 use crate::header::Header;
+use crate::messages;
 use crate::segment::{Delimiters, segments};
 
 /// What a [`Receiver`](super::Receiver) does after it has read a message.
@@ -138,7 +139,7 @@ impl Part {
         let frame = |content: &[u8]| [framing.head(), content, framing.tail()].concat();
         let mut bytes = match &self.answer {
             // Two ends that acknowledge acknowledgments never come to an end.
-            Answer::Acknowledge { .. } if Layout::read(message).is_ok() => return Vec::new(),
+            Answer::Acknowledge { .. } if acknowledges(message) => return Vec::new(),
             Answer::Acknowledge { code, text, other_message } => {
                 frame(&acknowledgment(message, *code, text, *other_message))
             }
@@ -154,6 +155,12 @@ impl Part {
 
 /// An acknowledgment in the message's own delimiters, back to where it came from (HL7 v2.5, chapter 2.9.2). Its time is
 /// the message's, so that a test sees the same bytes each time.
+/// Whether a frame acknowledges something: it is a commit block of MLLP release 2, or holds an MSA segment, by itself or in a batch.
+fn acknowledges(content: &[u8]) -> bool {
+    matches!(content, frame::STORED | frame::NOT_STORED)
+        || segments(content).any(|segment| messages::is_named(segment, &[b"MSA"]))
+}
+
 fn acknowledgment(message: &[u8], code: AckCode, text: &str, other_message: bool) -> Vec<u8> {
     let (Ok(header), Some(delimiters)) = (Header::read(message), Delimiters::of_header(message)) else {
         return b"MSH|^~\\&|||||||ACK|0|P|2.5\rMSA|AR||no HL7 message\r".to_vec();
@@ -267,11 +274,19 @@ mod tests {
 
     #[test]
     fn an_acknowledgment_is_not_acknowledged() {
-        let ack = b"MSH|^~\\&|EHR|H2|LAB|H1|20260101||ACK|1|P|2.5\rMSA|AA|MSG1\r";
-        for step in [Step::accept(), Step::refuse(AckCode::CommitError, "x"), Step::wrong_control_id()] {
-            assert_eq!(rendered(&step, ack), "");
+        for ack in [
+            &b"MSH|^~\\&|EHR|H2|LAB|H1|20260101||ACK|1|P|2.5\rMSA|AA|MSG1\r"[..],
+            b"MSH|^~\\&|EHR\rMSA||MSG1\r",
+            b"MSH|^~\\&|EHR\rMSA|XX|MSG1\r",
+            b"BHS|^~\\&|||||||||B1\rMSH|^~\\&|EHR|||||ACK|1\rMSA|AA|MSG1\rBTS|1\r",
+            b"\x06",
+            b"\x15",
+        ] {
+            for step in [Step::accept(), Step::refuse(AckCode::CommitError, "x"), Step::wrong_control_id()] {
+                assert_eq!(rendered(&step, ack), "");
+            }
+            assert_eq!(rendered(&Step::frame("x"), ack), "\x0Bx\x1C\r");
         }
-        assert_eq!(rendered(&Step::frame("x"), ack), "\x0Bx\x1C\r");
     }
 
     #[test]
