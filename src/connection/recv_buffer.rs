@@ -109,7 +109,10 @@ impl RecvBuffer {
         (self.used, self.filled) = (0, rest);
         let mut bytes = std::mem::replace(&mut self.bytes, other);
         bytes.truncate(at.end);
-        bytes.shrink_to_fit();
+        // An allocator may copy it for that, and then has both for a moment.
+        if at.end <= self.max_content / 4 {
+            bytes.shrink_to_fit();
+        }
         Some(bytes)
     }
 
