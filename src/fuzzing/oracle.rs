@@ -171,6 +171,13 @@ pub fn acknowledgment(raw: &[u8]) -> Result<Acknowledgment, AckParseError> {
     Ok(Acknowledgment { code, control_id, text: part(3) })
 }
 
+/// Whether an answer is one acknowledgment at most: it has no second header, and no batch around.
+pub fn is_one(raw: &[u8]) -> bool {
+    let headers = lines(raw).into_iter().filter(|line| line.starts_with(b"MSH")).count();
+    let wrappers: [&[u8]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
+    headers <= 1 && !lines(raw).iter().any(|line| wrappers.iter().any(|name| line.starts_with(name)))
+}
+
 /// Whether another MSA segment of an acknowledgment is about the same message, or about none, and says the opposite.
 pub fn is_contradicted(raw: &[u8]) -> bool {
     let Ok(first) = acknowledgment(raw) else { return false };
