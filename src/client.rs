@@ -123,8 +123,8 @@ impl Client {
     }
 
     /// Sends any payload in one frame and returns the content of the first frame that comes back, as it came: neither is
-    /// read as HL7, so that a refusal is a reply like any other. What a peer answers before the payload has left whole is no reply
-    /// to it; it is [`Error::response`] then.
+    /// read as HL7, so that a refusal is a reply like any other. Where the payload could not be sent whole, an answer that came
+    /// before is no reply to it, but [`Error::response`].
     ///
     /// # Errors
     ///
@@ -137,7 +137,7 @@ impl Client {
     ///
     /// Receivers answer a batch with an acknowledgment for each message, in frames of their own or together in a batch of
     /// acknowledgments, or with a single one for the whole, which carries the control ID of the batch or its file (BHS-11, FHS-11); any of
-    /// these is understood, in any order. What was not answered when the limit had passed, or the connection had ended, is
+    /// these is understood, in any order. In a file of several batches, an acknowledgment of one batch is for the messages in it. What was not answered when the limit had passed, or the connection had ended, is
     /// [`Unknown`](Delivery::Unknown) by message.
     ///
     /// # Errors
