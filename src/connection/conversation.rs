@@ -711,6 +711,21 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_of_late_acknowledgments_takes_no_longer_than_there_are_messages() {
+        let late = |count| [b"\x0B", &b"MSH|^~\\&|EHR|H\rMSA|CA|1\r".repeat(count)[..], b"\x1C\r"].concat();
+        for (count, expected) in [(2000, "CA"), (3000, "NotSent, Desync")] {
+            let answers = [[ack("CA", "1"), late(count)].concat(), ack("CA", "2")];
+            let answers = answers.map(|bytes| vec![(Duration::ZERO, bytes)]);
+            let (mut connection, simulation) =
+                connected(answers.into(), |builder| builder.timeout(TICK * 10).ack_mode(AckMode::Commit));
+            connection.send(&message("1", "|||AL|AL")).unwrap();
+            let found = in_words(&connection.send(&message("2", "|||AL|AL")));
+            assert!(found.starts_with(expected), "{count}: {found}");
+            drop((connection, simulation));
+        }
+    }
+
+    #[test]
     fn what_a_payload_held_is_remembered_message_by_message() {
         let message = |id| message(id, "");
         let bare = [message("1"), message("2")].concat();
