@@ -290,7 +290,7 @@ impl Scanner {
     /// Whether these bytes outside any frame mean nothing, and none of them may begin a Start Block.
     pub(crate) fn is_filler(&self, bytes: &[u8]) -> bool {
         let start = self.framing.start.bytes()[0];
-        bytes.is_empty() || (Framing::is_filler(bytes) && !bytes.contains(&start))
+        Framing::is_filler(bytes) && !bytes.contains(&start)
     }
 
     /// Whether all these bytes were skipped: none of them begins a frame, and what follows them may.

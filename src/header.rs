@@ -1,9 +1,6 @@
 //! Reading the header of a message that is about to be sent: what it is called, and what it asks for in return.
 
-use std::sync::LazyLock;
-
-use memchr::memchr2;
-use memchr::memmem::Finder;
+use memchr::{memchr2, memchr2_iter};
 
 use crate::error::MessageError;
 use crate::segment::{self, Delimiters};
@@ -78,11 +75,9 @@ pub(crate) fn control_id(payload: &[u8]) -> Option<&[u8]> {
 
 /// Whether a payload holds more than one header: it is a batch, or several messages without the headers of one.
 pub(crate) fn holds_many(payload: &[u8]) -> bool {
-    let begins_segment = |at: usize| at > 0 && matches!(payload[at - 1], b'\r' | b'\n');
-    !payload.starts_with(b"MSH") || MSH.find_iter(payload).any(begins_segment)
+    let is_before_header = |end: usize| payload[end + 1..].starts_with(b"MSH");
+    !payload.starts_with(b"MSH") || memchr2_iter(b'\r', b'\n', payload).any(is_before_header)
 }
-
-static MSH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"MSH"));
 
 /// The control IDs of a batch and of all messages in it (FHS-11, BHS-11, MSH-10).
 pub(crate) fn control_ids(batch: &[u8]) -> impl Iterator<Item = &[u8]> {

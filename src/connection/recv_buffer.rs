@@ -123,7 +123,7 @@ impl RecvBuffer {
 
     /// Whether anything but filler has come that belongs to no frame yet.
     pub(crate) fn has_rest(&self) -> bool {
-        !self.scanner.is_filler(self.rest())
+        self.used < self.filled && !self.scanner.is_filler(self.rest())
     }
 
     /// Whether what has come is no more than bytes that are skipped before a Start Block, so that a frame may follow that has
