@@ -127,19 +127,21 @@ impl Connection {
 
     /// Waits for all answers of an exchange that was begun.
     pub(crate) fn finish<A: Awaited>(&mut self, mut conversation: Conversation<A>) -> Result<A::End, Error> {
-        while !conversation.is_over() {
-            self.next_answer(&mut conversation);
-        }
+        self.take_all(&mut conversation);
         conversation.end()
+    }
+
+    fn take_all<A: Awaited>(&mut self, conversation: &mut Conversation<A>) {
+        while !conversation.is_over() {
+            self.next_answer(conversation);
+        }
     }
 
     /// Runs a whole exchange of which any frame is the end. Returns where the content of that frame stands.
     pub(crate) fn converse_unread(&mut self, payload: &[u8], deadline: &Deadline) -> Result<Range<usize>, Error> {
         let mut conversation = Conversation::new(AnyFrame::after(payload), &AckPolicy::default(), deadline);
         self.begin(&mut conversation, payload)?;
-        while !conversation.is_over() {
-            self.next_answer(&mut conversation);
-        }
+        self.take_all(&mut conversation);
         let answer = conversation.answer.clone();
         conversation.end().map(|()| answer)
     }

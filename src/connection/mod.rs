@@ -244,7 +244,7 @@ impl Connection {
         let kind = match self.probe(deadline) {
             Fitness::Fit => return Ok(()),
             // It stays: all that has come is accounted for.
-            Fitness::Busy => ErrorKind::Timeout { phase: Phase::Send, limit: deadline.limit() },
+            Fitness::Busy => return Err(busy(deadline)),
             Fitness::Surplus(stale) => {
                 self.end_for_surplus(stale);
                 ErrorKind::Desync { stale }
@@ -261,6 +261,11 @@ impl Connection {
     pub(crate) fn reply(&self, at: Range<usize>) -> &[u8] {
         self.intake.content(at)
     }
+}
+
+/// The time was over while acknowledgments of earlier messages were coming in.
+pub(crate) fn busy(deadline: &Deadline) -> Error {
+    Error::before_sending(ErrorKind::Timeout { phase: Phase::Send, limit: deadline.limit() })
 }
 
 /// The connection has ended, or is under way.

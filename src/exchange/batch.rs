@@ -9,6 +9,7 @@ use memchr::memchr2;
 
 use super::{
     AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Failure, PassOver, Progress, STRIDE, Step,
+    hold_against,
 };
 use crate::ack::{Ack, AckCode, AckParseError, Layout};
 use crate::error::{Error, ErrorKind, Evidence, Phase};
@@ -140,7 +141,7 @@ impl<'m> Batched<'m> {
             Some(Named::Message(index))
                 if self.rules.verify && self.found[index as usize].decided_by == self.answer =>
             {
-                return self.take_again(index as usize, layout.code());
+                return hold_against(&mut self.found[index as usize].verdict, layout.code());
             }
             Some(Named::Whole(whole)) => return self.take_for_all(whole as usize, raw, layout, answer.frame),
             _ if !self.rules.verify => return self.take_for_next(raw, layout, answer.frame),
@@ -179,20 +180,7 @@ impl<'m> Batched<'m> {
         } else if !found.is_committed {
             let commit = self.keep(raw, layout, frame)?;
             self.found[index].commit = Some(Box::new(commit));
-            self.found[index].is_committed = true;
-            self.silent -= 1;
-            self.uncommitted -= usize::from(self.asks[index].commit);
-            self.fresh_commits = true;
-        }
-        Ok(())
-    }
-
-    /// Takes a second acknowledgment for a message that the same answer has decided.
-    fn take_again(&mut self, index: usize, code: AckCode) -> Result<(), ErrorKind> {
-        let verdict = &mut self.found[index].verdict;
-        if verdict.as_ref().is_some_and(|verdict| verdict.code().is_accept() != code.is_accept()) {
-            *verdict = None;
-            return Err(CONTRADICTORY);
+            self.commit(index);
         }
         Ok(())
     }
@@ -236,10 +224,8 @@ impl<'m> Batched<'m> {
                 (self.wholes[number].decided_by, self.wholes[number].accepts) = (self.answer, accepts);
                 ack.iter().cloned().for_each(|ack| self.decide(index, ack));
             } else if !found.is_committed {
-                (found.is_committed, found.committed_with) = (true, Some(number as u32));
-                self.silent -= 1;
-                self.uncommitted -= usize::from(self.asks[index].commit);
-                self.fresh_commits = true;
+                found.committed_with = Some(number as u32);
+                self.commit(index);
             }
         }
         let whole = &mut self.wholes[number];
@@ -257,12 +243,24 @@ impl<'m> Batched<'m> {
         CONTRADICTORY
     }
 
+    /// Counts a message of which a commit accept has come, the first.
+    fn commit(&mut self, index: usize) {
+        self.found[index].is_committed = true;
+        self.fresh_commits = true;
+        self.count_answered(index);
+    }
+
+    /// Counts a message of which nothing had come before.
+    fn count_answered(&mut self, index: usize) {
+        self.silent -= 1;
+        self.uncommitted -= usize::from(self.asks[index].commit);
+    }
+
     fn decide(&mut self, index: usize, verdict: Ack) {
-        let (found, asks) = (&mut self.found[index], &self.asks[index]);
-        if !found.is_committed {
-            self.silent -= 1;
-            self.uncommitted -= usize::from(asks.commit);
+        if !self.found[index].is_committed {
+            self.count_answered(index);
         }
+        let (found, asks) = (&mut self.found[index], &self.asks[index]);
         self.application_may_follow |= asks.after(verdict.code(), self.rules.verify) == After::ApplicationAck;
         found.verdict = Some(verdict);
         found.decided_by = self.answer;
@@ -402,6 +400,7 @@ mod tests {
     use super::*;
     use crate::ack::AckMode;
     use crate::charset::Charset;
+    use crate::exchange::take;
     use crate::header::Asked;
 
     const ORIGINAL: Asked = Asked { commit: false, application: true, conditional: false };
@@ -424,21 +423,6 @@ mod tests {
     fn acknowledgment(written: &str) -> String {
         let (code, id) = written.split_once(':').unwrap();
         format!("MSH|^~\\&|\rMSA|{code}|{id}\r")
-    }
-
-    /// Takes a whole answer. Acknowledgments of `0` are for an earlier message.
-    fn take(batch: &mut Batched<'_>, content: &[u8]) -> Result<Step, ErrorKind> {
-        let mut from = 0;
-        loop {
-            let answer = Answer { content, frame: None, from, may_be_earlier: true, is_alone: true };
-            match batch.accept(answer, &mut |raw, layout| layout.control_id(raw) == b"0")? {
-                Step::Partly(next) => {
-                    assert!(next > from && next <= content.len());
-                    from = next;
-                }
-                step => return Ok(step),
-            }
-        }
     }
 
     /// Plays answers to a batch `B` in a file `F`, each of one or more acknowledgments, and says of each answer whether it committed a

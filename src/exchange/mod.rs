@@ -257,6 +257,15 @@ impl<'m> Asks<'m> {
     }
 }
 
+/// Holds a second acknowledgment of a message against the verdict of the same answer: where they contradict each other, neither counts.
+fn hold_against(verdict: &mut Option<Ack>, code: AckCode) -> Result<(), ErrorKind> {
+    if verdict.as_ref().is_some_and(|verdict| verdict.code().is_accept() != code.is_accept()) {
+        *verdict = None;
+        return Err(CONTRADICTORY);
+    }
+    Ok(())
+}
+
 /// The first frame that comes, whatever it holds. Acknowledgments of earlier messages are passed over.
 #[derive(Debug)]
 pub(crate) struct AnyFrame<'p> {
@@ -327,5 +336,21 @@ impl Awaited for AnyFrame<'_> {
 
     fn end(self, failure: Option<Failure>) -> Result<(), Error> {
         failure.map_or(Ok(()), |failure| Err(failure.into_error()))
+    }
+}
+
+/// Takes a whole answer. Acknowledgments of `0` are for an earlier message.
+#[cfg(test)]
+fn take(awaited: &mut impl Awaited, content: &[u8]) -> Result<Step, ErrorKind> {
+    let mut from = 0;
+    loop {
+        let answer = Answer { content, frame: None, from, may_be_earlier: true, is_alone: true };
+        match awaited.accept(answer, &mut |raw, layout| layout.control_id(raw) == b"0")? {
+            Step::Partly(next) => {
+                assert!(next > from && next <= content.len());
+                from = next;
+            }
+            step => return Ok(step),
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub use reconnect::Reconnect;
 pub(crate) use reconnect::doubled;
 
-use crate::connection::{Connection, Fitness};
+use crate::connection::{self, Connection, Fitness};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Phase};
 use crate::event::Event;
@@ -182,10 +182,7 @@ impl Lease<'_> {
         }
         match kept.connection.probe(deadline) {
             Fitness::Fit => return Ok(true),
-            Fitness::Busy => {
-                let kind = ErrorKind::Timeout { phase: Phase::Send, limit: deadline.limit() };
-                return Err(Error::before_sending(kind));
-            }
+            Fitness::Busy => return Err(connection::busy(deadline)),
             Fitness::Surplus(stale) => kept.connection.end_for_surplus(stale),
             Fitness::Ended(_) => {}
         }
