@@ -459,12 +459,8 @@ impl Connection {
     /// MLLP release 2: writes the commit blocks that are due for acknowledgments that have come. One that cannot be written
     /// is doubt.
     fn write_commit_blocks(&mut self, live: &mut Live, deadline: &Deadline) -> Result<(), ErrorKind> {
-        // Common case: there are none.
-        if self.intake.commit_blocks_due == 0 {
-            return Ok(());
-        }
-        let framing = &self.settings.framing;
         while self.intake.commit_blocks_due > 0 {
+            let framing = &self.settings.framing;
             let parts = [framing.head(), frame::STORED, framing.tail()];
             live.stream
                 .write_frame(parts, deadline)

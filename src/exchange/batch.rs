@@ -5,16 +5,13 @@ use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
-use memchr::memchr2;
-
 use super::{
     AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Failure, PassOver, Progress, STRIDE, Step,
-    hold_against,
+    hold_against, next_acknowledgment,
 };
 use crate::ack::{Ack, AckCode, AckParseError, Layout};
 use crate::error::{Error, ErrorKind, Evidence, Phase};
 use crate::header::Header;
-use crate::messages;
 
 /// The acknowledgments of a batch's messages are awaited.
 ///
@@ -373,26 +370,6 @@ impl Awaited for Batched<'_> {
             }
         }
     }
-}
-
-/// Where the next acknowledgment stands in an answer: from its first segment to the next header, or to a header or trailer of a
-/// batch.
-pub(crate) fn next_acknowledgment(content: &[u8], from: usize) -> Option<Range<usize>> {
-    let mut start = None;
-    let mut at = from;
-    while at < content.len() {
-        let length = memchr2(b'\r', b'\n', &content[at..]).map_or(content.len() - at, |length| length + 1);
-        let segment = &content[at..at + length];
-        let is_wrapper = messages::is_named(segment, &messages::WRAPPERS);
-        match start {
-            None if is_wrapper || segment.trim_ascii().is_empty() => {}
-            None => start = Some(at),
-            Some(start) if is_wrapper || messages::is_named(segment, &[b"MSH"]) => return Some(start..at),
-            Some(_) => {}
-        }
-        at += length;
-    }
-    start.map(|start| start..content.len())
 }
 
 #[cfg(test)]

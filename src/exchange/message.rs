@@ -2,10 +2,9 @@
 
 use std::iter;
 
-use super::batch::next_acknowledgment;
 use super::{
     AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Failure, PassOver, Progress, STRIDE, Step,
-    hold_against,
+    hold_against, next_acknowledgment,
 };
 use crate::ack::{Ack, AckParseError, Layout};
 use crate::error::{Error, ErrorKind, Evidence, Phase};

@@ -22,16 +22,18 @@
 mod batch;
 mod message;
 
-use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
-pub(crate) use batch::{Batched, next_acknowledgment};
+pub(crate) use batch::Batched;
+use memchr::memchr2;
 pub(crate) use message::Message;
 
 use crate::ack::{Ack, AckCode, AckMode, AckParseError, Layout};
 use crate::charset::Charset;
 use crate::error::{Delivery, Error, ErrorKind, Evidence, Hint, Phase};
 use crate::header::{self, Asked, Header};
+use crate::messages;
 
 /// How many acknowledgments of one answer are taken before the clock is asked.
 const STRIDE: usize = 256;
@@ -271,8 +273,8 @@ fn hold_against(verdict: &mut Option<Ack>, code: AckCode) -> Result<(), ErrorKin
 pub(crate) struct AnyFrame<'p> {
     /// That of the payload, if it is HL7 and has one.
     control_id: Option<&'p [u8]>,
-    /// Those of all messages in it, if it holds more than one.
-    others: HashSet<&'p [u8]>,
+    /// Those of all messages in it, if it holds more than one, in order for a binary search.
+    others: Vec<&'p [u8]>,
     is_over: bool,
 }
 
@@ -281,8 +283,13 @@ impl<'p> AnyFrame<'p> {
     pub(crate) fn after(payload: &'p [u8]) -> Self {
         let control_id = header::control_id(payload);
         let many = control_id.is_some() && header::holds_many(payload);
-        let others = many.then(|| header::control_ids(payload)).into_iter().flatten();
-        AnyFrame { control_id, others: others.filter(|&other| Some(other) != control_id).collect(), is_over: false }
+        let mut others = Vec::new();
+        if many {
+            others.extend(header::control_ids(payload).filter(|&other| Some(other) != control_id));
+            others.sort_unstable();
+            others.dedup();
+        }
+        AnyFrame { control_id, others, is_over: false }
     }
 }
 
@@ -305,7 +312,8 @@ impl Awaited for AnyFrame<'_> {
 
     fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind> {
         let Answer { content, mut from, .. } = answer;
-        let is_own = |control_id: &[u8]| self.control_id == Some(control_id) || self.others.contains(control_id);
+        let is_own =
+            |control_id: &[u8]| self.control_id == Some(control_id) || self.others.binary_search(&control_id).is_ok();
         let mut is_earlier = |raw: &[u8]| {
             Layout::read(raw).is_ok_and(|layout| !is_own(layout.control_id(raw)) && pass_over(raw, &layout))
         };
@@ -337,6 +345,26 @@ impl Awaited for AnyFrame<'_> {
     fn end(self, failure: Option<Failure>) -> Result<(), Error> {
         failure.map_or(Ok(()), |failure| Err(failure.into_error()))
     }
+}
+
+/// Where the next acknowledgment stands in an answer: from its first segment to the next header, or to a header or trailer of a
+/// batch.
+pub(crate) fn next_acknowledgment(content: &[u8], from: usize) -> Option<Range<usize>> {
+    let mut start = None;
+    let mut at = from;
+    while at < content.len() {
+        let length = memchr2(b'\r', b'\n', &content[at..]).map_or(content.len() - at, |length| length + 1);
+        let segment = &content[at..at + length];
+        let is_wrapper = messages::is_named(segment, &messages::WRAPPERS);
+        match start {
+            None if is_wrapper || segment.trim_ascii().is_empty() => {}
+            None => start = Some(at),
+            Some(start) if is_wrapper || messages::is_named(segment, &[b"MSH"]) => return Some(start..at),
+            Some(_) => {}
+        }
+        at += length;
+    }
+    start.map(|start| start..content.len())
 }
 
 /// Takes a whole answer. Acknowledgments of `0` are for an earlier message.
