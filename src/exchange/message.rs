@@ -9,7 +9,6 @@ use super::{
 use crate::ack::{Ack, AckParseError, Layout};
 use crate::error::{Error, ErrorKind, Evidence, Phase};
 use crate::header::{self, Header};
-use crate::messages;
 
 /// The acknowledgment of one message is awaited.
 #[derive(Debug)]
@@ -118,10 +117,6 @@ impl Awaited for Message<'_> {
             // Common case: it holds one acknowledgment and no more.
             match Layout::read(content) {
                 Ok(layout) if layout.ends_with_msa(content) => return self.take(content, layout, answer, pass_over),
-                // A batch of acknowledgments begins with a header of its own.
-                Err(error) if !messages::is_named(content.trim_ascii_start(), &messages::WRAPPERS) => {
-                    return Err(ErrorKind::MalformedAck(error));
-                }
                 Err(error) if next_acknowledgment(content, 0).is_none() => return Err(ErrorKind::MalformedAck(error)),
                 _ => {}
             }
