@@ -4,8 +4,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ack::AckMode;
-use crate::charset::Charset;
 use crate::client::Client;
 use crate::connection::Connection;
 use crate::deadline::Deadline;
@@ -13,11 +11,12 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Monitor};
 use crate::frame::Framing;
+use crate::hl7::ack::AckMode;
+use crate::hl7::charset::Charset;
+use crate::net::{ShutdownHandle, SocketOptions, StreamOptions};
 use crate::pool::{self, Reconnect};
 use crate::settings::{AckPolicy, Settings};
-use crate::socket::{self, ShutdownHandle};
-use crate::stream;
-use crate::tls::{Connector, TlsConfig};
+use crate::tls_config::TlsConfig;
 
 /// The longest idle time that systems let TCP keepalive have.
 const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
@@ -41,7 +40,7 @@ pub struct ClientBuilder {
     endpoint: String,
     timeout: Duration,
     connect_timeout: Duration,
-    socket: socket::Options,
+    socket: SocketOptions,
     tls: Option<TlsConfig>,
     max_ack_size: usize,
     max_message_size: usize,
@@ -61,7 +60,7 @@ impl ClientBuilder {
             endpoint: endpoint.to_owned(),
             timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
-            socket: socket::Options { keepalive: Some(Duration::from_secs(60)), local_address: None },
+            socket: SocketOptions { keepalive: Some(Duration::from_secs(60)), local_address: None },
             tls: None,
             max_ack_size: 10 * 1024 * 1024,
             max_message_size: usize::MAX,
@@ -289,13 +288,13 @@ impl ClientBuilder {
             }
         }
         let tls = match (endpoint.is_tls(), self.tls) {
-            (true, config) => Some(Connector::new(config, endpoint.host())?),
+            (true, config) => Some(TlsConfig::connector_or_default(config, endpoint.host())?),
             (false, Some(_)) => return refuse(format!("{endpoint}: TLS is set, and the scheme is not mllps")),
             (false, None) => None,
         };
         let settings = Settings {
             endpoint,
-            stream: stream::Options { connect_timeout: self.connect_timeout, socket: self.socket, tls },
+            stream: StreamOptions { connect_timeout: self.connect_timeout, socket: self.socket, tls },
             timeout: self.timeout,
             framing: self.framing,
             max_ack_size: self.max_ack_size,

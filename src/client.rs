@@ -4,19 +4,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::ack::{Ack, AckMode};
-use crate::batch::Batch;
 use crate::builder::ClientBuilder;
-#[cfg(feature = "charset")]
-use crate::charset::Charset;
 use crate::connection::{Connection, Conversation};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
-use crate::error::{Delivery, Error, ErrorKind, MessageError, Phase};
+use crate::error::{Delivery, Error, ErrorKind, Phase};
 use crate::event::Stats;
 use crate::exchange::{Batched, Message};
+use crate::hl7::MessageError;
+use crate::hl7::ack::{Ack, AckMode};
+use crate::hl7::batch::Batch;
 #[cfg(feature = "charset")]
-use crate::header::Header;
+use crate::hl7::charset::Charset;
+#[cfg(feature = "charset")]
+use crate::hl7::header::Header;
 use crate::pool::{self, Lease, Pool};
 use crate::settings::{AckPolicy, Settings};
 

@@ -2,9 +2,6 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
-
-use crate::error::{Error, ErrorKind};
 
 /// Where a receiver listens: `mllp://host:port`, or `mllps://host:port` for MLLP over TLS.
 ///
@@ -42,18 +39,11 @@ impl Endpoint {
     }
 }
 
-impl FromStr for Endpoint {
-    type Err = Error;
-
-    /// # Errors
-    ///
-    /// [`ErrorKind::Config`] for anything but a scheme, a host and a port.
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let fail = |problem: &str| {
-            Error::before_sending(ErrorKind::Config(format!(
-                "endpoint {text:?}: {problem}; expected mllp://host:port or mllps://host:port"
-            )))
-        };
+impl Endpoint {
+    /// Reads an endpoint. The error says what is wrong with it and what was expected.
+    pub(crate) fn parse(text: &str) -> Result<Endpoint, String> {
+        let fail =
+            |problem: &str| format!("endpoint {text:?}: {problem}; expected mllp://host:port or mllps://host:port");
         let (scheme, rest) = text.split_once("://").ok_or_else(|| fail("no scheme"))?;
         let tls = match scheme.to_ascii_lowercase().as_str() {
             "mllp" => false,
@@ -102,6 +92,7 @@ impl fmt::Display for Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
 
     #[test]
     fn what_is_an_endpoint() {

@@ -3,12 +3,15 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ack::{Ack, AckParseError};
+use crate::endpoint::Endpoint;
 use crate::frame::FrameError;
-use crate::tls::TlsError;
+use crate::hl7::MessageError;
+use crate::hl7::ack::{Ack, AckParseError};
+use crate::net::{Halt, OpenError, Opening, TlsError};
 
 /// A failed call: what happened ([`kind`](Error::kind)), what became of the message ([`delivery`](Error::delivery)), and
 /// the evidence.
@@ -228,6 +231,15 @@ pub enum ErrorKind {
         /// How often it was sent.
         sendings: u32,
     },
+    /// MLLP release 2: a frame came where a commit block was awaited ([`release2`](crate::ClientBuilder::release2)). The receiver
+    /// seems to speak release 1.
+    #[error(
+        "the answer came without a commit block of MLLP release 2 before it: the receiver seems to speak release 1"
+    )]
+    NoCommitBlock,
+    /// MLLP release 2: a commit block came that nothing was waiting for, so that it is in doubt which sending the next one is for.
+    #[error("a commit block of MLLP release 2 came that belongs to no sending")]
+    StrayCommitBlock,
     /// [`Client::close`](crate::Client::close), a [`ShutdownHandle`](crate::ShutdownHandle), or an earlier failure of this
     /// [`Connection`](crate::Connection) ended it.
     #[error("the connection is closed")]
@@ -239,86 +251,49 @@ impl ErrorKind {
     pub(crate) fn connect(address: Option<SocketAddr>, source: io::Error) -> ErrorKind {
         ErrorKind::Connect { address, source: Arc::new(source) }
     }
+
+    /// What the end of reading or writing means for a call that was in this phase, `received` bytes of an answer having come.
+    pub(crate) fn halted(halt: Halt, phase: Phase, received: usize, limit: Duration) -> ErrorKind {
+        match halt {
+            Halt::Deadline => ErrorKind::Timeout { phase, limit },
+            Halt::Shutdown => ErrorKind::Closed,
+            Halt::Tls(error) => ErrorKind::Tls(error),
+            Halt::Peer(source) => ErrorKind::Disconnected { phase, received, source: source.map(Arc::new) },
+        }
+    }
+}
+
+impl From<OpenError> for Error {
+    fn from(error: OpenError) -> Error {
+        Error::before_sending(match error {
+            OpenError::Deadline { during, limit } => {
+                let phase = match during {
+                    Opening::Resolve => Phase::Resolve,
+                    Opening::Connect => Phase::Connect,
+                    Opening::TlsHandshake => Phase::TlsHandshake,
+                };
+                ErrorKind::Timeout { phase, limit }
+            }
+            OpenError::Shutdown => ErrorKind::Closed,
+            OpenError::Tls(error) => ErrorKind::Tls(error),
+            OpenError::Connect { address, source } => ErrorKind::connect(address, source),
+        })
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Error;
+
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] for anything but a scheme, a host and a port.
+    fn from_str(text: &str) -> Result<Endpoint, Error> {
+        Endpoint::parse(text).map_err(|problem| Error::before_sending(ErrorKind::Config(problem)))
+    }
 }
 
 fn received_so_far(received: usize) -> String {
     if received == 0 { String::new() } else { format!(", after {received} bytes of an answer") }
-}
-
-/// Why a message is not sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum MessageError {
-    /// There is nothing in it.
-    #[error("it is empty")]
-    Empty,
-    /// It holds a byte that would end the frame or begin another. A message that is framed already has 0x0B at offset 0: hand
-    /// over the content alone.
-    #[error("framing byte 0x{byte:02X} at offset {offset}")]
-    FramingByte {
-        /// The byte.
-        byte: u8,
-        /// Its place in the message.
-        offset: usize,
-    },
-    /// It is longer than [`max_message_size`](crate::ClientBuilder::max_message_size).
-    #[error("{size} bytes are more than the limit of {limit}")]
-    TooLarge {
-        /// Its length in bytes.
-        size: usize,
-        /// The limit in bytes.
-        limit: usize,
-    },
-    /// It does not begin with an MSH, BHS or FHS segment. [`exchange`](crate::Client::exchange) sends any payload.
-    #[error("it does not begin with an MSH, BHS or FHS segment")]
-    NotHl7,
-    /// It has no Message Control ID (MSH-10), by which its acknowledgment is known.
-    #[error("it has no Message Control ID (MSH-10)")]
-    NoControlId,
-    /// On a [`Connection`](crate::Connection): it has carried a message with this control ID before, so that a late
-    /// acknowledgment of that one could be taken for this one's. Send it on another connection, as a
-    /// [`Client`](crate::Client) does by itself. For senders that give all messages the same control ID, see
-    /// [`allow_repeated_control_ids`](crate::ClientBuilder::allow_repeated_control_ids).
-    #[error(
-        "this connection has already carried a message with this control ID; use another control ID or another \
-         connection, or see ClientBuilder::allow_repeated_control_ids"
-    )]
-    ControlIdInUse,
-    /// A batch has a control ID twice: two of its messages, or a message and the batch or file, so that an acknowledgment could
-    /// be meant for either.
-    #[error("two parts of the batch have the same control ID; give each message its own MSH-10")]
-    RepeatedControlId,
-    /// A batch's trailer (BTS-1, FTS-1) counts other than what is there: something is missing.
-    #[error("the trailer counts {said}, and there are {found}")]
-    WrongCount {
-        /// What the trailer says.
-        said: usize,
-        /// What was found.
-        found: usize,
-    },
-    /// A character that the message's character set (MSH-18, or the builder's) does not have.
-    #[error("the character at offset {offset} is not in the character set {charset}")]
-    Unencodable {
-        /// Its place in the text, in bytes.
-        offset: usize,
-        /// The character set.
-        charset: &'static str,
-    },
-    /// A character set of Table 0211 that a message cannot be sent in.
-    #[error("the character set {charset} cannot be used: {reason}")]
-    UnsupportedCharset {
-        /// Its name.
-        charset: &'static str,
-        /// Why not.
-        reason: &'static str,
-    },
-    /// MSH-18 names a character set that is none of Table 0211.
-    #[error("the character set in MSH-18 is not known")]
-    UnknownCharset,
-    /// It asks for no acknowledgment (MSH-15 and MSH-16 are `NE`), so that none can be awaited. See
-    /// [`send_unacknowledged`](crate::Request::send_unacknowledged).
-    #[error("it asks for no acknowledgment (MSH-15 and MSH-16 are NE)")]
-    NoAckRequested,
 }
 
 impl Error {

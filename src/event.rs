@@ -5,10 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::ack::{Ack, AckCode};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Delivery, Error};
+use crate::hl7::ack::{Ack, AckCode};
 
 /// Something that happened, for an observer set with [`on_event`](crate::ClientBuilder::on_event).
 ///

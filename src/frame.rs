@@ -27,8 +27,6 @@ use std::fmt;
 use memchr::memchr2;
 use memchr::memmem::{self, Finder};
 
-use crate::error::MessageError;
-
 /// The byte before every message: `<SB>`, ASCII vertical tab.
 pub const START_BLOCK: u8 = 0x0B;
 /// The first byte after every message: `<EB>`, ASCII file separator.
@@ -74,13 +72,13 @@ impl Framing {
     ///
     /// # Errors
     ///
-    /// [`FrameError::BadFraming`] if a sequence is empty or longer than 8 bytes, or if one of the two contains the other,
+    /// [`BadFraming`] if a sequence is empty or longer than 8 bytes, or if one of the two contains the other,
     /// which would leave the end of a frame undecided.
-    pub fn custom(start: &[u8], end: &[u8]) -> Result<Framing, FrameError> {
+    pub fn custom(start: &[u8], end: &[u8]) -> Result<Framing, BadFraming> {
         let within = |outer: &[u8], inner: &[u8]| outer.windows(inner.len()).any(|window| window == inner);
         let fits = |marker: &[u8]| (1..=MAX_MARKER).contains(&marker.len());
         if !fits(start) || !fits(end) || within(start, end) || within(end, start) {
-            return Err(FrameError::BadFraming);
+            return Err(BadFraming);
         }
         Ok(Framing { start: Marker::literal(start), end: Marker::literal(end), ..Framing::default() })
     }
@@ -108,17 +106,17 @@ impl Framing {
     ///
     /// # Errors
     ///
-    /// [`MessageError::Empty`], or [`MessageError::FramingByte`] if the payload holds bytes that would end the frame or
+    /// [`PayloadError::Empty`], or [`PayloadError::FramingByte`] if the payload holds bytes that would end the frame or
     /// begin another.
-    pub fn encode(&self, payload: &[u8]) -> Result<Vec<u8>, MessageError> {
+    pub fn encode(&self, payload: &[u8]) -> Result<Vec<u8>, PayloadError> {
         self.check(payload)?;
         Ok([self.head(), payload, self.tail()].concat())
     }
 
     /// Whether a payload can stand in a frame.
-    pub(crate) fn check(&self, payload: &[u8]) -> Result<(), MessageError> {
+    pub(crate) fn check(&self, payload: &[u8]) -> Result<(), PayloadError> {
         if payload.is_empty() {
-            return Err(MessageError::Empty);
+            return Err(PayloadError::Empty);
         }
         let (start, end) = (self.start.bytes(), self.terminator());
         let found = if let ([start], [end]) = (start, end) {
@@ -128,7 +126,7 @@ impl Framing {
             first(start).into_iter().chain(first(end)).min().or_else(|| self.found_across_the_end(payload))
         };
         match found {
-            Some(offset) => Err(MessageError::FramingByte { byte: payload[offset], offset }),
+            Some(offset) => Err(PayloadError::FramingByte { byte: payload[offset], offset }),
             None => Ok(()),
         }
     }
@@ -457,17 +455,31 @@ pub enum FrameError {
         /// The limit in bytes.
         limit: usize,
     },
-    /// A frame where a commit block of MLLP release 2 was awaited ([`release2`](crate::ClientBuilder::release2)): the receiver speaks
-    /// release 1.
-    #[error("no commit block of MLLP release 2 before it: the receiver seems to speak release 1")]
-    NoCommitBlock,
-    /// A commit block of MLLP release 2 that nothing was waiting for, so that it is in doubt which sending the next one is for.
-    #[error("a commit block of MLLP release 2 that belongs to no sending")]
-    StrayCommitBlock,
-    /// Header and footer must be 1 to 8 bytes each, and neither may contain the other.
-    #[error("framing bytes must be 1 to 8 at each end, and neither sequence may contain the other")]
-    BadFraming,
 }
+
+/// Why a payload cannot stand in a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayloadError {
+    /// There is nothing in it.
+    #[error("the payload is empty")]
+    Empty,
+    /// It holds a byte that would end the frame or begin another.
+    #[error("framing byte 0x{byte:02X} at offset {offset}")]
+    #[non_exhaustive]
+    FramingByte {
+        /// The byte.
+        byte: u8,
+        /// Where in the payload.
+        offset: usize,
+    },
+}
+
+/// Framing bytes that cannot be: 1 to 8 are allowed at each end, and neither sequence may contain the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("framing bytes must be 1 to 8 at each end, and neither sequence may contain the other")]
+#[non_exhaustive]
+pub struct BadFraming;
 
 #[cfg(test)]
 mod tests {
@@ -660,11 +672,11 @@ mod tests {
     fn what_may_be_sent() {
         let mllp = Framing::default;
         let custom = |start: &[u8], end: &[u8]| Framing::custom(start, end).unwrap();
-        let at = |byte, offset| Err(MessageError::FramingByte { byte, offset });
-        let rows: &[(&str, Framing, &[u8], Result<&[u8], MessageError>)] = &[
+        let at = |byte, offset| Err(PayloadError::FramingByte { byte, offset });
+        let rows: &[(&str, Framing, &[u8], Result<&[u8], PayloadError>)] = &[
             ("usual", mllp(), b"MSH|\r", Ok(b"\x0BMSH|\r\x1C\r")),
             ("forgiving is for receiving", mllp().allow_missing_carriage_return(true), b"a", Ok(b"\x0Ba\x1C\r")),
-            ("empty", mllp(), b"", Err(MessageError::Empty)),
+            ("empty", mllp(), b"", Err(PayloadError::Empty)),
             ("framed already", mllp(), b"\x0BMSH|\x1C\r", at(0x0B, 0)),
             ("Start Block inside", mllp(), b"MSH|\x0B", at(0x0B, 4)),
             ("End Block inside", mllp(), b"MS\x1CH\x0B", at(0x1C, 2)),
@@ -690,7 +702,7 @@ mod tests {
             [("", ">"), ("<", ""), ("123456789", ">"), ("<", "123456789"), ("<", "a<b"), ("a>b", ">"), ("<", "<")]
         {
             let framing = Framing::custom(start.as_bytes(), end.as_bytes());
-            assert_eq!(framing, Err(FrameError::BadFraming), "{start:?} {end:?}");
+            assert_eq!(framing, Err(BadFraming), "{start:?} {end:?}");
         }
         assert_eq!(Framing::custom(&[START_BLOCK], &[END_BLOCK, CARRIAGE_RETURN]), Ok(Framing::default()));
     }

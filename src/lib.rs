@@ -169,11 +169,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod ack;
-mod batch;
 mod builder;
-#[cfg_attr(not(feature = "charset"), path = "charset_off.rs")]
-mod charset;
 mod client;
 mod connection;
 mod deadline;
@@ -185,37 +181,34 @@ pub mod frame;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod header;
-pub mod messages;
+mod hl7;
+mod net;
 pub mod outbox;
 mod pool;
-mod segment;
 mod settings;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod simulation;
-mod socket;
-mod stream;
 #[cfg(feature = "testing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
-#[cfg_attr(not(feature = "tls"), path = "tls_off.rs")]
-mod tls;
+#[cfg_attr(not(feature = "tls"), path = "tls_config_off.rs")]
+mod tls_config;
 
-pub use ack::{Ack, AckCode, AckMode, AckParseError, ErrorDetail};
-pub use batch::Batch;
 pub use builder::ClientBuilder;
 pub use client::{Acks, Client, Request, SendAll};
 pub use connection::Connection;
 pub use endpoint::Endpoint;
-pub use error::{Delivery, Error, ErrorKind, MessageError, Phase};
+pub use error::{Delivery, Error, ErrorKind, Phase};
 pub use event::{Event, Stats};
+pub use hl7::ack::{Ack, AckCode, AckMode, AckParseError, ErrorDetail};
+pub use hl7::batch::Batch;
+pub use hl7::{MessageError, messages};
+pub use net::{ShutdownHandle, TlsError};
 pub use pool::Reconnect;
-pub use socket::ShutdownHandle;
-pub use tls::TlsError;
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
-pub use tls::{TlsConfig, TlsVersion};
+pub use tls_config::{TlsConfig, TlsVersion};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -3,22 +3,23 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::ack::AckMode;
-use crate::batch::Batch;
-use crate::charset::Charset;
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind, MessageError};
+use crate::error::{Error, ErrorKind};
 use crate::event::Monitor;
 use crate::exchange::AckRules;
 use crate::frame::Framing;
-use crate::header::Header;
-use crate::stream;
+use crate::hl7::MessageError;
+use crate::hl7::ack::AckMode;
+use crate::hl7::batch::Batch;
+use crate::hl7::charset::Charset;
+use crate::hl7::header::Header;
+use crate::net::StreamOptions;
 
 /// The settings that a client and all its connections share.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) endpoint: Endpoint,
-    pub(crate) stream: stream::Options,
+    pub(crate) stream: StreamOptions,
     pub(crate) timeout: Duration,
     pub(crate) framing: Framing,
     pub(crate) max_ack_size: usize,
@@ -52,8 +53,11 @@ impl Settings {
     /// Whether a payload can be sent at all.
     pub(crate) fn check_payload(&self, payload: &[u8]) -> Result<(), Error> {
         let (size, limit) = (payload.len(), self.max_message_size);
-        let checked =
-            if size > limit { Err(MessageError::TooLarge { size, limit }) } else { self.framing.check(payload) };
+        let checked = if size > limit {
+            Err(MessageError::TooLarge { size, limit })
+        } else {
+            self.framing.check(payload).map_err(MessageError::from)
+        };
         checked.map_err(invalid)
     }
 

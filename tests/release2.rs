@@ -125,8 +125,8 @@ fn every_failure_says_whether_the_receiver_has_the_message() {
     let timeout =
         |phase| move |kind: &ErrorKind| matches!(kind, ErrorKind::Timeout { phase: found, .. } if *found == phase);
     type Matches = Box<dyn Fn(&ErrorKind) -> bool>;
-    let no_block = |kind: &ErrorKind| matches!(kind, ErrorKind::MalformedFrame(FrameError::NoCommitBlock));
-    let stray = |kind: &ErrorKind| matches!(kind, ErrorKind::MalformedFrame(FrameError::StrayCommitBlock));
+    let no_block = |kind: &ErrorKind| matches!(kind, ErrorKind::NoCommitBlock);
+    let stray = |kind: &ErrorKind| matches!(kind, ErrorKind::StrayCommitBlock);
     let cases: Vec<(&str, Step, Matches, Delivery)> = vec![
         ("none", Step::silence(), Box::new(timeout(Phase::CommitAck)), Delivery::Unknown),
         (
@@ -262,7 +262,7 @@ fn half_a_late_acknowledgment_behind_a_commit_block_might_be_another() {
     let client = release2(Transport::Plain, &receiver).ack_mode(AckMode::Commit).build().unwrap();
     client.send(message("1")).unwrap();
     let error = client.send(message("2")).unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::MalformedFrame(FrameError::StrayCommitBlock)), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::StrayCommitBlock), "{error:?}");
     assert_eq!((error.delivery(), client.is_connected()), (Delivery::Unknown, false));
 }
 

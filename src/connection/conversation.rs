@@ -6,12 +6,13 @@ use std::time::Duration;
 use super::intake::{Settled, malformed};
 use super::{Connection, Live, closed};
 use crate::deadline::Deadline;
-use crate::error::{Error, ErrorKind, Evidence, Hint, MessageError, Phase};
+use crate::error::{Error, ErrorKind, Evidence, Hint, Phase};
 use crate::event::Event;
 use crate::exchange::{AnyFrame, Awaited, Failure, Progress, Step};
-use crate::frame::{self, FrameError};
+use crate::frame;
+use crate::hl7::MessageError;
+use crate::net::Halt;
 use crate::settings::{AckPolicy, Settings};
-use crate::stream::Halt;
 
 /// The largest number of reads for an answer that the peer sent before it had the whole message.
 const MAX_EARLY_READS: usize = 64;
@@ -245,7 +246,7 @@ impl Connection {
                 if end_may_have_left(written, bytes, tail.len()) {
                     conversation.progress = Progress::Sent;
                 }
-                let kind = halt.into_kind(Phase::Send, 0, conversation.call.limit());
+                let kind = ErrorKind::halted(halt, Phase::Send, 0, conversation.call.limit());
                 Err(self.look_for_early_answer(conversation, live, kind))
             }
         }
@@ -261,7 +262,7 @@ impl Connection {
                 _ => {}
             }
             if !self.intake.pass_over(at.clone(), &self.settings) {
-                let kind = ErrorKind::MalformedFrame(FrameError::NoCommitBlock);
+                let kind = ErrorKind::NoCommitBlock;
                 return Err(Cause::new(kind, self.response(self.intake.content(at), 0)));
             }
             conversation.wait.check(live, Phase::CommitAck)?;
@@ -281,7 +282,7 @@ impl Connection {
                     conversation.progress = Progress::NotSent;
                     return match halt {
                         Halt::Deadline if deadline.remaining().is_some() => Ok(()),
-                        halt => Err(halt.into_kind(Phase::CommitAck, 0, deadline.limit()).into()),
+                        halt => Err(ErrorKind::halted(halt, Phase::CommitAck, 0, deadline.limit()).into()),
                     };
                 }
             }
@@ -293,7 +294,7 @@ impl Connection {
     /// acknowledgments of earlier messages may follow.
     fn expect_nothing_more(&mut self, live: &mut Live, deadline: &Deadline) -> Result<(), ErrorKind> {
         if !matches!(self.intake.settle(&self.settings), Settled::Filler | Settled::PassedOver) {
-            return Err(ErrorKind::MalformedFrame(FrameError::StrayCommitBlock));
+            return Err(ErrorKind::StrayCommitBlock);
         }
         self.intake.tidy();
         self.write_commit_blocks(live, deadline)
@@ -392,7 +393,7 @@ impl Connection {
             };
             match wait.read(live, space) {
                 Ok(count) => self.intake.received(count),
-                Err(halt) => break halt.into_kind(phase, self.intake.unfinished(), wait.until.limit()),
+                Err(halt) => break ErrorKind::halted(halt, phase, self.intake.unfinished(), wait.until.limit()),
             }
         };
         let mut evidence = match &found {
@@ -464,7 +465,7 @@ impl Connection {
             let parts = [framing.head(), frame::STORED, framing.tail()];
             live.stream
                 .write_frame(parts, deadline)
-                .map_err(|(_, halt)| halt.into_kind(Phase::Send, 0, deadline.limit()))?;
+                .map_err(|(_, halt)| ErrorKind::halted(halt, Phase::Send, 0, deadline.limit()))?;
             self.intake.commit_blocks_due -= 1;
         }
         Ok(())

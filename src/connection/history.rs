@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::ack::AckCode;
 use crate::exchange::After;
+use crate::hl7::ack::AckCode;
 
 /// How many control IDs are remembered: the size of the ring.
 pub(crate) const REMEMBERED: usize = 1024;

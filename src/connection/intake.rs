@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use super::history::{History, REMEMBERED};
 use super::recv_buffer::RecvBuffer;
-use crate::ack::Layout;
 use crate::error::{ErrorKind, Hint};
 use crate::event::Event;
 use crate::exchange::{self, After, Answer, Awaited, Decided, Step};
 use crate::frame::{self, FrameError};
+use crate::hl7::ack::Layout;
 use crate::settings::Settings;
 
 /// So many acknowledgments of earlier messages may stand in one frame that comes outside of an exchange: as many as are remembered,

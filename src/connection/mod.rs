@@ -15,14 +15,13 @@ pub(crate) use conversation::Conversation;
 #[cfg(feature = "testing")]
 pub(crate) use recv_buffer::RecvBuffer;
 
-use crate::ack::Ack;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Phase};
 use crate::event::Event;
 use crate::exchange::Message;
+use crate::hl7::ack::Ack;
+use crate::net::{Halt, ShutdownHandle, Stream};
 use crate::settings::Settings;
-use crate::socket::ShutdownHandle;
-use crate::stream::{Halt, Stream};
 use intake::{Intake, Settled};
 
 /// After this many reads of nothing but filler, an idle connection counts as out of sync.
@@ -251,7 +250,7 @@ impl Connection {
             }
             Fitness::Ended(halt) => {
                 self.live = None;
-                halt.into_kind(Phase::Send, 0, deadline.limit())
+                ErrorKind::halted(halt, Phase::Send, 0, deadline.limit())
             }
         };
         Err(Error::before_sending(kind))
@@ -338,6 +337,42 @@ mod tests {
             assert!(connection.exchange(&message("2")).is_ok());
             drop((connection, simulation));
         }
+    }
+
+    #[test]
+    fn a_refusal_that_names_no_message_counts_where_nothing_else_is_outstanding() {
+        let nameless = b"\x0BMSH|^~\\&|\rMSA|AE|\r\x1C\r".to_vec();
+        for (name, asks, before, expected) in [
+            ("the first message", None, None, true),
+            ("an answered one before", Some(""), Some("AA"), true),
+            ("a committed one before", Some("|||AL|AL"), Some("CA"), false),
+            ("one that was not read before", None, Some("AA"), false),
+        ] {
+            let answers = before.map(|code| ack(code, "1")).into_iter().chain([nameless.clone()]);
+            let simulation = Simulation::begin(vec![at_once(answers)], 4096);
+            let builder = Client::builder("mllp://receiver:2575").ack_mode(AckMode::Commit);
+            let mut connection = builder.connect().unwrap();
+            let first = [&message("1")[..message("1").len() - 1], asks.unwrap_or("").as_bytes(), b"\r"].concat();
+            match (before, asks) {
+                (Some(_), Some(_)) => drop(connection.send(&first).unwrap()),
+                (Some(_), None) => assert!(!connection.exchange(&first).unwrap().is_empty()),
+                (None, _) => {}
+            }
+            let error = connection.send(&message("2")).unwrap_err();
+            assert_eq!(matches!(error.kind(), ErrorKind::Nak(_)), expected, "{name}: {error:?}");
+            assert!(expected || error.delivery() == crate::Delivery::Unknown, "{name}: {error:?}");
+            assert!(!connection.is_open(), "{name}");
+            drop((connection, simulation));
+        }
+    }
+
+    #[test]
+    fn the_replies_to_payloads_that_are_not_read_are_handed_out_as_they_come() {
+        let simulation = Simulation::begin(vec![at_once([ack("AA", "1"), ack("AA", "1")])], 4096);
+        let mut connection = Client::builder("mllp://receiver:2575").connect().unwrap();
+        let reply = connection.exchange(&message("1")).unwrap().to_vec();
+        assert_eq!(connection.exchange(&message("2")).unwrap(), reply);
+        drop((connection, simulation));
     }
 
     #[test]

@@ -9,9 +9,9 @@ use super::{
     AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Failure, PassOver, Progress, STRIDE, Step,
     hold_against, next_acknowledgment,
 };
-use crate::ack::{Ack, AckCode, AckParseError, Layout};
 use crate::error::{Error, ErrorKind, Evidence, Phase};
-use crate::header::Header;
+use crate::hl7::ack::{Ack, AckCode, AckParseError, Layout};
+use crate::hl7::header::Header;
 
 /// The acknowledgments of a batch's messages are awaited.
 ///
@@ -375,10 +375,10 @@ impl Awaited for Batched<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ack::AckMode;
-    use crate::charset::Charset;
     use crate::exchange::take;
-    use crate::header::Asked;
+    use crate::hl7::ack::AckMode;
+    use crate::hl7::charset::Charset;
+    use crate::hl7::header::Asked;
 
     const ORIGINAL: Asked = Asked { commit: false, application: true, conditional: false };
     const COMMIT: Asked = Asked { commit: true, application: false, conditional: false };

@@ -6,9 +6,9 @@ use super::{
     AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Failure, PassOver, Progress, STRIDE, Step,
     hold_against, next_acknowledgment,
 };
-use crate::ack::{Ack, AckParseError, Layout};
 use crate::error::{Error, ErrorKind, Evidence, Phase};
-use crate::header::{self, Header};
+use crate::hl7::ack::{Ack, AckParseError, Layout};
+use crate::hl7::header::{self, Header};
 
 /// The acknowledgment of one message is awaited.
 #[derive(Debug)]
@@ -171,12 +171,12 @@ mod tests {
     use AckMode::{Application, Commit, FromHeader};
 
     use super::*;
-    use crate::ack::AckMode;
-    use crate::charset::Charset;
     use crate::error::Delivery;
     use crate::exchange::take;
     use crate::fuzzing::oracle::{self, Meaning};
-    use crate::header::Asked;
+    use crate::hl7::ack::AckMode;
+    use crate::hl7::charset::Charset;
+    use crate::hl7::header::Asked;
 
     const ORIGINAL: Asked = Asked { commit: false, application: true, conditional: false };
     const COMMIT: Asked = Asked { commit: true, application: false, conditional: false };

@@ -29,11 +29,11 @@ pub(crate) use batch::Batched;
 use memchr::memchr2;
 pub(crate) use message::Message;
 
-use crate::ack::{Ack, AckCode, AckMode, AckParseError, Layout};
-use crate::charset::Charset;
 use crate::error::{Delivery, Error, ErrorKind, Evidence, Hint, Phase};
-use crate::header::{self, Asked, Header};
-use crate::messages;
+use crate::hl7::ack::{Ack, AckCode, AckMode, AckParseError, Layout};
+use crate::hl7::charset::Charset;
+use crate::hl7::header::{self, Asked, Header};
+use crate::hl7::messages;
 
 /// How many acknowledgments of one answer are taken before the clock is asked.
 const STRIDE: usize = 256;

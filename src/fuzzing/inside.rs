@@ -1,14 +1,15 @@
 //! Rooms that have no door of their own.
 
-use crate::ack::{Ack, AckMode};
-use crate::charset::Charset;
-use crate::error::{ErrorKind, MessageError, Phase};
+use crate::error::{ErrorKind, Phase};
 use crate::exchange::{AckRules, Answer, Awaited, Batched, Message, Step};
 use crate::fuzzing::oracle;
+use crate::hl7::MessageError;
+use crate::hl7::ack::{Ack, AckMode};
+use crate::hl7::charset::Charset;
 
 /// The header as the client reads it.
 pub fn header(message: &[u8]) -> Result<oracle::Header, MessageError> {
-    crate::header::Header::read(message).map(|header| oracle::Header {
+    crate::hl7::header::Header::read(message).map(|header| oracle::Header {
         control_id: header.control_id.to_vec(),
         commit: header.asked.commit,
         application: header.asked.application,
@@ -39,7 +40,7 @@ pub fn outcome(
     verify: bool,
     answers: &[Vec<u8>],
 ) -> Result<Vec<(Result<Option<Ack>, ErrorKind>, Phase)>, MessageError> {
-    let header = crate::header::Header::read(message)?;
+    let header = crate::hl7::header::Header::read(message)?;
     let mut awaited = Message::new(message, &header, rules(mode, verify));
     let mut steps = Vec::new();
     for answer in answers {
@@ -69,7 +70,8 @@ pub fn outcomes(
     verify: bool,
     answers: &[Vec<u8>],
 ) -> Result<(Vec<Option<Result<Ack, ErrorKind>>>, bool), MessageError> {
-    let headers = messages.iter().map(|message| crate::header::Header::read(message)).collect::<Result<Vec<_>, _>>()?;
+    let headers =
+        messages.iter().map(|message| crate::hl7::header::Header::read(message)).collect::<Result<Vec<_>, _>>()?;
     let mut awaited = Batched::new([(batch, 0..messages.len())].into_iter(), &headers, rules(mode, verify));
     let mut complete = false;
     for answer in answers {

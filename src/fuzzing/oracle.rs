@@ -1,9 +1,9 @@
 //! What the answers should be, found without any care for speed: the grammar of frames, the reading of headers and acknowledgments, and
 //! the rules by which an acknowledgment ends an exchange. Written apart from the code that it is compared with.
 
-use crate::ack::{AckCode, AckMode, AckParseError};
-use crate::error::MessageError;
 use crate::frame::{FrameError, Framing};
+use crate::hl7::MessageError;
+use crate::hl7::ack::{AckCode, AckMode, AckParseError};
 
 /// So many bytes may stand before a Start Block.
 const MOST_SKIPPED: usize = 65_536;

@@ -389,7 +389,7 @@ impl Speaker {
         (code, of, shape): (usize, usize, Shape),
     ) -> Vec<u8> {
         let mut ids: Vec<String> =
-            crate::header::control_ids(payload).map(|id| String::from_utf8_lossy(id).into_owned()).collect();
+            crate::hl7::header::control_ids(payload).map(|id| String::from_utf8_lossy(id).into_owned()).collect();
         if ids.is_empty() {
             return frame(&self.grammar, b"reply");
         }
@@ -533,7 +533,7 @@ impl<'s> Trial<'s> {
         let marks: Vec<Mark> = self.simulation.with_records(|records| {
             records.iter().map(|record| Mark { sent: record.sent.len(), received: record.received.len() }).collect()
         });
-        let spoken_before = self.spoken();
+        let (spoken_before, recorded_before) = (self.spoken(), self.simulation.memory());
         let began = self.simulation.elapsed();
         let (mut result, mut run) = (None, Some(run));
         let user = &mut self.user;
@@ -543,8 +543,10 @@ impl<'s> Trial<'s> {
         assert!(took <= self.setup.limit, "call {number}: {took:?} of {:?}", self.setup.limit);
         // The buffer while it grows, what is kept of answers in sum, and what is handed out of it.
         let (kept, buffer) = (self.setup.max_ack_size as u64, (self.setup.max_ack_size + SKIPPED) as u64);
-        // What the peers say, and the record of it, are made in the middle of the call.
-        let most = buffer * 3 / 2 + buffer + 3 * kept + FIXED + 8 * (self.spoken() - spoken_before) as u64;
+        // What the peers say, and the record of it, are made in the middle of the call. Where the record grows, it is copied.
+        let recorded = self.simulation.memory();
+        let simulated = 8 * (self.spoken() - spoken_before) + if recorded > recorded_before { recorded } else { 0 };
+        let most = buffer * 3 / 2 + buffer + 3 * kept + FIXED + simulated as u64;
         assert!(memory <= most, "call {number}: {memory} bytes of {most}");
 
         let (left, complete) = self.what_left(&call.payload(), &marks);

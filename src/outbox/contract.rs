@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::error::MessageError;
-use crate::header::Header;
+use crate::hl7::MessageError;
+use crate::hl7::header::Header;
 use crate::outbox::OutboxError;
 
 /// Messages that wait for one destination, in order, and what became of those that could not be delivered.

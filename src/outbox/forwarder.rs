@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use super::policy::{Fate, Policy, Unknown, in_words};
 use super::{Claim, Entry, Outbox, OutboxError};
-use crate::ack::Ack;
 use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::error::Error;
+use crate::hl7::ack::Ack;
 
 /// While nothing can be claimed, the outbox is asked at least so often.
 const IDLE: Duration = Duration::from_millis(100);

@@ -9,7 +9,7 @@ use super::bell::Bell;
 use super::turn::Turn;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement};
 use crate::deadline::Deadline;
-use crate::error::MessageError;
+use crate::hl7::MessageError;
 
 /// An [`Outbox`] in memory, bounded by count and bytes. It survives nothing but its receiver: what it holds is gone with the process.
 ///

@@ -15,8 +15,8 @@ use crate::connection::{self, Connection, Fitness};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Phase};
 use crate::event::Event;
+use crate::net::ShutdownHandle;
 use crate::settings::Settings;
-use crate::socket::ShutdownHandle;
 use dialer::{Dialer, Epoch};
 use slots::{Look, Refusal, Slot, Slots};
 

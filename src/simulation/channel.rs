@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Link, Seen};
 use crate::deadline::Deadline;
-use crate::socket::ShutdownHandle;
+use crate::net::ShutdownHandle;
 
 /// A connection to a described peer.
 #[derive(Debug)]

@@ -16,8 +16,7 @@ use std::time::{Duration, Instant};
 pub(crate) use channel::Channel;
 
 use crate::endpoint::Endpoint;
-use crate::error::ErrorKind;
-use crate::socket::ShutdownHandle;
+use crate::net::{OpenError, ShutdownHandle};
 
 /// What one peer does, in order.
 #[derive(Debug, Default)]
@@ -146,6 +145,16 @@ impl Simulation {
         with(|world| look(&world.links[..world.opened].iter().map(|link| &link.record).collect::<Vec<_>>()))
     }
 
+    /// How many bytes the records and what lies unread take, with the room to grow.
+    pub fn memory(&self) -> usize {
+        let of_link = |link: &Link| {
+            let Record { sent, received, said, writes, .. } = &link.record;
+            let bytes = link.unread.capacity() + sent.capacity() + received.capacity();
+            bytes + size_of::<(usize, usize)>() * (said.capacity() + writes.capacity())
+        };
+        with(|world| world.links.iter().map(of_link).sum())
+    }
+
     /// Time since it all began.
     pub fn elapsed(&self) -> Duration {
         with(|world| world.now)
@@ -174,15 +183,15 @@ pub(crate) fn wait(time: Duration) -> bool {
 }
 
 /// Connects to the next peer, if this thread is in a simulation.
-pub(crate) fn connect(endpoint: &Endpoint, handle: &ShutdownHandle) -> Option<Result<Channel, ErrorKind>> {
+pub(crate) fn connect(endpoint: &Endpoint, handle: &ShutdownHandle) -> Option<Result<Channel, OpenError>> {
     WORLD.with_borrow_mut(|world| {
         let world = world.as_mut()?;
         let refused = || {
             let address = ([127, 0, 0, 1], endpoint.port()).into();
-            ErrorKind::connect(Some(address), io::ErrorKind::ConnectionRefused.into())
+            OpenError::Connect { address: Some(address), source: io::ErrorKind::ConnectionRefused.into() }
         };
         if handle.is_shut() {
-            return Some(Err(ErrorKind::Closed));
+            return Some(Err(OpenError::Shutdown));
         }
         let Some(link) = world.links.get_mut(world.opened) else { return Some(Err(refused())) };
         link.said = world.now;

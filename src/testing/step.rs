@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::ack::AckCode;
 use crate::frame::{self, Framing};
-use crate::header::Header;
-use crate::messages;
-use crate::segment::{Delimiters, segments};
+use crate::hl7::ack::AckCode;
+use crate::hl7::header::Header;
+use crate::hl7::messages;
+use crate::hl7::segment::{Delimiters, segments};
 
 /// What a [`Receiver`](super::Receiver) does after it has read a message.
 ///
@@ -228,7 +228,7 @@ fn escaped(text: &str, delimiters: Delimiters) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ack::Ack;
+    use crate::hl7::ack::Ack;
 
     const MESSAGE: &[u8] = b"MSH|^~\\&|LAB|H1|EHR|H2|20260101||ORU^R01^ORU_R01|MSG1|P|2.5\rPID|1\r";
 

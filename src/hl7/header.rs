@@ -2,8 +2,8 @@
 
 use memchr::{memchr2, memchr2_iter};
 
-use crate::error::MessageError;
-use crate::segment::{self, Delimiters};
+use crate::hl7::MessageError;
+use crate::hl7::segment::{self, Delimiters};
 
 /// What the client needs to know of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::error::MessageError;
 use crate::frame::Framing;
-use crate::header::Header;
-use crate::messages;
-use crate::segment::{Delimiters, segments};
+use crate::hl7::MessageError;
+use crate::hl7::header::Header;
+use crate::hl7::messages;
+use crate::hl7::segment::{Delimiters, segments};
 
 /// Messages that are sent together in one frame ([`Client::send_batch`](crate::Client::send_batch)), between BHS and BTS; several
 /// such batches between FHS and FTS.

@@ -6,8 +6,8 @@ use encoding_rs::{
 };
 use memchr::memchr;
 
-use crate::error::MessageError;
-use crate::segment::{Delimiters, segments};
+use crate::hl7::MessageError;
+use crate::hl7::segment::{Delimiters, segments};
 
 /// A character set that text can be sent in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

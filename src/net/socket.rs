@@ -4,15 +4,14 @@ use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::{OpenError, Opening, ShutdownHandle};
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
-use crate::error::{ErrorKind, Phase};
 
 /// A socket's time-out is set anew only when it is further than this from what is wanted: the kernel's own timer is no
 /// finer, and an exchange then needs no system call for it.
@@ -86,7 +85,7 @@ impl Socket {
         options: &Options,
         attempt: &Deadline,
         handle: ShutdownHandle,
-    ) -> Result<Socket, ErrorKind> {
+    ) -> Result<Socket, OpenError> {
         let addresses = resolve(endpoint, options, attempt)?;
         open_any(&addresses, options, attempt, handle)
     }
@@ -302,20 +301,20 @@ fn is_timer(error: &io::Error) -> bool {
 }
 
 /// The addresses to try, in the resolver's order. The system's resolver knows no deadline; it is asked after it.
-fn resolve(endpoint: &Endpoint, options: &Options, attempt: &Deadline) -> Result<Vec<SocketAddr>, ErrorKind> {
+fn resolve(endpoint: &Endpoint, options: &Options, attempt: &Deadline) -> Result<Vec<SocketAddr>, OpenError> {
     let found: Vec<SocketAddr> = match endpoint.host().parse::<IpAddr>() {
         Ok(literal) => vec![(literal, endpoint.port()).into()],
         Err(_) => (endpoint.host(), endpoint.port())
             .to_socket_addrs()
-            .map_err(|source| ErrorKind::connect(None, source))?
+            .map_err(|source| OpenError::connect(None, source))?
             .collect(),
     };
     if attempt.remaining().is_none() {
-        return Err(ErrorKind::Timeout { phase: Phase::Resolve, limit: attempt.limit() });
+        return Err(OpenError::Deadline { during: Opening::Resolve, limit: attempt.limit() });
     }
     let Some(&first) = found.first() else {
         let source = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        return Err(ErrorKind::connect(None, source));
+        return Err(OpenError::connect(None, source));
     };
     let usable = |address: &SocketAddr| options.local_address.is_none_or(|local| local.is_ipv4() == address.is_ipv4());
     let addresses: Vec<SocketAddr> = found.into_iter().filter(usable).collect();
@@ -324,7 +323,7 @@ fn resolve(endpoint: &Endpoint, options: &Options, attempt: &Deadline) -> Result
             io::ErrorKind::AddrNotAvailable,
             "the host has no address of the local address's family (IPv4 or IPv6)",
         );
-        return Err(ErrorKind::connect(Some(first), source));
+        return Err(OpenError::connect(Some(first), source));
     }
     Ok(addresses)
 }
@@ -335,13 +334,13 @@ fn open_any(
     options: &Options,
     attempt: &Deadline,
     handle: ShutdownHandle,
-) -> Result<Socket, ErrorKind> {
-    let mut failure = ErrorKind::Timeout { phase: Phase::Connect, limit: attempt.limit() };
+) -> Result<Socket, OpenError> {
+    let mut failure = OpenError::Deadline { during: Opening::Connect, limit: attempt.limit() };
     for (index, &address) in addresses.iter().enumerate() {
         let share = attempt.share(addresses.len() - index);
         let Some(limit) = share.remaining() else { break };
         match open_one(address, options, limit, &handle) {
-            Ok(_) if handle.is_shut() => return Err(ErrorKind::Closed),
+            Ok(_) if handle.is_shut() => return Err(OpenError::Shutdown),
             Ok(tcp) => {
                 return Ok(Socket {
                     tcp,
@@ -355,14 +354,14 @@ fn open_any(
                     ended: false,
                 });
             }
-            Err(_) if handle.is_shut() => return Err(ErrorKind::Closed),
+            Err(_) if handle.is_shut() => return Err(OpenError::Shutdown),
             Err(_) if share.remaining().is_none() => {
                 log::debug!("{address}: no connection within {limit:?}, its share of the time");
-                failure = ErrorKind::Timeout { phase: Phase::Connect, limit: attempt.limit() };
+                failure = OpenError::Deadline { during: Opening::Connect, limit: attempt.limit() };
             }
             Err(source) => {
                 log::debug!("{address}: {source}");
-                failure = ErrorKind::connect(Some(address), source);
+                failure = OpenError::connect(Some(address), source);
             }
         }
     }
@@ -417,56 +416,6 @@ fn keepalive(idle: Duration) -> TcpKeepalive {
     keepalive
 }
 
-/// Ends a connection from another thread: the call under way there returns [`ErrorKind::Closed`] at once, wherever it waits.
-///
-/// It holds no socket: once the connection is gone, it does nothing.
-#[derive(Clone)]
-pub struct ShutdownHandle {
-    line: Arc<Line>,
-}
-
-struct Line {
-    shut: AtomicBool,
-    socket: Mutex<Weak<TcpStream>>,
-}
-
-impl ShutdownHandle {
-    /// A handle for a connection that is about to be opened.
-    pub(crate) fn new() -> Self {
-        ShutdownHandle { line: Arc::new(Line { shut: AtomicBool::new(false), socket: Mutex::new(Weak::new()) }) }
-    }
-
-    /// Ends the connection. Calling it again, or after the connection has ended, does nothing.
-    pub fn shutdown(&self) {
-        self.line.shut.store(true, Ordering::SeqCst);
-        let socket = self.line.socket.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-        if let Some(socket) = socket {
-            // It fails where the connection has ended already, which is what is wanted.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// Whether anybody else has it: a connection, or who opens one.
-    pub(crate) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.line) > 1
-    }
-
-    pub(crate) fn is_shut(&self) -> bool {
-        self.line.shut.load(Ordering::SeqCst)
-    }
-
-    fn watch(&self, socket: &Arc<TcpStream>) -> io::Result<()> {
-        *self.line.socket.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(socket);
-        if self.is_shut() { Err(io::ErrorKind::NotConnected.into()) } else { Ok(()) }
-    }
-}
-
-impl fmt::Debug for ShutdownHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ShutdownHandle").field("shut", &self.is_shut()).finish()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -495,7 +444,7 @@ mod tests {
         (listener, queue, address)
     }
 
-    fn open(addresses: &[SocketAddr]) -> Result<SocketAddr, ErrorKind> {
+    fn open(addresses: &[SocketAddr]) -> Result<SocketAddr, OpenError> {
         open_any(addresses, &options(), &Deadline::after(LIMIT), ShutdownHandle::new()).map(|socket| socket.peer_addr())
     }
 
@@ -521,10 +470,10 @@ mod tests {
         let (dropped, dead) = listen();
         drop(dropped);
         let (_silent, _queue, silent) = silent();
-        assert!(matches!(open(&[silent, dead]), Err(ErrorKind::Connect { address: Some(at), .. }) if at == dead));
+        assert!(matches!(open(&[silent, dead]), Err(OpenError::Connect { address: Some(at), .. }) if at == dead));
         let attempt = Deadline::after(LIMIT);
         let failure = open(&[dead, silent]);
-        assert!(matches!(failure, Err(ErrorKind::Timeout { phase: Phase::Connect, limit: LIMIT })), "{failure:?}");
+        assert!(matches!(failure, Err(OpenError::Deadline { during: Opening::Connect, limit: LIMIT })), "{failure:?}");
         assert!(attempt.remaining().is_none());
     }
 
@@ -532,7 +481,7 @@ mod tests {
     fn a_deadline_that_passes_while_a_name_is_resolved_ends_the_attempt_there() {
         let endpoint = "mllp://localhost:1".parse().unwrap();
         let resolved = resolve(&endpoint, &options(), &Deadline::after(Duration::ZERO));
-        let timeout = ErrorKind::Timeout { phase: Phase::Resolve, limit: Duration::ZERO };
+        let timeout = OpenError::Deadline { during: Opening::Resolve, limit: Duration::ZERO };
         assert_eq!(format!("{:?}", resolved.unwrap_err()), format!("{timeout:?}"));
         assert!(!resolve(&endpoint, &options(), &Deadline::after(LIMIT)).unwrap().is_empty());
     }
@@ -574,6 +523,6 @@ mod tests {
         let handle = ShutdownHandle::new();
         handle.shutdown();
         let opened = open_any(&[address], &options(), &Deadline::after(LIMIT), handle);
-        assert!(matches!(opened, Err(ErrorKind::Closed)));
+        assert!(matches!(opened, Err(OpenError::Shutdown)));
     }
 }

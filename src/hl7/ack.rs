@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::charset::Charset;
 use crate::frame;
-use crate::header::absent_if_null;
-use crate::segment::{Delimiters, nth, segments};
+use crate::hl7::charset::Charset;
+use crate::hl7::header::absent_if_null;
+use crate::hl7::segment::{Delimiters, nth, segments};
 
 /// The Acknowledgment Code of MSA-1 (HL7 Table 0008).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,16 +2,15 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
+use super::socket::{self, Socket};
+use super::tls::{Connector, Session, TlsError};
+use super::{Halt, OpenError, Opening, ShutdownHandle};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind, Phase};
 #[cfg(any(test, fuzzing))]
 use crate::simulation;
-use crate::socket::{self, ShutdownHandle, Socket};
-use crate::tls::{Connector, Session, TlsError};
 
 /// Up to this size a frame is put together in the stream's buffer and leaves in one plain write, which is the faster there. Above,
 /// its parts leave in vectored writes, and the message is not copied. It is also the most that one TLS record holds.
@@ -29,31 +28,6 @@ pub(crate) struct Options {
     pub(crate) socket: socket::Options,
     /// What makes TLS sessions, if the endpoint wants them.
     pub(crate) tls: Option<Connector>,
-}
-
-/// Why reading or writing ended.
-#[derive(Debug)]
-pub(crate) enum Halt {
-    /// The deadline passed.
-    Deadline,
-    /// A [`ShutdownHandle`] was used.
-    Shutdown,
-    /// The TLS session broke, or the peer refused it.
-    Tls(TlsError),
-    /// The peer closed (`None`) or broke the connection.
-    Peer(Option<io::Error>),
-}
-
-impl Halt {
-    /// What it means for a call that was in this phase, `received` bytes of an answer having come.
-    pub(crate) fn into_kind(self, phase: Phase, received: usize, limit: Duration) -> ErrorKind {
-        match self {
-            Halt::Deadline => ErrorKind::Timeout { phase, limit },
-            Halt::Shutdown => ErrorKind::Closed,
-            Halt::Tls(error) => ErrorKind::Tls(error),
-            Halt::Peer(source) => ErrorKind::Disconnected { phase, received, source: source.map(Arc::new) },
-        }
-    }
 }
 
 /// An open connection's byte stream.
@@ -76,11 +50,11 @@ impl Stream {
         options: &Options,
         deadline: &Deadline,
         handle: ShutdownHandle,
-    ) -> Result<Stream, Error> {
+    ) -> Result<Stream, OpenError> {
         let attempt = deadline.or_within(options.connect_timeout);
         #[cfg(any(test, fuzzing))]
         if let Some(connected) = simulation::connect(endpoint, &handle) {
-            let channel = Channel::Simulated(connected.map_err(Error::before_sending)?);
+            let channel = Channel::Simulated(connected?);
             return Ok(Stream { channel, buffer: Vec::new() });
         }
         let open = || {
@@ -89,16 +63,16 @@ impl Stream {
             socket.set_deadline(Some(attempt));
             let session = connector.handshake(socket).map_err(|error| {
                 if handle.is_shut() {
-                    ErrorKind::Closed
+                    OpenError::Shutdown
                 } else if attempt.remaining().is_none() {
-                    ErrorKind::Timeout { phase: Phase::TlsHandshake, limit: attempt.limit() }
+                    OpenError::Deadline { during: Opening::TlsHandshake, limit: attempt.limit() }
                 } else {
-                    ErrorKind::Tls(error)
+                    OpenError::Tls(error)
                 }
             })?;
             Ok(Channel::Tls(Box::new(session)))
         };
-        let channel = open().map_err(Error::before_sending)?;
+        let channel = open()?;
         Ok(Stream { channel, buffer: Vec::new() })
     }
 

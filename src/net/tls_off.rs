@@ -5,22 +5,10 @@ use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 
-use crate::error::{Error, ErrorKind};
-
-/// There is no configuration without the feature.
-#[derive(Clone, Debug)]
-pub(crate) enum TlsConfig {}
-
 #[derive(Debug)]
 pub(crate) enum Connector {}
 
 impl Connector {
-    pub(crate) fn new(_: Option<TlsConfig>, host: &str) -> Result<Connector, Error> {
-        Err(Error::before_sending(ErrorKind::Config(format!(
-            "mllps://{host}: this build of mllp-client is without its feature `tls`"
-        ))))
-    }
-
     pub(crate) fn handshake<S>(&self, _: S) -> Result<Session<S>, TlsError> {
         match *self {}
     }

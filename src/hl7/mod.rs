@@ -1,0 +1,96 @@
+//! HL7 text: segments, headers, acknowledgments, batches, character sets, files of messages. No network.
+
+pub(crate) mod ack;
+pub(crate) mod batch;
+#[cfg_attr(not(feature = "charset"), path = "charset_off.rs")]
+pub(crate) mod charset;
+pub(crate) mod header;
+pub mod messages;
+pub(crate) mod segment;
+
+use crate::frame::PayloadError;
+
+/// Why a message is not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MessageError {
+    /// There is nothing in it.
+    #[error("it is empty")]
+    Empty,
+    /// It holds a byte that would end the frame or begin another. A message that is framed already has 0x0B at offset 0: hand
+    /// over the content alone.
+    #[error("framing byte 0x{byte:02X} at offset {offset}")]
+    FramingByte {
+        /// The byte.
+        byte: u8,
+        /// Its place in the message.
+        offset: usize,
+    },
+    /// It is longer than [`max_message_size`](crate::ClientBuilder::max_message_size).
+    #[error("{size} bytes are more than the limit of {limit}")]
+    TooLarge {
+        /// Its length in bytes.
+        size: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// It does not begin with an MSH, BHS or FHS segment. [`exchange`](crate::Client::exchange) sends any payload.
+    #[error("it does not begin with an MSH, BHS or FHS segment")]
+    NotHl7,
+    /// It has no Message Control ID (MSH-10), by which its acknowledgment is known.
+    #[error("it has no Message Control ID (MSH-10)")]
+    NoControlId,
+    /// On a [`Connection`](crate::Connection): it has carried a message with this control ID before, so that a late
+    /// acknowledgment of that one could be taken for this one's. Send it on another connection, as a
+    /// [`Client`](crate::Client) does by itself. For senders that give all messages the same control ID, see
+    /// [`allow_repeated_control_ids`](crate::ClientBuilder::allow_repeated_control_ids).
+    #[error(
+        "this connection has already carried a message with this control ID; use another control ID or another \
+         connection, or see ClientBuilder::allow_repeated_control_ids"
+    )]
+    ControlIdInUse,
+    /// A batch has a control ID twice: two of its messages, or a message and the batch or file, so that an acknowledgment could
+    /// be meant for either.
+    #[error("two parts of the batch have the same control ID; give each message its own MSH-10")]
+    RepeatedControlId,
+    /// A batch's trailer (BTS-1, FTS-1) counts other than what is there: something is missing.
+    #[error("the trailer counts {said}, and there are {found}")]
+    WrongCount {
+        /// What the trailer says.
+        said: usize,
+        /// What was found.
+        found: usize,
+    },
+    /// A character that the message's character set (MSH-18, or the builder's) does not have.
+    #[error("the character at offset {offset} is not in the character set {charset}")]
+    Unencodable {
+        /// Its place in the text, in bytes.
+        offset: usize,
+        /// The character set.
+        charset: &'static str,
+    },
+    /// A character set of Table 0211 that a message cannot be sent in.
+    #[error("the character set {charset} cannot be used: {reason}")]
+    UnsupportedCharset {
+        /// Its name.
+        charset: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// MSH-18 names a character set that is none of Table 0211.
+    #[error("the character set in MSH-18 is not known")]
+    UnknownCharset,
+    /// It asks for no acknowledgment (MSH-15 and MSH-16 are `NE`), so that none can be awaited. See
+    /// [`send_unacknowledged`](crate::Request::send_unacknowledged).
+    #[error("it asks for no acknowledgment (MSH-15 and MSH-16 are NE)")]
+    NoAckRequested,
+}
+
+impl From<PayloadError> for MessageError {
+    fn from(error: PayloadError) -> MessageError {
+        match error {
+            PayloadError::Empty => MessageError::Empty,
+            PayloadError::FramingByte { byte, offset } => MessageError::FramingByte { byte, offset },
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! TLS: the handshake, the session, where its records end.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use native_tls::{HandshakeError, TlsConnector, TlsStream};
+
+/// Opens sessions for one client.
+pub(crate) struct Connector {
+    native: TlsConnector,
+    name: String,
+}
+
+impl Connector {
+    /// A connector for receivers that show a certificate for this name.
+    pub(crate) fn new(native: TlsConnector, name: String) -> Connector {
+        Connector { native, name }
+    }
+
+    /// Makes a session of a stream that blocks, within limits of its own.
+    pub(crate) fn handshake<S: Read + Write>(&self, stream: S) -> Result<Session<S>, TlsError> {
+        let lost = Arc::default();
+        let records = Records { stream, header: [0; 5], seen: 0, left: 0, lost: Arc::clone(&lost) };
+        let cause = match self.native.connect(&self.name, records) {
+            Ok(native) => return Ok(Session { native }),
+            Err(HandshakeError::Failure(error)) => error.to_string(),
+            Err(HandshakeError::WouldBlock(_)) => "interrupted".to_owned(),
+        };
+        Err(TlsError { name: Some(self.name.clone()), cause, broken_off: lost.load(Ordering::Relaxed) })
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A stream inside a TLS session.
+pub(crate) struct Session<S> {
+    native: TlsStream<Records<S>>,
+}
+
+impl<S: Read + Write> Session<S> {
+    pub(crate) fn stream(&self) -> &S {
+        &self.native.get_ref().stream
+    }
+
+    pub(crate) fn stream_mut(&mut self) -> &mut S {
+        &mut self.native.get_mut().stream
+    }
+
+    /// Whether a part of a record has been read, and not yet all of it: what it will say is not known.
+    pub(crate) fn is_inside_a_record(&self) -> bool {
+        self.native.get_ref().is_inside_one()
+    }
+
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.native.read(buffer)
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.native.write(bytes)
+    }
+
+    /// Tells the peer that nothing more will come (`close_notify`).
+    pub(crate) fn shutdown(&mut self) -> io::Result<()> {
+        self.native.shutdown()
+    }
+}
+
+/// A stream of TLS records (RFC 8446, section 5.1: five bytes of header, the last two a length), of which it is known where one ends.
+struct Records<S> {
+    stream: S,
+    header: [u8; 5],
+    /// How many bytes of the next header have come.
+    seen: usize,
+    /// How many bytes of the current record are still to come.
+    left: usize,
+    /// Whether the stream has ended or failed; shared, since a handshake that fails keeps the rest to itself.
+    lost: Arc<AtomicBool>,
+}
+
+impl<S> Records<S> {
+    fn is_inside_one(&self) -> bool {
+        self.seen > 0 || self.left > 0
+    }
+
+    fn note(&self, result: io::Result<usize>) -> io::Result<usize> {
+        let lost = match &result {
+            Ok(count) => *count == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        };
+        if lost {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn follow(&mut self, mut bytes: &[u8]) {
+        while let Some((&first, rest)) = bytes.split_first() {
+            if self.left > 0 {
+                let skipped = self.left.min(bytes.len());
+                self.left -= skipped;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            self.header[self.seen] = first;
+            self.seen += 1;
+            bytes = rest;
+            if self.seen == self.header.len() {
+                let [.., high, low] = self.header;
+                self.left = usize::from(u16::from_be_bytes([high, low]));
+                self.seen = 0;
+            }
+        }
+    }
+}
+
+impl<S: Read> Read for Records<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let result = self.stream.read(buffer);
+        let count = self.note(result)?;
+        self.follow(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl<S: Write> Write for Records<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = self.stream.write(bytes);
+        self.note(result)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// Why a TLS session could not be made, or broke: what the system's TLS library says, and which name was expected.
+#[derive(Clone, Debug)]
+pub struct TlsError {
+    name: Option<String>,
+    cause: String,
+    broken_off: bool,
+}
+
+impl TlsError {
+    /// A failure inside an open session, such as an alert, unless it is the network's.
+    pub(crate) fn of_session(error: &io::Error) -> Option<TlsError> {
+        // What the network reports has a number of the system's; what the library makes up has none.
+        let made_up = error.raw_os_error().is_none() && error.get_ref().is_some();
+        made_up.then(|| TlsError { name: None, cause: error.to_string(), broken_off: false })
+    }
+
+    /// Whether the connection ended in the middle of the handshake, without a word against it: so does a proxy whose receiver is
+    /// not there.
+    pub(crate) fn is_broken_off(&self) -> bool {
+        self.broken_off
+    }
+}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "handshake with {name:?}: {}", self.cause),
+            None => f.write_str(&self.cause),
+        }
+    }
+}
+
+impl std::error::Error for TlsError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_records_end() {
+        let wire = b"\x17\x03\x03\0\x03abc\x16\x03\x03\0\0\x17\x03\x03\x01\0";
+        let inside = |records: &Records<()>| records.is_inside_one();
+        for piece in 1..wire.len() {
+            let mut records = Records { stream: (), header: [0; 5], seen: 0, left: 0, lost: Arc::default() };
+            let mut read = 0;
+            for bytes in wire.chunks(piece) {
+                records.follow(bytes);
+                read += bytes.len();
+                assert_eq!(inside(&records), ![8, 13].contains(&read), "{read} bytes in pieces of {piece}");
+            }
+            records.follow(&[0; 255]);
+            assert!(inside(&records));
+            records.follow(&[0]);
+            assert!(!inside(&records));
+        }
+    }
+}
