@@ -14,7 +14,7 @@ use crate::frame::Framing;
 use crate::hl7::ack::AckMode;
 use crate::hl7::charset::Charset;
 use crate::net::{ShutdownHandle, SocketOptions, StreamOptions};
-use crate::pool::{self, Reconnect};
+use crate::pool::{PoolOptions, Reconnect};
 use crate::settings::{AckPolicy, Settings};
 use crate::tls_config::TlsConfig;
 
@@ -50,7 +50,7 @@ pub struct ClientBuilder {
     framing: Framing,
     release2: bool,
     ack_policy: AckPolicy,
-    pool: pool::Options,
+    pool: PoolOptions,
     monitor: Monitor,
 }
 
@@ -70,7 +70,7 @@ impl ClientBuilder {
             framing: Framing::default(),
             release2: false,
             ack_policy: AckPolicy::default(),
-            pool: pool::Options {
+            pool: PoolOptions {
                 max_connections: 1,
                 idle_timeout: None,
                 max_connection_age: None,
@@ -258,7 +258,7 @@ impl ClientBuilder {
         settings.monitor.conclude(opened, &deadline)
     }
 
-    fn settings(self) -> Result<(Arc<Settings>, pool::Options), Error> {
+    fn settings(self) -> Result<(Arc<Settings>, PoolOptions), Error> {
         let refuse = |problem: String| Err(Error::before_sending(ErrorKind::Config(problem)));
         let endpoint: Endpoint = self.endpoint.parse()?;
         for (name, limit) in [

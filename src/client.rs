@@ -18,7 +18,7 @@ use crate::hl7::batch::Batch;
 use crate::hl7::charset::Charset;
 #[cfg(feature = "charset")]
 use crate::hl7::header::Header;
-use crate::pool::{self, Lease, Pool};
+use crate::pool::{Lease, Pool, PoolOptions};
 use crate::settings::{AckPolicy, Settings};
 
 /// Sends messages to one receiver and returns their acknowledgments.
@@ -63,7 +63,7 @@ impl Client {
         ClientBuilder::new(endpoint)
     }
 
-    pub(crate) fn with_settings(settings: Arc<Settings>, options: pool::Options) -> Client {
+    pub(crate) fn with_settings(settings: Arc<Settings>, options: PoolOptions) -> Client {
         Client { pool: Arc::new(Pool::new(settings, options)) }
     }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::{LONG, SHORT, Tidy, client, dead_endpoint, eventually, limited, message, prompt};
 use mllp_client::AckCode;
 use mllp_client::outbox::{
-    Claim, Entry, ForwardEvent, Forwarder, ForwarderBuilder, MemoryOutbox, Outbox, OutboxError, Pending, Settlement,
-    Unknown,
+    Claim, Entry, ForwardEvent, Forwarder, ForwarderBuilder, MemoryOutbox, OnUnknown, Outbox, OutboxError, Pending,
+    Settlement,
 };
 use mllp_client::testing::{Receiver, Step};
 
@@ -154,7 +154,7 @@ fn what_may_have_arrived_is_held_if_so_chosen() {
         if turns.fetch_add(1, Ordering::Relaxed) == 0 { Step::silence().close() } else { Step::accept() }
     })
     .unwrap();
-    let (builder, events) = observed(builder(outbox.clone(), &receiver).unknown(Unknown::Hold));
+    let (builder, events) = observed(builder(outbox.clone(), &receiver).unknown(OnUnknown::Hold));
     let forwarder = builder.start().unwrap();
     let ids = ["1", "2"].map(|id| outbox.push(message(id).as_bytes()).unwrap());
     eventually("it is held", || !outbox.stopped(0, 10).unwrap().is_empty());

@@ -8,7 +8,7 @@ use super::{Connection, Live, closed};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Evidence, Hint, Phase};
 use crate::event::Event;
-use crate::exchange::{AnyFrame, Awaited, Failure, Progress, Step};
+use crate::exchange::{AnyFrame, Awaited, Effect, Failure, Progress};
 use crate::frame;
 use crate::hl7::MessageError;
 use crate::net::Halt;
@@ -191,8 +191,8 @@ impl Connection {
     pub(crate) fn next_answer<A: Awaited>(&mut self, conversation: &mut Conversation<A>) {
         let Some(mut live) = conversation.live.take() else { return };
         match self.take_answer(conversation, &mut live) {
-            Ok(Step::Ends) if conversation.leaves_doubt => {}
-            Ok(Step::Ends) => self.keep(conversation, live),
+            Ok(Effect::Ends) if conversation.leaves_doubt => {}
+            Ok(Effect::Ends) => self.keep(conversation, live),
             Ok(_) => conversation.live = Some(live),
             Err(failure) => conversation.fail(failure, false),
         }
@@ -301,7 +301,11 @@ impl Connection {
     }
 
     /// Takes answers until one is for this exchange.
-    fn take_answer<A: Awaited>(&mut self, conversation: &mut Conversation<A>, live: &mut Live) -> Result<Step, Cause> {
+    fn take_answer<A: Awaited>(
+        &mut self,
+        conversation: &mut Conversation<A>,
+        live: &mut Live,
+    ) -> Result<Effect, Cause> {
         loop {
             conversation.wait.until = conversation.until();
             let (phase, kept) = (conversation.awaited.phase(), conversation.awaited.kept());
@@ -310,19 +314,19 @@ impl Connection {
             let step = self.take_whole(conversation, live, at)?;
             self.report(conversation);
             match step {
-                Step::Ends => return Ok(step),
-                Step::Commits => {
+                Effect::Ends => return Ok(step),
+                Effect::Commits => {
                     // Counted from here, so that a peer that repeats its commit accept gains no time.
                     let application = conversation.application_timeout.map(Deadline::after);
                     conversation.application = application.unwrap_or(conversation.call);
                     conversation.wait.last_look = None;
                 }
-                Step::Partly(_) | Step::PassedOver | Step::GoesOn => {}
+                Effect::Partly(_) | Effect::PassedOver | Effect::GoesOn => {}
             }
             conversation.wait.until = conversation.until();
             self.write_commit_blocks(live, &conversation.wait.until)?;
             conversation.wait.check(live, phase)?;
-            if step != Step::PassedOver {
+            if step != Effect::PassedOver {
                 return Ok(step);
             }
         }
@@ -334,13 +338,13 @@ impl Connection {
         conversation: &mut Conversation<A>,
         live: &Live,
         at: Range<usize>,
-    ) -> Result<Step, Cause> {
+    ) -> Result<Effect, Cause> {
         let Conversation { awaited, wait, .. } = conversation;
         let frame = self.intake.take_out::<A>(&at);
         let mut from = 0;
         loop {
             let taken = match self.intake.accept(awaited, at.clone(), frame.as_ref(), from, &self.settings) {
-                Ok(Step::Partly(next)) => {
+                Ok(Effect::Partly(next)) => {
                     from = next;
                     wait.check(live, awaited.phase())
                 }
@@ -431,9 +435,9 @@ impl Connection {
                 let response = self.response(self.intake.content(at.clone()), 0);
                 // The exchange decides what this answer means for a message of which the peer has only a part.
                 match self.take_whole(conversation, live, at) {
-                    Ok(Step::PassedOver) => {}
-                    Ok(Step::Partly(_) | Step::GoesOn | Step::Commits) => evidence = evidence.or(Some(response)),
-                    Ok(Step::Ends) | Err(_) => return Cause::new(kind, evidence.unwrap_or(response)),
+                    Ok(Effect::PassedOver) => {}
+                    Ok(Effect::Partly(_) | Effect::GoesOn | Effect::Commits) => evidence = evidence.or(Some(response)),
+                    Ok(Effect::Ends) | Err(_) => return Cause::new(kind, evidence.unwrap_or(response)),
                 }
             }
         }

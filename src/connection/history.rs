@@ -18,7 +18,7 @@ const CHAINS: usize = 1024;
 /// control ID that is awaited is always compared byte for byte.
 pub(crate) struct History {
     /// A ring: entry `n` stands at `n % REMEMBERED`, so that the newest overwrites the one that is `REMEMBERED` older.
-    entries: Box<[Entry]>,
+    entries: Box<[Carried]>,
     /// For each chain the number of its newest entry, plus one; 0 if there is none. What an entry older than the ring is long
     /// has been overwritten, and ends its chain.
     chains: Box<[u32]>,
@@ -27,7 +27,7 @@ pub(crate) struct History {
     /// Whether any of them was read, and whether any was not.
     has_read: bool,
     has_unread: bool,
-    /// How many of those that are remembered have [`State::Awaiting`].
+    /// How many of those that are remembered have [`Expectation::Awaiting`].
     awaiting: usize,
     /// Whether one had to be overwritten whose application acknowledgment may still come.
     overflowed: bool,
@@ -37,15 +37,15 @@ pub(crate) struct History {
 }
 
 #[derive(Clone, Copy)]
-struct Entry {
+struct Carried {
     hash: u64,
     /// The next older entry of the same chain, as in `chains`.
     older: u32,
-    state: State,
+    state: Expectation,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum Expectation {
     /// A commit accept has ended the exchange, and the application acknowledgment may still come.
     Awaiting,
     /// All acknowledgments have come; some of them may come again.
@@ -58,7 +58,7 @@ enum State {
 
 impl History {
     pub(crate) fn new(forgets_answered: bool) -> Self {
-        let none = Entry { hash: 0, older: 0, state: State::Forgotten };
+        let none = Carried { hash: 0, older: 0, state: Expectation::Forgotten };
         History {
             entries: vec![none; REMEMBERED].into(),
             chains: vec![0; CHAINS].into(),
@@ -74,11 +74,11 @@ impl History {
     /// Remembers a control ID whose exchange has ended; `after` says what may still come for it.
     pub(crate) fn add(&mut self, control_id: &[u8], after: After) {
         let state = match after {
-            After::ApplicationAck => State::Awaiting,
-            After::Unread => State::Unread,
-            After::Answered | After::Doubt => State::Answered,
+            After::ApplicationAck => Expectation::Awaiting,
+            After::Unread => Expectation::Unread,
+            After::Answered | After::Doubt => Expectation::Answered,
         };
-        if self.forgets_answered && state != State::Awaiting {
+        if self.forgets_answered && state != Expectation::Awaiting {
             return;
         }
         if self.is_full() {
@@ -89,25 +89,25 @@ impl History {
         let hash = hash(control_id);
         let chain = &mut self.chains[chain_of(hash)];
         let entry = &mut self.entries[self.count as usize % REMEMBERED];
-        *entry = Entry { hash, older: *chain, state };
-        self.has_read |= state != State::Unread;
-        self.has_unread |= state == State::Unread;
+        *entry = Carried { hash, older: *chain, state };
+        self.has_read |= state != Expectation::Unread;
+        self.has_unread |= state == Expectation::Unread;
         self.count += 1;
         *chain = self.count;
-        self.awaiting += usize::from(state == State::Awaiting);
+        self.awaiting += usize::from(state == Expectation::Awaiting);
     }
 
     /// Whether the connection has carried this control ID; `except_unread` leaves out payloads that were not read.
     pub(crate) fn remembers(&self, control_id: &[u8], except_unread: bool) -> bool {
-        self.find(control_id).is_some_and(|index| !except_unread || self.entries[index].state != State::Unread)
+        self.find(control_id).is_some_and(|index| !except_unread || self.entries[index].state != Expectation::Unread)
     }
 
     /// Whether an acknowledgment is for a control ID that is remembered. An application acknowledgment is then no longer awaited.
     pub(crate) fn recognise(&mut self, control_id: &[u8], code: AckCode) -> bool {
         let Some(index) = self.find(control_id) else { return false };
         let entry = &mut self.entries[index];
-        if entry.state == State::Awaiting && !code.is_commit() {
-            entry.state = if self.forgets_answered { State::Forgotten } else { State::Answered };
+        if entry.state == Expectation::Awaiting && !code.is_commit() {
+            entry.state = if self.forgets_answered { Expectation::Forgotten } else { Expectation::Answered };
             self.awaiting -= 1;
         }
         true
@@ -138,7 +138,7 @@ impl History {
     /// is not to carry another.
     pub(crate) fn is_full(&self) -> bool {
         let next = &self.entries[self.count as usize % REMEMBERED];
-        self.overflowed || next.state == State::Awaiting || self.count == u32::MAX
+        self.overflowed || next.state == Expectation::Awaiting || self.count == u32::MAX
     }
 
     fn find(&self, control_id: &[u8]) -> Option<usize> {
@@ -150,7 +150,7 @@ impl History {
         while number > 0 && (self.count - number) < REMEMBERED as u32 {
             let index = (number - 1) as usize % REMEMBERED;
             let entry = &self.entries[index];
-            if entry.hash == hash && entry.state != State::Forgotten {
+            if entry.hash == hash && entry.state != Expectation::Forgotten {
                 return Some(index);
             }
             number = entry.older;

@@ -9,7 +9,7 @@ use super::history::{History, REMEMBERED};
 use super::recv_buffer::RecvBuffer;
 use crate::error::{ErrorKind, Hint};
 use crate::event::Event;
-use crate::exchange::{self, After, Answer, Awaited, Decided, Step};
+use crate::exchange::{self, After, Answer, Awaited, Decided, Effect};
 use crate::frame::{self, FrameError};
 use crate::hl7::ack::Layout;
 use crate::settings::Settings;
@@ -119,7 +119,7 @@ impl Intake {
         frame: Option<&Arc<Vec<u8>>>,
         from: usize,
         settings: &Settings,
-    ) -> Result<Step, ErrorKind> {
+    ) -> Result<Effect, ErrorKind> {
         let answer = Answer {
             content: frame.map_or_else(|| self.buffer.content(at.clone()), |frame| &frame[at.clone()]),
             frame,

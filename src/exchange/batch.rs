@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{
-    AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Failure, PassOver, Progress, STRIDE, Step,
+    AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Effect, Failure, PassOver, Progress, STRIDE,
     hold_against, next_acknowledgment,
 };
 use crate::error::{Error, ErrorKind, Evidence, Phase};
@@ -304,7 +304,7 @@ impl Awaited for Batched<'_> {
         self.silent == 0
     }
 
-    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind> {
+    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Effect, ErrorKind> {
         let Answer { content, mut from, .. } = answer;
         if from == 0 {
             self.answer += 1;
@@ -314,16 +314,16 @@ impl Awaited for Batched<'_> {
         for _ in 0..STRIDE {
             let Some(at) = next_acknowledgment(content, from) else {
                 return Ok(match self.undecided {
-                    0 => Step::Ends,
-                    _ if self.fresh_commits => Step::Commits,
-                    _ if self.is_passed_over && from > 0 => Step::PassedOver,
-                    _ => Step::GoesOn,
+                    0 => Effect::Ends,
+                    _ if self.fresh_commits => Effect::Commits,
+                    _ if self.is_passed_over && from > 0 => Effect::PassedOver,
+                    _ => Effect::GoesOn,
                 });
             };
             from = at.end;
             self.take(&content[at], answer, pass_over)?;
         }
-        Ok(Step::Partly(from))
+        Ok(Effect::Partly(from))
     }
 
     fn decided(&mut self, mut each: impl FnMut(Decided<'_>)) {
@@ -415,9 +415,9 @@ mod tests {
         for answer in answers.split_whitespace() {
             let bytes: String = answer.split(',').map(acknowledgment).collect();
             said += match take(&mut batch, bytes.as_bytes()) {
-                Ok(Step::Commits) => "+",
-                Ok(Step::GoesOn | Step::PassedOver) => ".",
-                Ok(Step::Ends) => "!",
+                Ok(Effect::Commits) => "+",
+                Ok(Effect::GoesOn | Effect::PassedOver) => ".",
+                Ok(Effect::Ends) => "!",
                 Err(ErrorKind::UnmatchedAck(_)) => "unmatched",
                 Err(ErrorKind::MalformedAck(AckParseError::Contradictory)) => "contradictory",
                 Err(ErrorKind::MalformedAck(_)) => "malformed",
@@ -546,9 +546,9 @@ mod tests {
         let mut batch = waiting(&headers, true, usize::MAX);
         let answer = Answer { content: answers.as_bytes(), frame: None, from: 0, may_be_earlier: true, is_alone: true };
         let step = batch.accept(answer, &mut |_, _| false).unwrap();
-        assert!(matches!(step, Step::Partly(next) if next < answers.len() / 2), "{step:?}");
+        assert!(matches!(step, Effect::Partly(next) if next < answers.len() / 2), "{step:?}");
         let mut batch = waiting(&headers, true, usize::MAX);
-        assert_eq!(take(&mut batch, answers.as_bytes()).unwrap(), Step::Ends);
+        assert_eq!(take(&mut batch, answers.as_bytes()).unwrap(), Effect::Ends);
         let mut decided = Vec::new();
         batch.decided(|message| decided.push(String::from_utf8_lossy(message.control_id).into_owned()));
         assert_eq!(decided.join(" "), ids + " B F");
@@ -619,7 +619,7 @@ mod tests {
             let rules = AckRules { mode: AckMode::Commit, verify: true, charset: Charset::UTF_8, max_kept: 1000 };
             let mut batch = Batched::new(wholes(2), &headers, rules);
             let content: String = answers.split(',').map(acknowledgment).collect();
-            assert_eq!(take(&mut batch, content.as_bytes()).unwrap(), Step::Ends);
+            assert_eq!(take(&mut batch, content.as_bytes()).unwrap(), Effect::Ends);
             let mut found = Vec::new();
             batch.decided(|Decided { control_id, after, .. }| {
                 found.push(format!("{} {after:?}", String::from_utf8_lossy(control_id)));

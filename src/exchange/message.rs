@@ -3,7 +3,7 @@
 use std::iter;
 
 use super::{
-    AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Failure, PassOver, Progress, STRIDE, Step,
+    AckRules, After, Answer, Asks, Awaited, CONTRADICTORY, Decided, Effect, Failure, PassOver, Progress, STRIDE,
     hold_against, next_acknowledgment,
 };
 use crate::error::{Error, ErrorKind, Evidence, Phase};
@@ -25,7 +25,7 @@ pub(crate) struct Message<'m> {
     /// Whether MSA-2 of the verdict is empty, so that a repetition of it could not be recognised.
     is_nameless: bool,
     /// What the current answer has done so far.
-    step: Step,
+    step: Effect,
 }
 
 impl<'m> Message<'m> {
@@ -37,7 +37,7 @@ impl<'m> Message<'m> {
             commit: None,
             verdict: None,
             is_nameless: false,
-            step: Step::PassedOver,
+            step: Effect::PassedOver,
         }
     }
 
@@ -48,7 +48,7 @@ impl<'m> Message<'m> {
         layout: Layout,
         answer: Answer<'_>,
         pass_over: &mut PassOver<'_>,
-    ) -> Result<Step, ErrorKind> {
+    ) -> Result<Effect, ErrorKind> {
         let ack = || layout.to_ack(raw).in_charset(self.rules.charset);
         if self.rules.verify {
             match layout.control_id(raw) {
@@ -56,7 +56,7 @@ impl<'m> Message<'m> {
                 // One message at a time is under way, so that a receiver that cannot read its control ID refuses this one.
                 b"" if answer.is_alone && !layout.code().is_accept() => self.is_nameless = true,
                 b"" => return Err(ErrorKind::MalformedAck(AckParseError::NoControlId)),
-                _ if pass_over(raw, &layout) => return Ok(Step::PassedOver),
+                _ if pass_over(raw, &layout) => return Ok(Effect::PassedOver),
                 _ => return Err(ErrorKind::UnmatchedAck(ack())),
             }
         }
@@ -68,11 +68,11 @@ impl<'m> Message<'m> {
                 self.commit = None;
             }
             self.verdict = Some(ack());
-            return Ok(Step::Ends);
+            return Ok(Effect::Ends);
         }
         let was_committed = self.commit.take().is_some();
         self.commit = Some(ack());
-        Ok(if was_committed { Step::GoesOn } else { Step::Commits })
+        Ok(if was_committed { Effect::GoesOn } else { Effect::Commits })
     }
 
     /// Takes one acknowledgment of an answer that holds the verdict already. It is for an earlier message, or says the same again.
@@ -110,10 +110,10 @@ impl Awaited for Message<'_> {
         self.commit.is_some()
     }
 
-    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind> {
+    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Effect, ErrorKind> {
         let Answer { content, mut from, .. } = answer;
         if from == 0 {
-            self.step = Step::PassedOver;
+            self.step = Effect::PassedOver;
             // Common case: it holds one acknowledgment and no more.
             match Layout::read(content) {
                 Ok(layout) if layout.ends_with_msa(content) => return self.take(content, layout, answer, pass_over),
@@ -125,17 +125,17 @@ impl Awaited for Message<'_> {
             let Some(at) = next_acknowledgment(content, from) else { return Ok(self.step) };
             from = at.end;
             let raw = &content[at];
-            if self.step == Step::Ends {
+            if self.step == Effect::Ends {
                 self.take_after(raw, pass_over)?;
                 continue;
             }
             let layout = Layout::read(raw).map_err(ErrorKind::MalformedAck)?;
             match (self.take(raw, layout, answer, pass_over)?, self.step) {
-                (Step::PassedOver, _) | (Step::GoesOn, Step::Commits) => {}
+                (Effect::PassedOver, _) | (Effect::GoesOn, Effect::Commits) => {}
                 (step, _) => self.step = step,
             }
         }
-        Ok(Step::Partly(from))
+        Ok(Effect::Partly(from))
     }
 
     fn decided(&mut self, mut each: impl FnMut(Decided<'_>)) {
@@ -212,8 +212,8 @@ mod tests {
             };
             let content: String = written.split(',').map(acknowledgment).collect();
             verdict = match take(&mut message, content.as_bytes()) {
-                Ok(Step::GoesOn | Step::Commits | Step::PassedOver) => continue,
-                Ok(Step::Ends) => {
+                Ok(Effect::GoesOn | Effect::Commits | Effect::PassedOver) => continue,
+                Ok(Effect::Ends) => {
                     let ack = message.verdict.as_ref().unwrap();
                     format!("{} {}", if ack.code().is_accept() { "done" } else { "refused" }, ack.code())
                 }
@@ -321,9 +321,9 @@ mod tests {
             let mut message = waiting(asked, mode, true);
             assert_eq!((message.phase(), message.is_committed()), (before, false));
             let commit = b"MSH|^~\\&|\rMSA|CA|1\r";
-            assert_eq!(message.accept(answer(commit), &mut nobodys).unwrap(), Step::Commits);
+            assert_eq!(message.accept(answer(commit), &mut nobodys).unwrap(), Effect::Commits);
             assert_eq!((message.phase(), message.is_committed()), (after, true));
-            assert_eq!(message.accept(answer(commit), &mut nobodys).unwrap(), Step::GoesOn);
+            assert_eq!(message.accept(answer(commit), &mut nobodys).unwrap(), Effect::GoesOn);
         }
         for (asked, mode) in [(COMMIT, FromHeader), (ORIGINAL, Commit)] {
             assert_eq!(waiting(asked, mode, true).phase(), Phase::CommitAck);
@@ -347,7 +347,7 @@ mod tests {
         ] {
             let mut message = waiting(asked, Commit, verify);
             let raw = format!("MSH|^~\\&|\rMSA|{answered}\r");
-            assert_eq!(message.accept(answer(raw.as_bytes()), &mut nobodys).unwrap(), Step::Ends);
+            assert_eq!(message.accept(answer(raw.as_bytes()), &mut nobodys).unwrap(), Effect::Ends);
             let mut found = Vec::new();
             message.decided(|decided| found.push((decided.control_id.to_vec(), decided.after)));
             assert_eq!(found, [(b"1".to_vec(), expected)], "{asked:?} {verify} {answered}");
@@ -373,7 +373,7 @@ mod tests {
         let batch = b"BHS|^~\\&|||||||||B\rMSH|^~\\&|||||||ADT|1\rMSH|^~\\&|||||||ADT|2\r";
         let mut message = Message::new(batch, &Header::read(batch).unwrap(), rules(FromHeader, true));
         assert!(message.control_ids().eq([b"B", b"B", b"1", b"2"]));
-        assert_eq!(message.accept(answer(b"MSH|^~\\&|\rMSA|AA|B\r"), &mut nobodys).unwrap(), Step::Ends);
+        assert_eq!(message.accept(answer(b"MSH|^~\\&|\rMSA|AA|B\r"), &mut nobodys).unwrap(), Effect::Ends);
         let mut found = Vec::new();
         message.decided(|decided| found.push((decided.control_id.to_vec(), decided.verdict.is_some())));
         assert_eq!(found, [(b"B".to_vec(), true), (b"1".to_vec(), false), (b"2".to_vec(), false)]);
@@ -393,16 +393,16 @@ mod tests {
             ("MSA|AA|1\rMSA|AE|1\r", None),
             ("MSA|AE|1\rMSA|AA|1\r", None),
             ("MSA|AA|1\rMSH|^~\\&|\rMSA|AR|1\r", None),
-            ("MSA|AA|1\rERR|1\rMSA|CE| 1 ^x\r", Some(Step::Ends)),
+            ("MSA|AA|1\rERR|1\rMSA|CE| 1 ^x\r", Some(Effect::Ends)),
             ("MSA|AA|1\rERR|1\rMSA|CE| 1 \r", None),
             ("MSA|AA|1\rMSA|AE|\r", None),
             ("MSA|CA|1\rMSA|AE|1\r", None),
-            ("MSA|AA|1\rMSA|AA|1\r", Some(Step::Ends)),
-            ("MSA|AA|1\rMSA|CA|1\r", Some(Step::Ends)),
-            ("MSA|AE|1\rMSA|AR|1\r", Some(Step::Ends)),
-            ("MSA|AA|1\rMSA|AE|2\r", Some(Step::Ends)),
-            ("MSA|AA|1\rMSAX|AE|1\r", Some(Step::Ends)),
-            ("MSA|AA|1\rMSA|XX|1\r", Some(Step::Ends)),
+            ("MSA|AA|1\rMSA|AA|1\r", Some(Effect::Ends)),
+            ("MSA|AA|1\rMSA|CA|1\r", Some(Effect::Ends)),
+            ("MSA|AE|1\rMSA|AR|1\r", Some(Effect::Ends)),
+            ("MSA|AA|1\rMSA|AE|2\r", Some(Effect::Ends)),
+            ("MSA|AA|1\rMSAX|AE|1\r", Some(Effect::Ends)),
+            ("MSA|AA|1\rMSA|XX|1\r", Some(Effect::Ends)),
         ] {
             let raw = format!("MSH|^~\\&|\r{answered}");
             match waiting(ORIGINAL, FromHeader, true).accept(answer(raw.as_bytes()), &mut nobodys) {
@@ -419,17 +419,17 @@ mod tests {
     fn acknowledgments_in_one_answer_have_delimiters_of_their_own_and_perhaps_a_batch_around() {
         for (answered, expected) in [
             ("MSH|^~\\&|\rMSA|AA|1\rMSH$%*!@$\rMSA$AE$1\r", Err(CONTRADICTORY)),
-            ("MSH|^~\\&|\rMSA|AA|0\rMSH$%*!@$\rMSA$AE$1\r", Ok(Step::Ends)),
-            ("BHS|^~\\&|\rMSH|^~\\&|\rMSA|AA|0\rMSH|^~\\&|\rMSA|AE|0\rBTS|2\r", Ok(Step::PassedOver)),
-            ("BHS|^~\\&|\rMSH|^~\\&|\rMSA|AA|0\rMSH|^~\\&|\rMSA|AE|1\rBTS|2\r", Ok(Step::Ends)),
+            ("MSH|^~\\&|\rMSA|AA|0\rMSH$%*!@$\rMSA$AE$1\r", Ok(Effect::Ends)),
+            ("BHS|^~\\&|\rMSH|^~\\&|\rMSA|AA|0\rMSH|^~\\&|\rMSA|AE|0\rBTS|2\r", Ok(Effect::PassedOver)),
+            ("BHS|^~\\&|\rMSH|^~\\&|\rMSA|AA|0\rMSH|^~\\&|\rMSA|AE|1\rBTS|2\r", Ok(Effect::Ends)),
             ("BHS|^~\\&|\rBTS|0\r", Err(ErrorKind::MalformedAck(AckParseError::NotHl7))),
-            ("MSH|^~\\&|\rMSA|AR|\"\"\r", Ok(Step::Ends)),
+            ("MSH|^~\\&|\rMSA|AR|\"\"\r", Ok(Effect::Ends)),
         ] {
             let step = take(&mut waiting(ORIGINAL, FromHeader, true), answered.as_bytes());
             assert_eq!(format!("{step:?}"), format!("{expected:?}"), "{answered:?}");
         }
         let many = "MSH|^~\\&|\rMSA|AA|0\r".repeat(3 * STRIDE);
-        assert_eq!(take(&mut waiting(ORIGINAL, FromHeader, true), many.as_bytes()).unwrap(), Step::PassedOver);
+        assert_eq!(take(&mut waiting(ORIGINAL, FromHeader, true), many.as_bytes()).unwrap(), Effect::PassedOver);
     }
 
     #[test]
@@ -467,9 +467,9 @@ mod tests {
                 let ack = oracle::acknowledgment(raw.as_bytes()).unwrap();
                 let meaning = oracle::meaning(&naive, mode, verify, ack.code, id.as_bytes());
                 let agrees = match meaning {
-                    Meaning::GoesOn => matches!(step, Ok(Step::GoesOn | Step::Commits)),
-                    Meaning::Ends => matches!(step, Ok(Step::Ends)) && accepted == Some(true),
-                    Meaning::Refused => matches!(step, Ok(Step::Ends)) && accepted == Some(false),
+                    Meaning::GoesOn => matches!(step, Ok(Effect::GoesOn | Effect::Commits)),
+                    Meaning::Ends => matches!(step, Ok(Effect::Ends)) && accepted == Some(true),
+                    Meaning::Refused => matches!(step, Ok(Effect::Ends)) && accepted == Some(false),
                     Meaning::Doubt => matches!(step, Err(ErrorKind::UnmatchedAck(_) | ErrorKind::MalformedAck(_))),
                 };
                 proptest::prop_assert!(agrees, "{meaning:?}: {step:?}");

@@ -144,7 +144,7 @@ pub(crate) type PassOver<'p> = dyn FnMut(&[u8], &Layout) -> bool + 'p;
 
 /// What an answer, or a part of it, has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum Effect {
     /// It goes on with what stands from here on in the same answer.
     Partly(usize),
     /// The answer was for earlier messages.
@@ -200,7 +200,7 @@ pub(crate) trait Awaited {
     fn is_committed(&self) -> bool;
 
     /// Takes the next answer, or a part of it. An error is doubt, never a refusal.
-    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind>;
+    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Effect, ErrorKind>;
 
     /// Calls this for each verdict that the answer taken last has brought.
     fn decided(&mut self, each: impl FnMut(Decided<'_>));
@@ -310,7 +310,7 @@ impl Awaited for AnyFrame<'_> {
         false
     }
 
-    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Step, ErrorKind> {
+    fn accept(&mut self, answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<Effect, ErrorKind> {
         let Answer { content, mut from, .. } = answer;
         let is_own =
             |control_id: &[u8]| self.control_id == Some(control_id) || self.others.binary_search(&control_id).is_ok();
@@ -321,14 +321,14 @@ impl Awaited for AnyFrame<'_> {
             let next = if answer.may_be_earlier { next_acknowledgment(content, from) } else { None };
             match next {
                 Some(at) if is_earlier(&content[at.clone()]) => from = at.end,
-                None if from > 0 => return Ok(Step::PassedOver),
+                None if from > 0 => return Ok(Effect::PassedOver),
                 _ => {
                     self.is_over = true;
-                    return Ok(Step::Ends);
+                    return Ok(Effect::Ends);
                 }
             }
         }
-        Ok(Step::Partly(from))
+        Ok(Effect::Partly(from))
     }
 
     fn decided(&mut self, mut each: impl FnMut(Decided<'_>)) {
@@ -369,12 +369,12 @@ pub(crate) fn next_acknowledgment(content: &[u8], from: usize) -> Option<Range<u
 
 /// Takes a whole answer. Acknowledgments of `0` are for an earlier message.
 #[cfg(test)]
-fn take(awaited: &mut impl Awaited, content: &[u8]) -> Result<Step, ErrorKind> {
+fn take(awaited: &mut impl Awaited, content: &[u8]) -> Result<Effect, ErrorKind> {
     let mut from = 0;
     loop {
         let answer = Answer { content, frame: None, from, may_be_earlier: true, is_alone: true };
         match awaited.accept(answer, &mut |raw, layout| layout.control_id(raw) == b"0")? {
-            Step::Partly(next) => {
+            Effect::Partly(next) => {
                 assert!(next > from && next <= content.len());
                 from = next;
             }

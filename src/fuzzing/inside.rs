@@ -1,7 +1,7 @@
 //! Rooms that have no door of their own.
 
 use crate::error::{ErrorKind, Phase};
-use crate::exchange::{AckRules, Answer, Awaited, Batched, Message, Step};
+use crate::exchange::{AckRules, Answer, Awaited, Batched, Effect, Message};
 use crate::fuzzing::oracle;
 use crate::hl7::MessageError;
 use crate::hl7::ack::{Ack, AckMode};
@@ -21,13 +21,13 @@ fn rules(mode: AckMode, verify: bool) -> AckRules {
 }
 
 /// Takes a whole answer, where nothing else is outstanding.
-fn take(awaited: &mut impl Awaited, content: &[u8]) -> Result<Step, ErrorKind> {
+fn take(awaited: &mut impl Awaited, content: &[u8]) -> Result<Effect, ErrorKind> {
     let mut from = 0;
     loop {
         match awaited
             .accept(Answer { content, frame: None, from, may_be_earlier: false, is_alone: true }, &mut |_, _| false)?
         {
-            Step::Partly(next) => from = next,
+            Effect::Partly(next) => from = next,
             step => return Ok(step),
         }
     }
@@ -47,7 +47,7 @@ pub fn outcome(
         let step = take(&mut awaited, answer);
         let phase = awaited.phase();
         match step {
-            Ok(Step::Ends) => {
+            Ok(Effect::Ends) => {
                 let end = awaited.end(None).map(Some).map_err(|error| error.kind().clone());
                 steps.push((end, phase));
                 break;
@@ -76,7 +76,7 @@ pub fn outcomes(
     let mut complete = false;
     for answer in answers {
         match take(&mut awaited, answer) {
-            Ok(Step::Ends) => complete = true,
+            Ok(Effect::Ends) => complete = true,
             Ok(_) => continue,
             Err(_) => {}
         }

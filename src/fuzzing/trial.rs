@@ -31,7 +31,7 @@ pub type Measure = fn(&mut dyn FnMut()) -> u64;
 
 /// Plays what the bytes describe. It panics where the client breaks a promise.
 pub fn play(bytes: &[u8], measure: Measure) {
-    let mut source = Source { bytes, at: 0 };
+    let mut source = Numbers { bytes, at: 0 };
     let setup = Setup::read(&mut source);
     let mut peers: Vec<Script> = (0..MAX_PEERS).map(|_| Script::default()).collect();
     let mut calls = Vec::new();
@@ -62,12 +62,12 @@ pub fn play(bytes: &[u8], measure: Measure) {
 }
 
 /// Numbers, from the first byte to the last.
-struct Source<'b> {
+struct Numbers<'b> {
     bytes: &'b [u8],
     at: usize,
 }
 
-impl Source<'_> {
+impl Numbers<'_> {
     fn next(&mut self) -> Option<u8> {
         let byte = self.bytes.get(self.at).copied();
         self.at += 1;
@@ -100,7 +100,7 @@ struct Setup {
 }
 
 impl Setup {
-    fn read(source: &mut Source<'_>) -> Setup {
+    fn read(source: &mut Numbers<'_>) -> Setup {
         // Mostly what most use.
         let kind = source.number();
         let (framing, grammar) = oracle::framing(if kind < 128 { 0 } else { kind });
@@ -147,7 +147,7 @@ enum Call {
 }
 
 impl Call {
-    fn read(source: &mut Source<'_>) -> Call {
+    fn read(source: &mut Numbers<'_>) -> Call {
         match source.below(16) {
             0..9 => Call::Send { control_id: source.below(4), asks: source.below(5), size: source.number() },
             9..12 => Call::Batch {
@@ -272,11 +272,11 @@ enum Shape {
 }
 
 impl Script {
-    fn read(&mut self, number: usize, source: &mut Source<'_>) {
+    fn read(&mut self, number: usize, source: &mut Numbers<'_>) {
         let kind = source.number();
         let pause = source.number();
         let pause = if pause < 128 { pause / 32 } else { pause - 127 };
-        let code = |source: &mut Source<'_>| [0, 0, 0, 3, 3, 1, 2, 4, 5, 0][source.below(10)];
+        let code = |source: &mut Numbers<'_>| [0, 0, 0, 3, 3, 1, 2, 4, 5, 0][source.below(10)];
         let what = match kind % 32 {
             0..18 => What::Answer {
                 again: (kind >= 160).then(|| kind / 32 - 5),
@@ -444,7 +444,7 @@ enum User {
 }
 
 /// What a call ended with.
-enum End {
+enum CallEnd {
     Acks(Vec<Result<Ack, Error>>),
     Reply(Vec<u8>),
 }
@@ -504,21 +504,21 @@ impl<'s> Trial<'s> {
                         User::Client(client) => client.send(&message),
                         User::Nobody => return None,
                     };
-                    Some(Ok(End::Acks(vec![end])))
+                    Some(Ok(CallEnd::Acks(vec![end])))
                 });
             }
             Call::Batch { .. } => {
                 let Some(batch) = call.batch() else { return };
                 self.watch(number, call, |user| match user {
-                    User::Client(client) => Some(client.send_batch(&batch).map(End::Acks)),
+                    User::Client(client) => Some(client.send_batch(&batch).map(CallEnd::Acks)),
                     User::Connection(_) | User::Nobody => None,
                 });
             }
             Call::Exchange { payload } => self.watch(number, call, |user| match user {
                 User::Connection(connection) => {
-                    Some(connection.exchange(payload).map(|reply| End::Reply(reply.to_vec())))
+                    Some(connection.exchange(payload).map(|reply| CallEnd::Reply(reply.to_vec())))
                 }
-                User::Client(client) => Some(client.exchange(payload).map(End::Reply)),
+                User::Client(client) => Some(client.exchange(payload).map(CallEnd::Reply)),
                 User::Nobody => None,
             }),
         }
@@ -529,7 +529,7 @@ impl<'s> Trial<'s> {
     }
 
     /// Makes a call and compares what it says with what happened.
-    fn watch(&mut self, number: usize, call: &Call, run: impl FnOnce(&mut User) -> Option<Result<End, Error>>) {
+    fn watch(&mut self, number: usize, call: &Call, run: impl FnOnce(&mut User) -> Option<Result<CallEnd, Error>>) {
         let marks: Vec<Mark> = self.simulation.with_records(|records| {
             records.iter().map(|record| Mark { sent: record.sent.len(), received: record.received.len() }).collect()
         });
@@ -554,11 +554,11 @@ impl<'s> Trial<'s> {
         assert!(left <= 1 || self.setup.release2, "call {number} was sent over {left} connections");
         let mut doubt = false;
         match result {
-            Ok(End::Reply(reply)) => {
+            Ok(CallEnd::Reply(reply)) => {
                 let index = complete.expect("a reply to what was not sent");
                 assert!(self.said_after(index, &marks, &reply).is_some(), "an early reply");
             }
-            Ok(End::Acks(ends)) => {
+            Ok(CallEnd::Acks(ends)) => {
                 for (message, end) in ends.into_iter().enumerate() {
                     match end {
                         Ok(ack) => {

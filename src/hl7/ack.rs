@@ -333,11 +333,11 @@ fn is_named(segment: &[u8], name: &[u8; 3], delimiters: Delimiters) -> bool {
 #[derive(Clone, Copy)]
 pub struct ErrorDetail<'a> {
     delimiters: Delimiters,
-    source: Source<'a>,
+    source: DetailSource<'a>,
 }
 
 #[derive(Clone, Copy)]
-enum Source<'a> {
+enum DetailSource<'a> {
     /// A whole ERR segment of HL7 v2.5 or later.
     Segment(&'a [u8]),
     /// A repetition of ERR-1, type ELD: segment ^ sequence ^ field ^ code & text.
@@ -350,35 +350,35 @@ impl<'a> ErrorDetail<'a> {
         let old_form = !old.is_empty() && (2..=8).all(|number| delimiters.field(segment, number).is_empty());
         let repetitions = if old_form { old } else { &[] };
         let detail = move |source| ErrorDetail { delimiters, source };
-        (!old_form).then(|| detail(Source::Segment(segment))).into_iter().chain(
+        (!old_form).then(|| detail(DetailSource::Segment(segment))).into_iter().chain(
             repetitions
                 .split(move |&byte| byte == delimiters.repetition)
                 .filter(|repetition| !repetition.is_empty())
-                .map(move |repetition| detail(Source::Eld(repetition))),
+                .map(move |repetition| detail(DetailSource::Eld(repetition))),
         )
     }
 
     /// The HL7 Error Code: the first component of ERR-3 (Table 0357), or the code of ERR-1.
     pub fn code(&self) -> Option<Cow<'a, str>> {
         self.view(match self.source {
-            Source::Segment(segment) => self.delimiters.component(self.delimiters.field(segment, 3), 1),
-            Source::Eld(eld) => self.eld_code(eld, 0),
+            DetailSource::Segment(segment) => self.delimiters.component(self.delimiters.field(segment, 3), 1),
+            DetailSource::Eld(eld) => self.eld_code(eld, 0),
         })
     }
 
     /// The Severity: ERR-4 (Table 0516: `E` error, `W` warning, `I` information, `F` fatal).
     pub fn severity(&self) -> Option<Cow<'a, str>> {
         self.view(match self.source {
-            Source::Segment(segment) => self.delimiters.field(segment, 4),
-            Source::Eld(_) => &[],
+            DetailSource::Segment(segment) => self.delimiters.field(segment, 4),
+            DetailSource::Eld(_) => &[],
         })
     }
 
     /// The Error Location: ERR-2 as it stands, as `PID^1^5`, or the same components of ERR-1.
     pub fn location(&self) -> Option<Cow<'a, str>> {
         self.view(match self.source {
-            Source::Segment(segment) => self.delimiters.field(segment, 2),
-            Source::Eld(eld) => {
+            DetailSource::Segment(segment) => self.delimiters.field(segment, 2),
+            DetailSource::Eld(eld) => {
                 let code = self.delimiters.component(eld, 4);
                 let location = if code.is_empty() { eld } else { &eld[..Span::within(eld, code).from] };
                 let separators = location.iter().rev().take_while(|&&byte| byte == self.delimiters.component).count();
@@ -390,11 +390,11 @@ impl<'a> ErrorDetail<'a> {
     /// The User Message (ERR-8); where there is none, the second component of ERR-3, or the text of ERR-1.
     pub fn text(&self) -> Option<Cow<'a, str>> {
         self.view(match self.source {
-            Source::Segment(segment) => match self.delimiters.field(segment, 8) {
+            DetailSource::Segment(segment) => match self.delimiters.field(segment, 8) {
                 b"" => self.delimiters.component(self.delimiters.field(segment, 3), 2),
                 user_message => user_message,
             },
-            Source::Eld(eld) => self.eld_code(eld, 1),
+            DetailSource::Eld(eld) => self.eld_code(eld, 1),
         })
     }
 

@@ -29,11 +29,11 @@ use crate::hl7::segment::{Delimiters, segments};
 pub struct Batch {
     /// FHS-11, if there are FHS and FTS.
     file: Option<String>,
-    batches: Vec<Part>,
+    batches: Vec<BatchPart>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
-struct Part {
+struct BatchPart {
     /// BHS-11, if there are BHS and BTS.
     control_id: Option<String>,
     messages: Vec<Vec<u8>>,
@@ -47,7 +47,7 @@ impl Batch {
     /// [`MessageError::NoControlId`] if it is empty, or holds a delimiter or a control character.
     pub fn new(control_id: &str) -> Result<Batch, MessageError> {
         let control_id = Some(checked(control_id)?);
-        Ok(Batch { file: None, batches: vec![Part { control_id, messages: Vec::new() }] })
+        Ok(Batch { file: None, batches: vec![BatchPart { control_id, messages: Vec::new() }] })
     }
 
     /// Puts FHS and FTS around, with this File Control ID (FHS-11).
@@ -66,7 +66,7 @@ impl Batch {
     /// As [`new`](Batch::new).
     pub fn begin(&mut self, control_id: &str) -> Result<(), MessageError> {
         let control_id = Some(checked(control_id)?);
-        self.batches.push(Part { control_id, messages: Vec::new() });
+        self.batches.push(BatchPart { control_id, messages: Vec::new() });
         Ok(())
     }
 
@@ -112,13 +112,13 @@ impl Batch {
             match name {
                 b"FHS" if index == 0 => batch.file = Some(control_id(segment)?),
                 b"BHS" => {
-                    batch.batches.push(Part { control_id: Some(control_id(segment)?), messages: Vec::new() });
+                    batch.batches.push(BatchPart { control_id: Some(control_id(segment)?), messages: Vec::new() });
                     is_open = true;
                 }
                 b"MSH" => {
                     if !is_open {
                         // BHS and BTS may be left out in a file.
-                        batch.batches.push(Part { control_id: None, messages: Vec::new() });
+                        batch.batches.push(BatchPart { control_id: None, messages: Vec::new() });
                         is_open = true;
                     }
                     if let Some(part) = batch.batches.last_mut() {

@@ -55,16 +55,16 @@ impl<'t> Iterator for Split<'t> {
                 (false, Some(_)) if is_named(segment, &WRAPPERS) => break,
                 (false, None) if is_named(segment, &WRAPPERS) => continue,
                 (false, None) => {
-                    (as_it_is, returns) = (line.end == End::Return, line.returns);
+                    (as_it_is, returns) = (line.end == LineEnd::Return, line.returns);
                     message = Some(line.segment.start..line.after);
                 }
                 (false, Some(message)) => {
-                    as_it_is &= message.end == line.segment.start && line.end == End::Return;
+                    as_it_is &= message.end == line.segment.start && line.end == LineEnd::Return;
                     message.end = line.after;
                 }
                 (true, _) => {}
             }
-            if line.end == End::Frame && message.is_some() {
+            if line.end == LineEnd::Frame && message.is_some() {
                 break;
             }
         }
@@ -108,7 +108,7 @@ fn is_blank(segment: &[u8]) -> bool {
 
 /// What stands after a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum LineEnd {
     /// One Carriage Return, as it is to be sent.
     Return,
     /// A byte that belongs to a frame.
@@ -119,7 +119,7 @@ enum End {
 
 struct Line {
     segment: Range<usize>,
-    end: End,
+    end: LineEnd,
     /// Whether Carriage Returns alone end the lines here.
     returns: bool,
     /// Where the next line begins.
@@ -153,11 +153,11 @@ impl Iterator for Lines<'_> {
         };
         let to = self.text[from..].iter().position(ends).map_or(self.text.len(), |length| from + length);
         let (end, length) = match self.text[to..] {
-            [CARRIAGE_RETURN, b'\n', ..] => (End::Other, 2),
-            [CARRIAGE_RETURN, ..] => (End::Return, 1),
-            [START_BLOCK | END_BLOCK, ..] => (End::Frame, 1),
-            [_, ..] => (End::Other, 1),
-            [] => (End::Other, 0),
+            [CARRIAGE_RETURN, b'\n', ..] => (LineEnd::Other, 2),
+            [CARRIAGE_RETURN, ..] => (LineEnd::Return, 1),
+            [START_BLOCK | END_BLOCK, ..] => (LineEnd::Frame, 1),
+            [_, ..] => (LineEnd::Other, 1),
+            [] => (LineEnd::Other, 0),
         };
         self.at = to + length;
         if self.text.get(to) == Some(&START_BLOCK) {
@@ -230,7 +230,7 @@ mod tests {
             ("a frame with a byte-order mark", framed(&format!("\u{FEFF}{one}")), vec![one]),
             ("a frame without the last Carriage Return", framed(one.trim_end()), vec![one]),
             ("a frame with two", framed(&both("\r")), vec![one, two]),
-            ("an End Block alone", format!("\x0B{one}\x1C\x0B{two}\x1C"), vec![one, two]),
+            ("an LineEnd Block alone", format!("\x0B{one}\x1C\x0B{two}\x1C"), vec![one, two]),
             ("a frame cut off", format!("\x0B{one}"), vec![one]),
             ("a bare one and a frame", format!("{one}{}", framed(two)), vec![one, two]),
             ("a batch", format!("BHS|^~\\&|LAB\r{one}{two}BTS|2\r"), vec![one, two]),

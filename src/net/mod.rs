@@ -11,8 +11,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use shutdown::ShutdownHandle;
-pub(crate) use socket::Options as SocketOptions;
-pub(crate) use stream::{Options as StreamOptions, Stream};
+pub(crate) use socket::SocketOptions;
+pub(crate) use stream::{Stream, StreamOptions};
 pub(crate) use tls::Connector;
 pub use tls::TlsError;
 

@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 /// It holds no socket: once the connection is gone, it does nothing.
 #[derive(Clone)]
 pub struct ShutdownHandle {
-    end: Arc<End>,
+    target: Arc<Target>,
 }
 
 /// What all clones of a handle share.
-struct End {
+struct Target {
     shut: AtomicBool,
     socket: Mutex<Weak<TcpStream>>,
 }
@@ -23,13 +23,13 @@ struct End {
 impl ShutdownHandle {
     /// A handle for a connection that is about to be opened.
     pub(crate) fn new() -> Self {
-        ShutdownHandle { end: Arc::new(End { shut: AtomicBool::new(false), socket: Mutex::new(Weak::new()) }) }
+        ShutdownHandle { target: Arc::new(Target { shut: AtomicBool::new(false), socket: Mutex::new(Weak::new()) }) }
     }
 
     /// Ends the connection. Calling it again, or after the connection has ended, does nothing.
     pub fn shutdown(&self) {
-        self.end.shut.store(true, Ordering::SeqCst);
-        let socket = self.end.socket.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        self.target.shut.store(true, Ordering::SeqCst);
+        let socket = self.target.socket.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
         if let Some(socket) = socket {
             // It fails where the connection has ended already, which is what is wanted.
             let _ = socket.shutdown(Shutdown::Both);
@@ -38,15 +38,15 @@ impl ShutdownHandle {
 
     /// Whether another clone exists: a connection has one, and so does an attempt to open one.
     pub(crate) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.end) > 1
+        Arc::strong_count(&self.target) > 1
     }
 
     pub(crate) fn is_shut(&self) -> bool {
-        self.end.shut.load(Ordering::SeqCst)
+        self.target.shut.load(Ordering::SeqCst)
     }
 
     pub(super) fn watch(&self, socket: &Arc<TcpStream>) -> io::Result<()> {
-        *self.end.socket.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(socket);
+        *self.target.socket.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(socket);
         if self.is_shut() { Err(io::ErrorKind::NotConnected.into()) } else { Ok(()) }
     }
 }

@@ -44,7 +44,7 @@ const NO_SIGNAL: i32 = if cfg!(any(target_os = "linux", target_os = "android")) 
 
 /// How sockets are set up.
 #[derive(Debug)]
-pub(crate) struct Options {
+pub(crate) struct SocketOptions {
     /// Idle time before TCP asks whether the peer is still there.
     pub(crate) keepalive: Option<Duration>,
     /// The address to connect from.
@@ -82,7 +82,7 @@ impl Socket {
     /// Connects to the first address of the endpoint's host that answers, before the attempt's deadline.
     pub(crate) fn open(
         endpoint: &Endpoint,
-        options: &Options,
+        options: &SocketOptions,
         attempt: &Deadline,
         handle: ShutdownHandle,
     ) -> Result<Socket, OpenError> {
@@ -301,7 +301,7 @@ fn is_timer(error: &io::Error) -> bool {
 }
 
 /// The addresses to try, in the resolver's order. The system's resolver knows no deadline; it is asked after it.
-fn resolve(endpoint: &Endpoint, options: &Options, attempt: &Deadline) -> Result<Vec<SocketAddr>, OpenError> {
+fn resolve(endpoint: &Endpoint, options: &SocketOptions, attempt: &Deadline) -> Result<Vec<SocketAddr>, OpenError> {
     let found: Vec<SocketAddr> = match endpoint.host().parse::<IpAddr>() {
         Ok(literal) => vec![(literal, endpoint.port()).into()],
         Err(_) => (endpoint.host(), endpoint.port())
@@ -331,7 +331,7 @@ fn resolve(endpoint: &Endpoint, options: &Options, attempt: &Deadline) -> Result
 /// Tries the addresses in turn. Each gets a share of the time, so that a dead first one leaves some to the next.
 fn open_any(
     addresses: &[SocketAddr],
-    options: &Options,
+    options: &SocketOptions,
     attempt: &Deadline,
     handle: ShutdownHandle,
 ) -> Result<Socket, OpenError> {
@@ -370,7 +370,7 @@ fn open_any(
 
 fn open_one(
     address: SocketAddr,
-    options: &Options,
+    options: &SocketOptions,
     limit: Duration,
     handle: &ShutdownHandle,
 ) -> io::Result<Arc<TcpStream>> {
@@ -424,8 +424,8 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(400);
 
-    fn options() -> Options {
-        Options { keepalive: None, local_address: None }
+    fn options() -> SocketOptions {
+        SocketOptions { keepalive: None, local_address: None }
     }
 
     fn listen() -> (TcpListener, SocketAddr) {
@@ -489,7 +489,7 @@ mod tests {
     #[test]
     fn a_socket_is_set_up_as_asked() {
         let (listener, address) = listen();
-        let options = Options { keepalive: Some(Duration::from_secs(7)), local_address: Some(address.ip()) };
+        let options = SocketOptions { keepalive: Some(Duration::from_secs(7)), local_address: Some(address.ip()) };
         let tcp = open_one(address, &options, LIMIT, &ShutdownHandle::new()).unwrap();
         let socket = SockRef::from(&*tcp);
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());

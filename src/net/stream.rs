@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::socket::{self, Socket};
+use super::socket::{Socket, SocketOptions};
 use super::tls::{Connector, Session, TlsError};
 use super::{Halt, OpenError, Opening, ShutdownHandle};
 use crate::deadline::Deadline;
@@ -22,21 +22,21 @@ const STRIDE: usize = 1024 * 1024;
 
 /// How streams are opened.
 #[derive(Debug)]
-pub(crate) struct Options {
+pub(crate) struct StreamOptions {
     /// The limit of one attempt, TLS handshake included.
     pub(crate) connect_timeout: Duration,
-    pub(crate) socket: socket::Options,
+    pub(crate) socket: SocketOptions,
     /// What makes TLS sessions, if the endpoint wants them.
     pub(crate) tls: Option<Connector>,
 }
 
 /// An open connection's byte stream.
 pub(crate) struct Stream {
-    channel: Channel,
+    channel: Transport,
     buffer: Vec<u8>,
 }
 
-enum Channel {
+enum Transport {
     Plain(Socket),
     Tls(Box<Session<Socket>>),
     #[cfg(any(test, fuzzing))]
@@ -47,19 +47,19 @@ impl Stream {
     /// Connects, and makes a TLS session if there is a connector, inside the deadline and `connect_timeout`.
     pub(crate) fn open(
         endpoint: &Endpoint,
-        options: &Options,
+        options: &StreamOptions,
         deadline: &Deadline,
         handle: ShutdownHandle,
     ) -> Result<Stream, OpenError> {
         let attempt = deadline.or_within(options.connect_timeout);
         #[cfg(any(test, fuzzing))]
         if let Some(connected) = simulation::connect(endpoint, &handle) {
-            let channel = Channel::Simulated(connected?);
+            let channel = Transport::Simulated(connected?);
             return Ok(Stream { channel, buffer: Vec::new() });
         }
         let open = || {
             let mut socket = Socket::open(endpoint, &options.socket, &attempt, handle.clone())?;
-            let Some(connector) = &options.tls else { return Ok(Channel::Plain(socket)) };
+            let Some(connector) = &options.tls else { return Ok(Transport::Plain(socket)) };
             socket.set_deadline(Some(attempt));
             let session = connector.handshake(socket).map_err(|error| {
                 if handle.is_shut() {
@@ -70,7 +70,7 @@ impl Stream {
                     OpenError::Tls(error)
                 }
             })?;
-            Ok(Channel::Tls(Box::new(session)))
+            Ok(Transport::Tls(Box::new(session)))
         };
         let channel = open()?;
         Ok(Stream { channel, buffer: Vec::new() })
@@ -78,43 +78,43 @@ impl Stream {
 
     pub(crate) fn peer_addr(&self) -> SocketAddr {
         match &self.channel {
-            Channel::Plain(socket) => socket.peer_addr(),
-            Channel::Tls(session) => session.stream().peer_addr(),
+            Transport::Plain(socket) => socket.peer_addr(),
+            Transport::Tls(session) => session.stream().peer_addr(),
             #[cfg(any(test, fuzzing))]
-            Channel::Simulated(channel) => channel.peer_addr(),
+            Transport::Simulated(channel) => channel.peer_addr(),
         }
     }
 
     /// Whether the peer has not ended the connection, as far as can be seen without reading.
     pub(crate) fn seems_open(&self) -> bool {
         match &self.channel {
-            Channel::Plain(socket) => socket.seems_open(),
-            Channel::Tls(session) => session.stream().seems_open(),
+            Transport::Plain(socket) => socket.seems_open(),
+            Transport::Tls(session) => session.stream().seems_open(),
             #[cfg(any(test, fuzzing))]
-            Channel::Simulated(channel) => channel.seems_open(),
+            Transport::Simulated(channel) => channel.seems_open(),
         }
     }
 
     /// Whether a [`ShutdownHandle`] was used.
     pub(crate) fn is_shut(&self) -> bool {
         match &self.channel {
-            Channel::Plain(socket) => socket.is_shut(),
-            Channel::Tls(session) => session.stream().is_shut(),
+            Transport::Plain(socket) => socket.is_shut(),
+            Transport::Tls(session) => session.stream().is_shut(),
             #[cfg(any(test, fuzzing))]
-            Channel::Simulated(channel) => channel.is_shut(),
+            Transport::Simulated(channel) => channel.is_shut(),
         }
     }
 
     /// Reads some bytes, at least one.
     pub(crate) fn read(&mut self, buffer: &mut [u8], deadline: &Deadline) -> Result<usize, Halt> {
         let result = match &mut self.channel {
-            Channel::Plain(socket) => socket.read_by(buffer, deadline),
-            Channel::Tls(session) => {
+            Transport::Plain(socket) => socket.read_by(buffer, deadline),
+            Transport::Tls(session) => {
                 session.stream_mut().set_deadline(Some(*deadline));
                 session.read(buffer)
             }
             #[cfg(any(test, fuzzing))]
-            Channel::Simulated(channel) => channel.read_by(buffer, deadline),
+            Transport::Simulated(channel) => channel.read_by(buffer, deadline),
         };
         self.some(result, Some(deadline))
     }
@@ -123,8 +123,8 @@ impl Stream {
     /// as the tickets of TLS 1.3, that are no bytes of the peer's. It does not wait, in either direction.
     pub(crate) fn try_read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Halt> {
         let result = match &mut self.channel {
-            Channel::Plain(socket) => socket.try_read(buffer),
-            Channel::Tls(session) => {
+            Transport::Plain(socket) => socket.try_read(buffer),
+            Transport::Tls(session) => {
                 session.stream_mut().set_deadline(None);
                 let result = session.read(buffer);
                 // A half may be of a ticket, and it may be of a late answer. What cannot be told apart cannot be trusted.
@@ -138,7 +138,7 @@ impl Stream {
                 doubt.map_or(result, |doubt| Err(io::Error::new(io::ErrorKind::InvalidData, doubt)))
             }
             #[cfg(any(test, fuzzing))]
-            Channel::Simulated(channel) => channel.try_read(buffer),
+            Transport::Simulated(channel) => channel.try_read(buffer),
         };
         match result {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -149,10 +149,10 @@ impl Stream {
     /// Has TCP acknowledge at once what has been received, where the system can be told so.
     pub(crate) fn acknowledge_now(&self) {
         match &self.channel {
-            Channel::Plain(socket) => socket.acknowledge_now(),
-            Channel::Tls(session) => session.stream().acknowledge_now(),
+            Transport::Plain(socket) => socket.acknowledge_now(),
+            Transport::Tls(session) => session.stream().acknowledge_now(),
             #[cfg(any(test, fuzzing))]
-            Channel::Simulated(_) => {}
+            Transport::Simulated(_) => {}
         }
     }
 
@@ -161,16 +161,16 @@ impl Stream {
         let mut written = 0;
         let buffer = &mut self.buffer;
         let result = match &mut self.channel {
-            Channel::Plain(socket) => {
+            Transport::Plain(socket) => {
                 write_plain(parts, buffer, &mut written, |slices| socket.write_by(slices, deadline))
             }
-            Channel::Tls(session) => {
+            Transport::Tls(session) => {
                 session.stream_mut().set_deadline(Some(*deadline));
                 buffer.clear();
                 write_records(parts, buffer, &mut written, |bytes| session.write(bytes))
             }
             #[cfg(any(test, fuzzing))]
-            Channel::Simulated(channel) => {
+            Transport::Simulated(channel) => {
                 write_plain(parts, buffer, &mut written, |slices| channel.write_by(slices, deadline))
             }
         };
@@ -180,15 +180,15 @@ impl Stream {
     /// Tells the peer the end where the protocol has a word for it, without waiting, and ends both directions.
     pub(crate) fn close(&mut self) -> io::Result<()> {
         match &mut self.channel {
-            Channel::Plain(socket) => socket.close(),
-            Channel::Tls(session) => {
+            Transport::Plain(socket) => socket.close(),
+            Transport::Tls(session) => {
                 session.stream_mut().never_wait()?;
                 // Politeness: what the peer does with it makes no difference any more.
                 let _ = session.shutdown();
                 session.stream().close()
             }
             #[cfg(any(test, fuzzing))]
-            Channel::Simulated(channel) => channel.close(),
+            Transport::Simulated(channel) => channel.close(),
         }
     }
 
@@ -196,7 +196,7 @@ impl Stream {
     /// awaited. A session of TLS 1.3 has tickets that nobody reads, and a socket that is closed with something unread throws away
     /// what it has not sent: so this side ends, and the peer's end is read to its own, until the deadline.
     pub(crate) fn finish(&mut self, deadline: &Deadline) {
-        let Channel::Tls(session) = &mut self.channel else { return };
+        let Transport::Tls(session) = &mut self.channel else { return };
         session.stream_mut().set_deadline(Some(*deadline));
         let ended = session.shutdown().and_then(|()| session.stream_mut().end());
         let mut unread = [0; 4096];
@@ -206,10 +206,10 @@ impl Stream {
     /// Whether the peer's end of stream has been read.
     fn has_ended(&self) -> bool {
         match &self.channel {
-            Channel::Plain(socket) => socket.has_ended(),
-            Channel::Tls(session) => session.stream().has_ended(),
+            Transport::Plain(socket) => socket.has_ended(),
+            Transport::Tls(session) => session.stream().has_ended(),
             #[cfg(any(test, fuzzing))]
-            Channel::Simulated(channel) => channel.has_ended(),
+            Transport::Simulated(channel) => channel.has_ended(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
-use super::policy::{Fate, Policy, Unknown, in_words};
+use super::policy::{Fate, OnUnknown, Policy, in_words};
 use super::{Claim, Entry, Outbox, OutboxError};
 use crate::client::Client;
 use crate::deadline::Deadline;
@@ -55,7 +55,7 @@ const IDLE: Duration = Duration::from_millis(100);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Forwarder {
-    shared: Arc<Shared>,
+    shared: Arc<ForwarderShared>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -142,18 +142,18 @@ pub struct Status {
     pub running: bool,
 }
 
-struct Shared {
+struct ForwarderShared {
     outbox: Box<dyn Outbox>,
     client: Client,
     policy: Policy,
     pause_on_dead: bool,
     observer: Option<Observer>,
-    state: Mutex<State>,
+    state: Mutex<ForwarderState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct ForwarderState {
     stopping: bool,
     paused: bool,
     ended: bool,
@@ -208,7 +208,7 @@ impl Forwarder {
                 seen = Some(idle);
             } else {
                 let Some(left) = deadline.remaining() else { return Ok(false) };
-                let unchanged = |state: &mut State| state.idle == idle && !state.ended;
+                let unchanged = |state: &mut ForwarderState| state.idle == idle && !state.ended;
                 drop(self.shared.changed.wait_timeout_while(state, left, unchanged));
             }
             if deadline.remaining().is_none() || self.shared.lock().ended {
@@ -248,7 +248,7 @@ impl Forwarder {
         let mut state = self.shared.lock();
         state.stopping = true;
         self.shared.changed.notify_all();
-        let running = |state: &mut State| !state.ended;
+        let running = |state: &mut ForwarderState| !state.ended;
         state = self.shared.changed.wait_timeout_while(state, limit, running).unwrap_or_else(PoisonError::into_inner).0;
         let in_time = state.ended;
         drop(state);
@@ -269,8 +269,8 @@ impl Drop for Forwarder {
 }
 
 impl ForwarderBuilder {
-    /// What to do where it is not known whether the receiver has a message. Defaults to [`Unknown::Resend`].
-    pub fn unknown(mut self, choice: Unknown) -> Self {
+    /// What to do where it is not known whether the receiver has a message. Defaults to [`OnUnknown::Resend`].
+    pub fn unknown(mut self, choice: OnUnknown) -> Self {
         self.policy.unknown = choice;
         self
     }
@@ -312,7 +312,7 @@ impl ForwarderBuilder {
     pub fn start(self) -> Result<Forwarder, OutboxError> {
         let ForwarderBuilder { outbox, client, policy, pause_on_dead, observer } = self;
         let (state, changed) = Default::default();
-        let shared = Arc::new(Shared { outbox, client, policy, pause_on_dead, observer, state, changed });
+        let shared = Arc::new(ForwarderShared { outbox, client, policy, pause_on_dead, observer, state, changed });
         let running = Running(Arc::clone(&shared));
         let thread = thread::Builder::new().name("mllp-forwarder".into()).spawn(move || running.0.run());
         match thread {
@@ -326,7 +326,7 @@ impl ForwarderBuilder {
 }
 
 /// Tells, however the thread ends, that it has.
-struct Running(Arc<Shared>);
+struct Running(Arc<ForwarderShared>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -335,8 +335,8 @@ impl Drop for Running {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl ForwarderShared {
+    fn lock(&self) -> MutexGuard<'_, ForwarderState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -364,14 +364,14 @@ impl Shared {
 
     /// Waits while it is paused; `false` once it is to stop.
     fn may_go_on(&self) -> bool {
-        let paused = |state: &mut State| state.paused && !state.stopping;
+        let paused = |state: &mut ForwarderState| state.paused && !state.stopping;
         !self.changed.wait_while(self.lock(), paused).unwrap_or_else(PoisonError::into_inner).stopping
     }
 
     /// Makes one attempt to deliver an entry, and records what became of it.
     fn forward(&self, claim: &Claim) {
         let entry = &claim.entry;
-        if self.policy.unknown == Unknown::Hold && !self.record(entry, || self.outbox.begin(claim)) {
+        if self.policy.unknown == OnUnknown::Hold && !self.record(entry, || self.outbox.begin(claim)) {
             return;
         }
         let request = self.client.request(&entry.message);
@@ -437,7 +437,7 @@ impl Shared {
         self.tell(&ForwardEvent::OutboxFailed { error });
         let delay = self.policy.delay_after(*failures);
         *failures = failures.saturating_add(1);
-        let going_on = |state: &mut State| !state.stopping;
+        let going_on = |state: &mut ForwarderState| !state.stopping;
         drop(self.changed.wait_timeout_while(self.lock(), delay, going_on));
     }
 

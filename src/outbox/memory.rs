@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::bell::Bell;
-use super::turn::Turn;
+use super::local_claim::LocalClaim;
+use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement};
 use crate::deadline::Deadline;
 use crate::hl7::MessageError;
@@ -30,7 +30,7 @@ pub struct MemoryOutbox {
     max_entries: usize,
     max_bytes: usize,
     when_full: WhenFull,
-    shared: Arc<Shared>,
+    shared: Arc<MemoryShared>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,20 +40,20 @@ enum WhenFull {
 }
 
 #[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct MemoryShared {
+    queue: Mutex<MemoryQueue>,
     room: Condvar,
-    bell: Bell,
+    wake_up: WakeUp,
 }
 
 #[derive(Default)]
-struct Queue {
+struct MemoryQueue {
     last_id: u64,
     waiting: BTreeMap<u64, Entry>,
     dead: BTreeMap<u64, Entry>,
     bytes: usize,
     dropped: u64,
-    turn: Turn,
+    local_claim: LocalClaim,
 }
 
 impl MemoryOutbox {
@@ -78,12 +78,12 @@ impl MemoryOutbox {
         self.shared.lock().dropped
     }
 
-    fn has_room_for(&self, queue: &Queue, size: usize) -> bool {
+    fn has_room_for(&self, queue: &MemoryQueue, size: usize) -> bool {
         queue.waiting.len() + queue.dead.len() < self.max_entries && queue.bytes + size <= self.max_bytes
     }
 
     /// Makes room, or waits for it, as far as it may.
-    fn make_room(&self, size: usize) -> MutexGuard<'_, Queue> {
+    fn make_room(&self, size: usize) -> MutexGuard<'_, MemoryQueue> {
         let mut queue = self.shared.lock();
         match self.when_full {
             WhenFull::DropOldest => {
@@ -107,13 +107,13 @@ impl MemoryOutbox {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+impl MemoryShared {
+    fn lock(&self) -> MutexGuard<'_, MemoryQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Queue {
+impl MemoryQueue {
     fn drop_oldest(&mut self) -> bool {
         let oldest = self.waiting.values().find(|entry| self.may_drop(entry));
         let Some(id) = oldest.map(|entry| entry.id) else { return false };
@@ -125,7 +125,7 @@ impl Queue {
     }
 
     fn may_drop(&self, entry: &Entry) -> bool {
-        entry.state == EntryState::Waiting && Some(entry.id) != self.turn.claimed()
+        entry.state == EntryState::Waiting && Some(entry.id) != self.local_claim.claimed()
     }
 
     fn forget(&mut self, entry: Option<Entry>) -> bool {
@@ -156,19 +156,19 @@ impl Outbox for MemoryOutbox {
         queue.bytes += message.len();
         queue.waiting.insert(id, Entry { id, ..entry });
         drop(queue);
-        self.shared.bell.ring();
+        self.shared.wake_up.notify();
         Ok(id)
     }
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let mut queue = self.shared.lock();
-        let Queue { waiting, turn, .. } = &mut *queue;
-        let Some(mut head) = waiting.first_entry().filter(|_| turn.claimed().is_none()) else { return Ok(None) };
+        let MemoryQueue { waiting, local_claim, .. } = &mut *queue;
+        let Some(mut head) = waiting.first_entry().filter(|_| local_claim.claimed().is_none()) else { return Ok(None) };
         let entry = head.get_mut();
         match entry.state {
-            EntryState::Waiting if turn.rests(entry.id) => Ok(None),
+            EntryState::Waiting if local_claim.rests(entry.id) => Ok(None),
             EntryState::Waiting => {
-                turn.take(entry.id);
+                local_claim.begin(entry.id);
                 Ok(Some(Claim::new(entry.clone())))
             }
             _ => {
@@ -181,7 +181,7 @@ impl Outbox for MemoryOutbox {
     fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
         let mut queue = self.shared.lock();
         let id = claim.entry.id;
-        if queue.turn.claimed() != Some(id) {
+        if queue.local_claim.claimed() != Some(id) {
             return Err(OutboxError::ClaimLost);
         }
         let entry = queue.waiting.get_mut(&id).ok_or(OutboxError::ClaimLost)?;
@@ -192,10 +192,10 @@ impl Outbox for MemoryOutbox {
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
         let mut queue = self.shared.lock();
         let id = claim.entry.id;
-        if queue.turn.claimed() != Some(id) {
+        if queue.local_claim.claimed() != Some(id) {
             return Err(OutboxError::ClaimLost);
         }
-        queue.turn.give_back(outcome.rest());
+        queue.local_claim.end(outcome.rest());
         let mut entry = queue.waiting.remove(&id).ok_or(OutboxError::ClaimLost)?;
         entry.apply(claim, outcome);
         match outcome {
@@ -215,8 +215,8 @@ impl Outbox for MemoryOutbox {
     }
 
     fn release(&self) {
-        self.shared.lock().turn.give_back(None);
-        self.shared.bell.ring();
+        self.shared.lock().local_claim.end(None);
+        self.shared.wake_up.notify();
     }
 
     fn pending(&self) -> Result<Pending, OutboxError> {
@@ -240,9 +240,9 @@ impl Outbox for MemoryOutbox {
         let stopped = if queue.is_held(id) { queue.waiting.remove(&id) } else { queue.dead.remove(&id) };
         let Some(entry) = stopped else { return Ok(false) };
         queue.waiting.insert(id, Entry { state: EntryState::Waiting, refusals: 0, ..entry });
-        queue.turn.wake(id);
+        queue.local_claim.end_rest(id);
         drop(queue);
-        self.shared.bell.ring();
+        self.shared.wake_up.notify();
         Ok(true)
     }
 
@@ -252,12 +252,12 @@ impl Outbox for MemoryOutbox {
         let discarded = queue.forget(stopped);
         drop(queue);
         self.shared.room.notify_all();
-        self.shared.bell.ring();
+        self.shared.wake_up.notify();
         Ok(discarded)
     }
 
     fn wait(&self, limit: Duration) {
-        self.shared.bell.wait(limit);
+        self.shared.wake_up.wait(limit);
     }
 }
 

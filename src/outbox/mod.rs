@@ -43,7 +43,7 @@
 //!
 //! **Exactly once.** Where the answer does not come, nobody on this side can know whether the receiver has the message (it was received and
 //! the answer lost, or it was not), and after a crash between sending and recording nobody knows either. A forwarder sends it
-//! again; so the receiver may see it twice, at most once more for each crash and each lost answer. With [`Unknown::Hold`] it does not, and
+//! again; so the receiver may see it twice, at most once more for each crash and each lost answer. With [`OnUnknown::Hold`] it does not, and
 //! asks a person instead.
 //!
 //! # How a receiver recognises a repeated message
@@ -59,10 +59,10 @@
 //! each step. [`Outbox::stopped`] lists what is dead or held, each entry with its control ID, attempts and last failure;
 //! [`Outbox::requeue`] sends it after all and [`Outbox::discard`] gives it up.
 
-mod bell;
 mod contract;
 mod error;
 mod forwarder;
+mod local_claim;
 mod memory;
 mod policy;
 #[cfg(feature = "redis")]
@@ -70,14 +70,14 @@ mod redis;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 #[cfg(any(feature = "redis", feature = "sqlite"))]
-mod stamp;
-mod turn;
+mod unix_millis;
+mod wake_up;
 
 pub use contract::{Claim, Entry, EntryState, Outbox, Pending, Settlement};
 pub use error::OutboxError;
 pub use forwarder::{ForwardEvent, Forwarder, ForwarderBuilder, Status};
 pub use memory::MemoryOutbox;
-pub use policy::Unknown;
+pub use policy::OnUnknown;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use redis::RedisOutbox;

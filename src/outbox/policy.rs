@@ -12,7 +12,7 @@ use crate::pool::doubled;
 /// What a [`Forwarder`](super::Forwarder) does with a message of which it is not known whether the receiver has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Unknown {
+pub enum OnUnknown {
     /// It sends the same bytes with the same control ID again, until it knows. A receiver recognises the repeated control ID, as HL7 asks
     /// of it.
     #[default]
@@ -26,7 +26,7 @@ pub enum Unknown {
 /// When to try again and when to give up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Policy {
-    pub(super) unknown: Unknown,
+    pub(super) unknown: OnUnknown,
     pub(super) refusals: u32,
     pub(super) initial_delay: Duration,
     pub(super) max_delay: Duration,
@@ -35,7 +35,7 @@ pub(super) struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Policy {
-            unknown: Unknown::default(),
+            unknown: OnUnknown::default(),
             refusals: 3,
             initial_delay: Duration::from_secs(1),
             max_delay: Duration::from_secs(30),
@@ -77,7 +77,7 @@ impl Policy {
                 _ if entry.refusals >= self.refusals => Fate::Dead,
                 _ => retry(true),
             },
-            (Delivery::Unknown, _) if self.unknown == Unknown::Hold => Fate::Held,
+            (Delivery::Unknown, _) if self.unknown == OnUnknown::Hold => Fate::Held,
             (Delivery::Unknown | Delivery::NotSent, _) => retry(false),
         }
     }

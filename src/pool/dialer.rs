@@ -34,12 +34,12 @@ struct Reachability {
     /// How many attempts have failed, one after the other.
     attempts: u32,
     /// The last of them.
-    last: Option<Failure>,
+    last: Option<LastFailure>,
     closed: bool,
 }
 
 #[derive(Debug)]
-struct Failure {
+struct LastFailure {
     error: Error,
     /// When to try again, if at all.
     next: Option<Deadline>,
@@ -166,7 +166,9 @@ impl Reachability {
         };
         match &self.last {
             _ if self.trying => Ok(Some(left)),
-            Some(Failure { next: Some(next), .. }) if next.precedes(deadline) && (failed_since || self.waiting > 0) => {
+            Some(LastFailure { next: Some(next), .. })
+                if next.precedes(deadline) && (failed_since || self.waiting > 0) =>
+            {
                 Ok(next.remaining())
             }
             Some(failure) if failed_since && failure.recent_until.remaining().is_some() => Err(failure.error.shared()),
@@ -206,7 +208,7 @@ impl<'d> Permit<'d> {
             state.attempts = state.attempts.saturating_add(1);
             let delay = self.dialer.policy.delay_after(state.attempts, error.kind()).filter(|_| state.reached);
             let (next, recent_until) = (delay.map(Deadline::after), Deadline::after(RECENT));
-            state.last = Some(Failure { error: error.shared(), next, recent_until });
+            state.last = Some(LastFailure { error: error.shared(), next, recent_until });
             state.doubtful = true;
             self.dialer.failures.fetch_add(1, Ordering::Relaxed);
         }
@@ -448,7 +450,7 @@ mod model {
         Deadline::after(Duration::MAX)
     }
 
-    struct Model {
+    struct DialerModel {
         dialer: Dialer,
         /// How many attempts fail before the receiver is there.
         away: AtomicUsize,
@@ -458,15 +460,15 @@ mod model {
         lost: AtomicUsize,
     }
 
-    impl Model {
+    impl DialerModel {
         /// Runs what threads do with a receiver that was lost and is away for this many attempts, and looks at what is left.
-        fn check(away: usize, attempts: u32, threads: &'static [fn(&Model)]) {
+        fn check(away: usize, attempts: u32, threads: &'static [fn(&DialerModel)]) {
             let mut explorer = loom::model::Builder::new();
             explorer.preemption_bound = Some(3);
             explorer.check(move || {
                 // Without a delay, since the model's time does not pass.
                 let policy = Reconnect::attempts(attempts).initial_delay(Duration::ZERO);
-                let model = Arc::new(Model {
+                let model = Arc::new(DialerModel {
                     dialer: Dialer::new(policy),
                     away: AtomicUsize::new(0),
                     dialling: AtomicUsize::new(0),
@@ -524,26 +526,26 @@ mod model {
 
     #[test]
     fn calls_that_share_an_attempt_all_go_on() {
-        Model::check(0, 3, &[Model::reaches, Model::reaches, Model::reaches]);
+        DialerModel::check(0, 3, &[DialerModel::reaches, DialerModel::reaches, DialerModel::reaches]);
     }
 
     #[test]
     fn a_receiver_that_comes_back_is_reached_by_all() {
-        Model::check(1, 4, &[Model::reaches, Model::reaches]);
+        DialerModel::check(1, 4, &[DialerModel::reaches, DialerModel::reaches]);
     }
 
     #[test]
     fn a_receiver_that_stays_away_fails_all() {
-        Model::check(99, 2, &[Model::ends, Model::ends]);
+        DialerModel::check(99, 2, &[DialerModel::ends, DialerModel::ends]);
     }
 
     #[test]
     fn a_connection_lost_meanwhile_leaves_nobody_waiting() {
-        Model::check(0, 2, &[Model::ends, Model::loses, Model::ends]);
+        DialerModel::check(0, 2, &[DialerModel::ends, DialerModel::loses, DialerModel::ends]);
     }
 
     #[test]
     fn closing_leaves_nobody_waiting() {
-        Model::check(1, 3, &[Model::ends, Model::closes, Model::ends]);
+        DialerModel::check(1, 3, &[DialerModel::ends, DialerModel::closes, DialerModel::ends]);
     }
 }

@@ -25,7 +25,7 @@ const PROBE_LIMIT: Duration = Duration::from_millis(25);
 
 /// How connections are kept.
 #[derive(Debug)]
-pub(crate) struct Options {
+pub(crate) struct PoolOptions {
     pub(crate) max_connections: usize,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) max_connection_age: Option<Duration>,
@@ -65,7 +65,7 @@ impl Kept {
 }
 
 impl Pool {
-    pub(crate) fn new(settings: Arc<Settings>, options: Options) -> Self {
+    pub(crate) fn new(settings: Arc<Settings>, options: PoolOptions) -> Self {
         Pool {
             settings,
             idle_timeout: options.idle_timeout,

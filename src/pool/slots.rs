@@ -316,35 +316,35 @@ mod model {
     }
 
     /// What stands for a socket, counted as long as it exists.
-    struct Socket(Arc<AtomicUsize>);
+    struct CountedSocket(Arc<AtomicUsize>);
 
-    impl Socket {
-        fn open(count: &Arc<AtomicUsize>, most: usize) -> Socket {
+    impl CountedSocket {
+        fn open(count: &Arc<AtomicUsize>, most: usize) -> CountedSocket {
             assert!(count.fetch_add(1, Ordering::SeqCst) < most, "more than the cap");
-            Socket(Arc::clone(count))
+            CountedSocket(Arc::clone(count))
         }
     }
 
-    impl Drop for Socket {
+    impl Drop for CountedSocket {
         fn drop(&mut self) {
             self.0.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
-    struct Model {
-        slots: Slots<Socket>,
+    struct SlotsModel {
+        slots: Slots<CountedSocket>,
         sockets: Arc<AtomicUsize>,
         most: usize,
     }
 
-    impl Model {
+    impl SlotsModel {
         /// Runs what threads do with so many slots, and looks whether the slots are all free at the end.
-        fn check(most: usize, threads: &'static [fn(&Model)]) {
+        fn check(most: usize, threads: &'static [fn(&SlotsModel)]) {
             // More switches than the threads ask for themselves find nothing new, and take minutes.
             let mut explorer = loom::model::Builder::new();
             explorer.preemption_bound = Some(4);
             explorer.check(move || {
-                let model = Arc::new(Model { slots: Slots::new(most), sockets: Arc::default(), most });
+                let model = Arc::new(SlotsModel { slots: Slots::new(most), sockets: Arc::default(), most });
                 sync::run_together(&model, threads);
                 let state = model.slots.lock();
                 assert_eq!((state.taken, state.filled, state.waiting.len()), (0, 0, 0));
@@ -359,7 +359,7 @@ mod model {
             if let Ok(mut slot) = self.slots.acquire(&far())
                 && slot.content().is_none()
             {
-                slot.fill(Socket::open(&self.sockets, self.most));
+                slot.fill(CountedSocket::open(&self.sockets, self.most));
             }
         }
 
@@ -367,7 +367,7 @@ mod model {
         fn fail(&self) {
             if let Ok(mut slot) = self.slots.acquire(&far()) {
                 slot.empty();
-                slot.fill(Socket::open(&self.sockets, self.most));
+                slot.fill(CountedSocket::open(&self.sockets, self.most));
                 slot.empty();
             }
         }
@@ -398,30 +398,30 @@ mod model {
 
     #[test]
     fn one_slot_for_three() {
-        Model::check(1, &[Model::exchange, Model::exchange, Model::exchange]);
+        SlotsModel::check(1, &[SlotsModel::exchange, SlotsModel::exchange, SlotsModel::exchange]);
     }
 
     #[test]
     fn two_slots_for_three() {
-        Model::check(2, &[Model::exchange, Model::fail, Model::exchange]);
+        SlotsModel::check(2, &[SlotsModel::exchange, SlotsModel::fail, SlotsModel::exchange]);
     }
 
     #[test]
     fn what_is_idle_has_its_slot_until_it_has_ended() {
-        Model::check(1, &[Model::exchange, Model::clear, Model::exchange]);
-        Model::check(2, &[Model::exchange, Model::clear, Model::exchange]);
+        SlotsModel::check(1, &[SlotsModel::exchange, SlotsModel::clear, SlotsModel::exchange]);
+        SlotsModel::check(2, &[SlotsModel::exchange, SlotsModel::clear, SlotsModel::exchange]);
     }
 
     #[test]
     fn one_that_gives_up_lets_the_next_go_first() {
-        Model::check(1, &[Model::exchange, Model::leave, Model::exchange]);
-        Model::check(1, &[Model::fail, Model::leave, Model::exchange]);
+        SlotsModel::check(1, &[SlotsModel::exchange, SlotsModel::leave, SlotsModel::exchange]);
+        SlotsModel::check(1, &[SlotsModel::fail, SlotsModel::leave, SlotsModel::exchange]);
     }
 
     #[test]
     fn closing_releases_everybody() {
-        Model::check(1, &[Model::close, Model::exchange, Model::exchange]);
-        Model::check(1, &[Model::close, Model::leave, Model::exchange]);
+        SlotsModel::check(1, &[SlotsModel::close, SlotsModel::exchange, SlotsModel::exchange]);
+        SlotsModel::check(1, &[SlotsModel::close, SlotsModel::leave, SlotsModel::exchange]);
     }
 
     #[test]
@@ -463,6 +463,6 @@ mod model {
 
     #[test]
     fn looking_takes_nothing_away() {
-        Model::check(1, &[Model::look, Model::exchange, Model::exchange]);
+        SlotsModel::check(1, &[SlotsModel::look, SlotsModel::exchange, SlotsModel::exchange]);
     }
 }

@@ -28,8 +28,8 @@
 //! ```
 
 mod outbox;
-mod peer;
 mod receiver;
+mod served;
 mod step;
 #[cfg(feature = "testing-tls")]
 mod tls;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use super::peer::Peer;
+use super::served::ServedConnection;
 use super::step::{Ending, Step};
 #[cfg(feature = "testing-tls")]
 use super::tls::ServerTls;
@@ -31,7 +31,7 @@ const MAX_RECORD: usize = 512 * 1024 * 1024;
 ///
 /// Dropping it ends its connections and waits for its threads.
 pub struct Receiver {
-    shared: Arc<Shared>,
+    shared: Arc<ReceiverShared>,
     acceptor: Option<JoinHandle<()>>,
     /// Connects to the receiver when it is dropped, so that `accept` returns once more. It exists from the beginning, since there may
     /// be no descriptor left then.
@@ -50,21 +50,21 @@ pub struct ReceiverBuilder {
 
 type Respond = dyn Fn(&[u8]) -> Step + Send + Sync;
 
-struct Shared {
+struct ReceiverShared {
     address: SocketAddr,
     framing: Framing,
     #[cfg(feature = "testing-tls")]
     tls: Option<Arc<rustls::ServerConfig>>,
     respond: Box<Respond>,
-    state: Mutex<State>,
+    state: Mutex<ReceiverState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct ReceiverState {
     stopping: bool,
     accepted: usize,
-    open: HashMap<usize, Arc<Peer>>,
+    open: HashMap<usize, Arc<ServedConnection>>,
     messages: Vec<Vec<u8>>,
     count: usize,
     kept: usize,
@@ -179,7 +179,7 @@ impl ReceiverBuilder {
     pub fn answering(self, respond: impl Fn(&[u8]) -> Step + Send + Sync + 'static) -> io::Result<Receiver> {
         let listener = TcpListener::bind(self.address)?;
         let waker = Socket::new(Domain::for_address(listener.local_addr()?), Type::STREAM, None)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ReceiverShared {
             address: listener.local_addr()?,
             framing: self.framing,
             #[cfg(feature = "testing-tls")]
@@ -242,8 +242,8 @@ impl fmt::Debug for Receiver {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl ReceiverShared {
+    fn lock(&self) -> MutexGuard<'_, ReceiverState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -256,17 +256,17 @@ impl Shared {
     }
 
     /// A connection just taken, and what is to be said over it.
-    fn peer(&self, connection: TcpStream) -> io::Result<Peer> {
+    fn peer(&self, connection: TcpStream) -> io::Result<ServedConnection> {
         // Answers that are one write are to be one packet.
         connection.set_nodelay(true)?;
         #[cfg(feature = "testing-tls")]
         if let Some(tls) = &self.tls {
-            return Ok(Peer::with_tls(connection, super::tls::Session::new(tls)?));
+            return Ok(ServedConnection::with_tls(connection, super::tls::ServerSession::new(tls)?));
         }
-        Ok(Peer::plain(connection))
+        Ok(ServedConnection::plain(connection))
     }
 
-    fn open_connections(&self) -> Vec<Arc<Peer>> {
+    fn open_connections(&self) -> Vec<Arc<ServedConnection>> {
         self.lock().open.values().cloned().collect()
     }
 
@@ -274,7 +274,7 @@ impl Shared {
     fn accept(&self, listener: &TcpListener) {
         thread::scope(|scope| {
             loop {
-                let free = |state: &mut State| !state.stopping && state.open.len() >= MAX_CONNECTIONS;
+                let free = |state: &mut ReceiverState| !state.stopping && state.open.len() >= MAX_CONNECTIONS;
                 if self.changed.wait_while(self.lock(), free).unwrap_or_else(PoisonError::into_inner).stopping {
                     return;
                 }
@@ -314,7 +314,7 @@ impl Shared {
     }
 
     /// Serves one connection to its end.
-    fn serve(&self, peer: &Peer) -> Ending {
+    fn serve(&self, peer: &ServedConnection) -> Ending {
         let mut buffer = RecvBuffer::new(self.framing.clone(), MAX_MESSAGE);
         loop {
             match buffer.frame() {
@@ -356,7 +356,7 @@ impl Shared {
     }
 
     /// Sends a step's answers; those that nothing separates together.
-    fn play(&self, step: &Step, message: &[u8], peer: &Peer) -> io::Result<Ending> {
+    fn play(&self, step: &Step, message: &[u8], peer: &ServedConnection) -> io::Result<Ending> {
         let mut ready = Vec::new();
         for part in &step.parts {
             let bytes = part.render(message, &self.framing);

@@ -23,7 +23,7 @@ pub struct Step {
 /// One answer and how it is sent.
 #[derive(Clone)]
 pub(super) struct Part {
-    answer: Answer,
+    answer: Reply,
     half: bool,
     /// Time that passes before it.
     pub(super) delay: Duration,
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Part {
 }
 
 #[derive(Clone)]
-enum Answer {
+enum Reply {
     Acknowledge { code: AckCode, text: String, other_message: bool },
     Frame(Vec<u8>),
     Bytes(Vec<u8>),
@@ -62,28 +62,28 @@ impl Step {
 
     /// Acknowledges the message with this code.
     pub fn acknowledge(code: AckCode) -> Step {
-        Step::of(Answer::Acknowledge { code, text: String::new(), other_message: false })
+        Step::of(Reply::Acknowledge { code, text: String::new(), other_message: false })
     }
 
     /// Refuses the message with a code and a text, which stands in MSA-3 and in ERR-8.
     pub fn refuse(code: AckCode, text: &str) -> Step {
-        Step::of(Answer::Acknowledge { code, text: text.to_owned(), other_message: false })
+        Step::of(Reply::Acknowledge { code, text: text.to_owned(), other_message: false })
     }
 
     /// Accepts another message: the control ID is wrong.
     pub fn wrong_control_id() -> Step {
         let code = AckCode::ApplicationAccept;
-        Step::of(Answer::Acknowledge { code, text: String::new(), other_message: true })
+        Step::of(Reply::Acknowledge { code, text: String::new(), other_message: true })
     }
 
     /// Answers with this content in a frame.
     pub fn frame(content: impl Into<Vec<u8>>) -> Step {
-        Step::of(Answer::Frame(content.into()))
+        Step::of(Reply::Frame(content.into()))
     }
 
     /// Answers with these bytes as they are.
     pub fn bytes(bytes: impl Into<Vec<u8>>) -> Step {
-        Step::of(Answer::Bytes(bytes.into()))
+        Step::of(Reply::Bytes(bytes.into()))
     }
 
     /// Does not answer.
@@ -91,7 +91,7 @@ impl Step {
         Step { parts: Vec::new(), ending: Ending::Keep }
     }
 
-    fn of(answer: Answer) -> Step {
+    fn of(answer: Reply) -> Step {
         let part = Part { answer, half: false, delay: Duration::ZERO, drip: None };
         Step { parts: vec![part], ending: Ending::Keep }
     }
@@ -139,12 +139,12 @@ impl Part {
         let frame = |content: &[u8]| [framing.head(), content, framing.tail()].concat();
         let mut bytes = match &self.answer {
             // Two ends that acknowledge acknowledgments never come to an end.
-            Answer::Acknowledge { .. } if acknowledges(message) => return Vec::new(),
-            Answer::Acknowledge { code, text, other_message } => {
+            Reply::Acknowledge { .. } if acknowledges(message) => return Vec::new(),
+            Reply::Acknowledge { code, text, other_message } => {
                 frame(&acknowledgment(message, *code, text, *other_message))
             }
-            Answer::Frame(content) => frame(content),
-            Answer::Bytes(bytes) => bytes.clone(),
+            Reply::Frame(content) => frame(content),
+            Reply::Bytes(bytes) => bytes.clone(),
         };
         if self.half {
             bytes.truncate(bytes.len() / 2);

@@ -96,7 +96,7 @@ fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
 /// One session. Only one thread reads; the others may write meanwhile, in turn.
 ///
 /// The connection's lock is never held while the network is waited for.
-pub(super) struct Session {
+pub(super) struct ServerSession {
     connection: Mutex<ServerConnection>,
     incoming: Mutex<Incoming>,
     /// Who holds it may write records, in the order in which they were made.
@@ -110,10 +110,10 @@ struct Incoming {
     filled: usize,
 }
 
-impl Session {
-    pub(super) fn new(config: &Arc<ServerConfig>) -> io::Result<Session> {
+impl ServerSession {
+    pub(super) fn new(config: &Arc<ServerConfig>) -> io::Result<ServerSession> {
         let connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
-        Ok(Session {
+        Ok(ServerSession {
             connection: Mutex::new(connection),
             incoming: Mutex::new(Incoming { bytes: vec![0; 16 * 1024], used: 0, filled: 0 }),
             outgoing: Mutex::default(),

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation};
 
-use super::bell::Bell;
 use super::contract::ORPHANED;
-use super::turn::Turn;
-use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, stamp};
+use super::local_claim::LocalClaim;
+use super::wake_up::WakeUp;
+use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
 
 /// The limit of one attempt to reach the server, and of one answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -53,11 +53,11 @@ const LEASE: Duration = Duration::from_secs(45);
 /// ```
 #[derive(Clone)]
 pub struct RedisOutbox {
-    shared: Arc<Shared>,
+    shared: Arc<RedisShared>,
     lease: Duration,
 }
 
-struct Shared {
+struct RedisShared {
     client: Client,
     /// Where it is, without a password.
     server: String,
@@ -68,8 +68,8 @@ struct Shared {
     holder: String,
     scripts: Scripts,
     wire: Mutex<Wire>,
-    turn: Mutex<Turn>,
-    bell: Bell,
+    local_claim: Mutex<LocalClaim>,
+    wake_up: WakeUp,
 }
 
 #[derive(Default)]
@@ -105,15 +105,15 @@ impl RedisOutbox {
             OutboxError::Config("the address of the Redis server is none, or asks for TLS without it".into())
         })?;
         let server = client.get_connection_info().addr().to_string();
-        let shared = Shared {
+        let shared = RedisShared {
             server,
             base: format!("mllp-outbox:{{{destination}}}"),
             destination: destination.to_owned(),
             holder: format!("{:016x}{:016x}", random(), random()),
             scripts: Scripts::new(),
             wire: Mutex::default(),
-            turn: Mutex::default(),
-            bell: Bell::default(),
+            local_claim: Mutex::default(),
+            wake_up: WakeUp::default(),
             client,
         };
         let outbox = RedisOutbox { shared: Arc::new(shared), lease: LEASE };
@@ -154,9 +154,9 @@ impl Scripts {
     }
 }
 
-impl Shared {
-    fn turn(&self) -> MutexGuard<'_, Turn> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+impl RedisShared {
+    fn local_claim(&self) -> MutexGuard<'_, LocalClaim> {
+        self.local_claim.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire> {
@@ -240,13 +240,13 @@ impl Shared {
         refusals: u32,
         why: &str,
     ) -> Result<(), OutboxError> {
-        if self.turn().claimed() != Some(claim.entry.id) {
+        if self.local_claim().claimed() != Some(claim.entry.id) {
             return Err(OutboxError::ClaimLost);
         }
         let changed = self.change(claim, state, attempts, refusals, why);
         if let Err(OutboxError::ClaimLost) = changed {
             // Another has it, or it was settled by a call whose answer was lost.
-            self.turn().give_back(None);
+            self.local_claim().end(None);
         }
         changed
     }
@@ -254,8 +254,8 @@ impl Shared {
     /// Runs a script about a stopped entry.
     fn change_stopped(&self, script: &Script, id: u64) -> Result<bool, OutboxError> {
         let changed: i64 = self.run(self.call(script).arg(id))?;
-        self.turn().wake(id);
-        self.bell.ring();
+        self.local_claim().end_rest(id);
+        self.wake_up.notify();
         Ok(changed > 0)
     }
 }
@@ -268,7 +268,7 @@ fn entry(id: u64, fields: Fields) -> (Entry, bool) {
         id,
         control_id: control_id.unwrap_or_default(),
         message: message.unwrap_or_default(),
-        pushed_at: stamp::time(pushed_at.unwrap_or(0)),
+        pushed_at: unix_millis::time(pushed_at.unwrap_or(0)),
         // What nobody here has written is nobody's to send.
         state: state.map_or(EntryState::Waiting, |word| EntryState::from_word(&word).unwrap_or(EntryState::Held)),
         attempts: attempts.unwrap_or(0),
@@ -285,16 +285,16 @@ impl Outbox for RedisOutbox {
         let mut wire = shared.wire();
         wire.pushes += 1;
         let mut call = shared.call(&shared.scripts.push);
-        call.arg(&shared.holder).arg(wire.pushes).arg(message).arg(control_id).arg(stamp::now());
+        call.arg(&shared.holder).arg(wire.pushes).arg(message).arg(control_id).arg(unix_millis::now());
         let id = shared.run_on(&mut wire, &call)?;
-        shared.bell.ring();
+        shared.wake_up.notify();
         Ok(id)
     }
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let shared = &*self.shared;
-        let mut turn = shared.turn();
-        if turn.claimed().is_some() {
+        let mut local_claim = shared.local_claim();
+        if local_claim.claimed().is_some() {
             return Ok(None);
         }
         let begun = Instant::now();
@@ -308,7 +308,7 @@ impl Outbox for RedisOutbox {
         let claim = Claim { entry, until, token };
         let Entry { attempts, refusals, state, ref control_id, .. } = claim.entry;
         match state {
-            EntryState::Waiting if turn.rests(id) => Ok(None),
+            EntryState::Waiting if local_claim.rests(id) => Ok(None),
             EntryState::Waiting if !whole => {
                 // Here nobody can mend it, and those behind it are to go on.
                 let what = format!("the stored message {control_id:?} (number {id}) is gone");
@@ -317,7 +317,7 @@ impl Outbox for RedisOutbox {
                 Err(OutboxError::Damaged { what, source: None })
             }
             EntryState::Waiting => {
-                turn.take(id);
+                local_claim.begin(id);
                 Ok(Some(claim))
             }
             EntryState::Sending => {
@@ -344,23 +344,23 @@ impl Outbox for RedisOutbox {
         let refusals = claim.entry.refusals.saturating_add(outcome.refused().into());
         let settled = shared.change_claimed(claim, state, attempts, refusals, outcome.why().unwrap_or_default());
         if settled.is_ok() {
-            shared.turn().give_back(outcome.rest());
+            shared.local_claim().end(outcome.rest());
         }
         settled
     }
 
     fn release(&self) {
         let shared = &*self.shared;
-        shared.turn().give_back(None);
+        shared.local_claim().end(None);
         // A server that cannot be reached takes the lease back by itself.
         let _ = shared.run::<i64>(shared.call(&shared.scripts.release).arg(&shared.holder));
-        shared.bell.ring();
+        shared.wake_up.notify();
     }
 
     fn pending(&self) -> Result<Pending, OutboxError> {
         let call = self.shared.call(&self.shared.scripts.pending);
         let (waiting, dead, oldest): (u64, u64, Option<i64>) = self.shared.run(&call)?;
-        Ok(Pending::new(waiting, oldest.map(stamp::time), dead))
+        Ok(Pending::new(waiting, oldest.map(unix_millis::time), dead))
     }
 
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
@@ -379,7 +379,7 @@ impl Outbox for RedisOutbox {
     }
 
     fn wait(&self, limit: Duration) {
-        self.shared.bell.wait(limit.min(POLL));
+        self.shared.wake_up.wait(limit.min(POLL));
     }
 }
 

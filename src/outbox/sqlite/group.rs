@@ -10,18 +10,18 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 /// What a change amounts to: the number of a new row, or how many rows it concerned.
-type Answer = Result<i64, Arc<rusqlite::Error>>;
+type ChangeResult = Result<i64, Arc<rusqlite::Error>>;
 
 pub(super) struct Group {
-    queue: Mutex<Queue>,
+    queue: Mutex<GroupQueue>,
     done: Condvar,
     joined: Condvar,
     writer: Mutex<Connection>,
 }
 
 #[derive(Default)]
-struct Queue {
-    waiting: Vec<Change>,
+struct GroupQueue {
+    waiting: Vec<PendingChange>,
     /// Whether somebody makes a transaction now.
     led: bool,
     /// How many to expect: those of the last group, and those who came while it was written.
@@ -30,9 +30,9 @@ struct Queue {
     took: Duration,
 }
 
-struct Change {
+struct PendingChange {
     work: Box<dyn FnMut(&Connection) -> rusqlite::Result<i64> + Send>,
-    answer: Arc<Mutex<Option<Answer>>>,
+    answer: Arc<Mutex<Option<ChangeResult>>>,
 }
 
 impl Group {
@@ -51,10 +51,13 @@ impl Group {
 
     /// Makes a change, together with those of other threads. When it returns without an error, the change is durable. The work may be done
     /// more than once, of which one counts.
-    pub(super) fn change(&self, work: impl FnMut(&Connection) -> rusqlite::Result<i64> + Send + 'static) -> Answer {
+    pub(super) fn change(
+        &self,
+        work: impl FnMut(&Connection) -> rusqlite::Result<i64> + Send + 'static,
+    ) -> ChangeResult {
         let answer = Arc::new(Mutex::new(None));
         let mut queue = lock(&self.queue);
-        queue.waiting.push(Change { work: Box::new(work), answer: Arc::clone(&answer) });
+        queue.waiting.push(PendingChange { work: Box::new(work), answer: Arc::clone(&answer) });
         if queue.waiting.len() == queue.expected {
             self.joined.notify_one();
         }
@@ -69,7 +72,7 @@ impl Group {
             queue.led = true;
             // Longer than half of what writing takes would cost more than it gains.
             let patience = queue.took / 2;
-            let too_few = |queue: &mut Queue| queue.waiting.len() < queue.expected;
+            let too_few = |queue: &mut GroupQueue| queue.waiting.len() < queue.expected;
             let waited = self.joined.wait_timeout_while(queue, patience, too_few);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
             let group = std::mem::take(&mut queue.waiting);
@@ -84,7 +87,7 @@ impl Group {
         }
     }
 
-    fn commit(&self, mut group: Vec<Change>) {
+    fn commit(&self, mut group: Vec<PendingChange>) {
         let mut writer = lock(&self.writer);
         match transact(&mut writer, &mut group) {
             Ok(answers) => group.iter().zip(answers).for_each(|(change, answer)| change.tell(Ok(answer))),
@@ -103,13 +106,13 @@ impl Group {
     }
 }
 
-impl Change {
-    fn tell(&self, answer: Answer) {
+impl PendingChange {
+    fn tell(&self, answer: ChangeResult) {
         *lock(&self.answer) = Some(answer);
     }
 }
 
-fn transact(writer: &mut Connection, group: &mut [Change]) -> rusqlite::Result<Vec<i64>> {
+fn transact(writer: &mut Connection, group: &mut [PendingChange]) -> rusqlite::Result<Vec<i64>> {
     let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let answers = group.iter_mut().map(|change| (change.work)(&transaction)).collect::<rusqlite::Result<Vec<i64>>>()?;
     transaction.commit()?;

@@ -15,10 +15,10 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, named_params, params};
 
-use super::bell::Bell;
 use super::contract::ORPHANED;
-use super::turn::Turn;
-use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, stamp};
+use super::local_claim::LocalClaim;
+use super::wake_up::WakeUp;
+use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
 use crate::deadline::Deadline;
 use group::Group;
 
@@ -75,7 +75,7 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// ```
 #[derive(Clone)]
 pub struct SqliteOutbox {
-    shared: Arc<Shared>,
+    shared: Arc<SqliteShared>,
     keep: Option<Duration>,
 }
 
@@ -83,24 +83,24 @@ pub struct SqliteOutbox {
 struct Storage {
     /// Its path as it was given, for errors.
     path: String,
-    place: PathBuf,
+    canonical: PathBuf,
     group: Group,
     reader: Mutex<Connection>,
 }
 
-struct Shared {
+struct SqliteShared {
     storage: Arc<Storage>,
     destination: i64,
     name: String,
-    line: Mutex<Line>,
-    bell: Bell,
+    holding: Mutex<Holding>,
+    wake_up: WakeUp,
 }
 
-/// This handle's part in the line: the lock while it may claim, and what it has claimed.
+/// This handle's part in the holding: the lock while it may claim, and what it has claimed.
 #[derive(Default)]
-struct Line {
+struct Holding {
     lock: Option<File>,
-    turn: Turn,
+    local_claim: LocalClaim,
     next_purge: Option<Deadline>,
 }
 
@@ -120,7 +120,7 @@ impl SqliteOutbox {
         let mut writer = connect()?;
         schema::prepare(&mut writer).map_err(|error| error.of_file(&shown))?;
         let reader = Mutex::new(connect()?);
-        let storage = Storage { path: shown, place: path, group: Group::new(writer), reader };
+        let storage = Storage { path: shown, canonical: path, group: Group::new(writer), reader };
         SqliteOutbox::of(Arc::new(storage), destination)
     }
 
@@ -157,8 +157,8 @@ impl SqliteOutbox {
                 })?
             }
         };
-        let (line, bell) = Default::default();
-        let shared = Shared { storage, destination, name: name.to_owned(), line, bell };
+        let (holding, wake_up) = Default::default();
+        let shared = SqliteShared { storage, destination, name: name.to_owned(), holding, wake_up };
         Ok(SqliteOutbox { shared: Arc::new(shared), keep: Some(WEEK) })
     }
 
@@ -171,16 +171,17 @@ impl SqliteOutbox {
         then: &'static str,
     ) -> Result<bool, OutboxError> {
         let Ok(number) = i64::try_from(id) else { return Ok(false) };
-        let place = [self.shared.destination, number];
+        let canonical = [self.shared.destination, number];
         let changed = self.shared.storage.change(move |writer| {
-            let changed = writer.prepare_cached(held)?.execute(place)? + writer.prepare_cached(dead)?.execute(place)?;
+            let changed =
+                writer.prepare_cached(held)?.execute(canonical)? + writer.prepare_cached(dead)?.execute(canonical)?;
             if changed > 0 {
-                writer.prepare_cached(then)?.execute(place)?;
+                writer.prepare_cached(then)?.execute(canonical)?;
             }
             Ok(changed as i64)
         })?;
-        self.shared.lock().turn.wake(id);
-        self.shared.bell.ring();
+        self.shared.lock().local_claim.end_rest(id);
+        self.shared.wake_up.notify();
         Ok(changed > 0)
     }
 }
@@ -200,26 +201,26 @@ impl Storage {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+impl SqliteShared {
+    fn lock(&self) -> MutexGuard<'_, Holding> {
+        self.holding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether this handle may claim: it holds the lock, or gets it.
-    fn may_claim(&self, line: &mut Line) -> Result<bool, OutboxError> {
-        if line.lock.is_none() {
-            let mut path = self.storage.place.clone().into_os_string();
+    fn may_claim(&self, holding: &mut Holding) -> Result<bool, OutboxError> {
+        if holding.lock.is_none() {
+            let mut path = self.storage.canonical.clone().into_os_string();
             path.push(format!("-claim-{}", self.destination));
             let unusable = |error| unusable(&path.to_string_lossy(), error);
             let file =
                 private(OpenOptions::new().write(true).create(true).truncate(false)).open(&path).map_err(unusable)?;
             match try_lock(&file) {
-                Ok(()) => line.lock = Some(file),
+                Ok(()) => holding.lock = Some(file),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(unusable(error)),
             }
         }
-        Ok(line.lock.is_some())
+        Ok(holding.lock.is_some())
     }
 
     /// The head and whether it is as it was written.
@@ -236,12 +237,12 @@ impl Shared {
 
     /// Changes the claimed entry, or finds that it is not there any more.
     fn change_claimed(&self, claim: &Claim, change: Change) -> Result<(), OutboxError> {
-        if self.lock().turn.claimed() != Some(claim.entry.id) {
+        if self.lock().local_claim.claimed() != Some(claim.entry.id) {
             return Err(OutboxError::ClaimLost);
         }
         if self.change(claim.entry.id, change)? == 0 {
-            // Somebody has removed it, as with a shell; the line goes on.
-            self.lock().turn.give_back(None);
+            // Somebody has removed it, as with a shell; the holding goes on.
+            self.lock().local_claim.end(None);
             return Err(OutboxError::ClaimLost);
         }
         Ok(())
@@ -249,13 +250,13 @@ impl Shared {
 
     /// Changes an entry that waits; says how many there were.
     fn change(&self, id: u64, change: Change) -> Result<i64, OutboxError> {
-        let place = (self.destination, id as i64);
-        self.storage.change(move |writer| change.make(writer, place))
+        let canonical = (self.destination, id as i64);
+        self.storage.change(move |writer| change.make(writer, canonical))
     }
 
     /// Removes what was delivered too long ago, a little at a time; says how many.
     fn purge(&self, keep: Duration) -> Result<i64, OutboxError> {
-        let (destination, before) = (self.destination, stamp::now().saturating_sub(milliseconds(keep)));
+        let (destination, before) = (self.destination, unix_millis::now().saturating_sub(milliseconds(keep)));
         self.storage.change(move |writer| purge(writer, destination, before))
     }
 }
@@ -276,7 +277,7 @@ impl Change {
         match outcome {
             Settlement::Delivered => Change::Deliver { attempts, keep },
             Settlement::Retry { .. } | Settlement::Held { .. } => {
-                let retry_at = outcome.rest().map(|rest| stamp::now().saturating_add(milliseconds(rest)));
+                let retry_at = outcome.rest().map(|rest| unix_millis::now().saturating_add(milliseconds(rest)));
                 Change::Stay { state: outcome.leads_to(), attempts, refusals, retry_at, why }
             }
             Settlement::Dead { .. } => Change::Bury { attempts, refusals, why },
@@ -304,7 +305,7 @@ impl Change {
                 execute(
                     "INSERT INTO delivered (destination, delivered_at, id, control_id, pushed_at, attempts)
                      SELECT destination, ?3, id, control_id, pushed_at, ?4 FROM waiting WHERE destination = ?1 AND id = ?2",
-                    &[&destination, &id, &stamp::now(), attempts],
+                    &[&destination, &id, &unix_millis::now(), attempts],
                 )?;
                 execute(LEAVE, &[&destination, &id])
             }
@@ -318,7 +319,7 @@ impl Change {
                     "INSERT INTO dead (destination, id, control_id, pushed_at, attempts, refusals, died_at, last_failure)
                      SELECT destination, id, control_id, pushed_at, ?3, ?4, ?5, ?6
                      FROM waiting WHERE destination = ?1 AND id = ?2",
-                    &[&destination, &id, attempts, refusals, &stamp::now(), why],
+                    &[&destination, &id, attempts, refusals, &unix_millis::now(), why],
                 )?;
                 execute(LEAVE, &[&destination, &id])
             }
@@ -352,7 +353,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<(Entry, bool)> {
         id: row.get::<_, i64>("id")? as u64,
         control_id: row.get("control_id")?,
         message: message.unwrap_or_default(),
-        pushed_at: stamp::time(row.get("pushed_at")?),
+        pushed_at: unix_millis::time(row.get("pushed_at")?),
         // What nobody here has written is nobody's to send.
         state: EntryState::from_word(&state).unwrap_or(EntryState::Held),
         attempts: row.get("attempts")?,
@@ -374,23 +375,23 @@ impl Outbox for SqliteOutbox {
                 "INSERT INTO waiting (destination, id, control_id, pushed_at, state, attempts, refusals)
                  VALUES (?1, ?2, ?3, ?4, ?5, 0, 0)",
             )?;
-            waiting.execute(params![destination, id, control_id, stamp::now(), EntryState::Waiting.as_str()])?;
+            waiting.execute(params![destination, id, control_id, unix_millis::now(), EntryState::Waiting.as_str()])?;
             Ok(id)
         })?;
-        self.shared.bell.ring();
+        self.shared.wake_up.notify();
         Ok(id as u64)
     }
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
-        let mut line = self.shared.lock();
-        if line.turn.claimed().is_some() || !self.shared.may_claim(&mut line)? {
+        let mut holding = self.shared.lock();
+        if holding.local_claim.claimed().is_some() || !self.shared.may_claim(&mut holding)? {
             return Ok(None);
         }
-        if line.next_purge.is_none_or(|next| next.remaining().is_none()) {
+        if holding.next_purge.is_none_or(|next| next.remaining().is_none()) {
             // What is left over is for the next time. What is damaged among the delivered concerns nobody who waits.
             let purged = self.shared.purge(self.keep.unwrap_or_default());
             let left_over = matches!(purged, Ok(PURGE_AT_ONCE));
-            line.next_purge = (!left_over).then(|| Deadline::after(PURGE));
+            holding.next_purge = (!left_over).then(|| Deadline::after(PURGE));
             if let Err(error) = purged {
                 log::warn!("what was delivered long ago cannot be removed: {error}");
             }
@@ -400,7 +401,7 @@ impl Outbox for SqliteOutbox {
         };
         let id = head.id;
         match head.state {
-            EntryState::Waiting if line.turn.rests(id) => Ok(None),
+            EntryState::Waiting if holding.local_claim.rests(id) => Ok(None),
             EntryState::Waiting if !intact => {
                 // Here nobody can mend it, and those behind it are to go on.
                 let what = format!("the stored message {:?} (number {id}) is damaged", head.control_id);
@@ -410,7 +411,7 @@ impl Outbox for SqliteOutbox {
                 Err(OutboxError::Damaged { what, source: None })
             }
             EntryState::Waiting => {
-                line.turn.take(id);
+                holding.local_claim.begin(id);
                 Ok(Some(Claim::new(head)))
             }
             EntryState::Sending => {
@@ -430,16 +431,16 @@ impl Outbox for SqliteOutbox {
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
         let settled = self.shared.change_claimed(claim, Change::settlement(claim, outcome, self.keep.is_some()));
         if settled.is_ok() {
-            self.shared.lock().turn.give_back(outcome.rest());
+            self.shared.lock().local_claim.end(outcome.rest());
         }
         settled
     }
 
     fn release(&self) {
-        let mut line = self.shared.lock();
-        line.turn.give_back(None);
-        line.lock = None;
-        self.shared.bell.ring();
+        let mut holding = self.shared.lock();
+        holding.local_claim.end(None);
+        holding.lock = None;
+        self.shared.wake_up.notify();
     }
 
     fn pending(&self) -> Result<Pending, OutboxError> {
@@ -450,7 +451,7 @@ impl Outbox for SqliteOutbox {
                 count("SELECT pushed_at FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1").optional()?;
             let waiting = count("SELECT count(*) FROM waiting WHERE destination = ?1")?;
             let dead = count("SELECT count(*) FROM dead WHERE destination = ?1")?;
-            Ok(Pending::new(waiting as u64, oldest.map(stamp::time), dead as u64))
+            Ok(Pending::new(waiting as u64, oldest.map(unix_millis::time), dead as u64))
         })
     }
 
@@ -499,7 +500,7 @@ impl Outbox for SqliteOutbox {
     }
 
     fn wait(&self, limit: Duration) {
-        self.shared.bell.wait(limit.min(POLL));
+        self.shared.wake_up.wait(limit.min(POLL));
     }
 }
 

@@ -7,17 +7,17 @@ use std::time::Duration;
 use socket2::SockRef;
 
 #[cfg(feature = "testing-tls")]
-use super::tls::Session;
+use super::tls::ServerSession;
 
-pub(super) struct Peer {
+pub(super) struct ServedConnection {
     tcp: TcpStream,
     #[cfg(feature = "testing-tls")]
-    tls: Option<Session>,
+    tls: Option<ServerSession>,
 }
 
-impl Peer {
-    pub(super) fn plain(tcp: TcpStream) -> Peer {
-        Peer {
+impl ServedConnection {
+    pub(super) fn plain(tcp: TcpStream) -> ServedConnection {
+        ServedConnection {
             tcp,
             #[cfg(feature = "testing-tls")]
             tls: None,
@@ -25,8 +25,8 @@ impl Peer {
     }
 
     #[cfg(feature = "testing-tls")]
-    pub(super) fn with_tls(tcp: TcpStream, session: Session) -> Peer {
-        Peer { tcp, tls: Some(session) }
+    pub(super) fn with_tls(tcp: TcpStream, session: ServerSession) -> ServedConnection {
+        ServedConnection { tcp, tls: Some(session) }
     }
 
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {

@@ -11,7 +11,7 @@ pub(super) fn of(time: SystemTime) -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-pub(super) fn time(stamp: i64) -> SystemTime {
-    let since = Duration::from_millis(u64::try_from(stamp).unwrap_or(0));
+pub(super) fn time(millis: i64) -> SystemTime {
+    let since = Duration::from_millis(u64::try_from(millis).unwrap_or(0));
     SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
 }

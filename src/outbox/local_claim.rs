@@ -5,12 +5,12 @@ use std::time::Duration;
 use crate::deadline::Deadline;
 
 #[derive(Debug, Default)]
-pub(super) struct Turn {
+pub(super) struct LocalClaim {
     claimed: Option<u64>,
     resting: Option<(u64, Deadline)>,
 }
 
-impl Turn {
+impl LocalClaim {
     /// The entry that is claimed.
     pub(super) fn claimed(&self) -> Option<u64> {
         self.claimed
@@ -21,17 +21,17 @@ impl Turn {
         matches!(&self.resting, Some((resting, until)) if *resting == id && until.remaining().is_some())
     }
 
-    pub(super) fn take(&mut self, id: u64) {
-        *self = Turn { claimed: Some(id), resting: None };
+    pub(super) fn begin(&mut self, id: u64) {
+        *self = LocalClaim { claimed: Some(id), resting: None };
     }
 
     /// The claim has ended; its entry is to rest for so long, if it is to be tried again.
-    pub(super) fn give_back(&mut self, rest: Option<Duration>) {
+    pub(super) fn end(&mut self, rest: Option<Duration>) {
         self.resting = self.claimed.take().zip(rest.map(Deadline::after));
     }
 
     /// Somebody has decided that this entry need not rest.
-    pub(super) fn wake(&mut self, id: u64) {
+    pub(super) fn end_rest(&mut self, id: u64) {
         self.resting.take_if(|(resting, _)| *resting == id);
     }
 }

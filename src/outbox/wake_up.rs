@@ -1,0 +1,24 @@
+//! A wake-up for the thread that waits for something to claim, within one process.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+#[derive(Debug, Default)]
+pub(super) struct WakeUp {
+    is_due: Mutex<bool>,
+    notified: Condvar,
+}
+
+impl WakeUp {
+    pub(super) fn notify(&self) {
+        *self.is_due.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.notified.notify_all();
+    }
+
+    /// Waits until it rings, unless it has is_due since the last time.
+    pub(super) fn wait(&self, limit: Duration) {
+        let is_due = self.is_due.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.notified.wait_timeout_while(is_due, limit, |is_due| !*is_due);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+}
