@@ -169,6 +169,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod backoff;
 mod builder;
 mod client;
 mod connection;
@@ -182,6 +183,7 @@ pub mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hl7;
+mod locks;
 mod net;
 pub mod outbox;
 mod pool;

@@ -1,6 +1,7 @@
 //! The one blocking script that every kind of exchange runs: write, commit block, next answer. A deadline ends every wait.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::intake::{Settled, malformed};
@@ -8,9 +9,10 @@ use super::{Connection, Live, closed};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Evidence, Hint, Phase};
 use crate::event::Event;
-use crate::exchange::{AnyFrame, Awaited, Effect, Failure, Progress};
+use crate::exchange::{AnyFrame, Awaited, Effect, Failure, Message, Progress};
 use crate::frame;
 use crate::hl7::MessageError;
+use crate::hl7::ack::Ack;
 use crate::net::Halt;
 use crate::settings::{AckPolicy, Settings};
 
@@ -113,6 +115,47 @@ impl<A: Awaited> Conversation<A> {
 }
 
 impl Connection {
+    /// Sends a message and waits for the acknowledgment that ends its exchange, at most the builder's
+    /// [`timeout`](crate::ClientBuilder::timeout).
+    ///
+    /// # Errors
+    ///
+    /// Any [`ErrorKind`] but those of connecting. A message that could not be sent leaves the connection untouched, as one does whose
+    /// control ID it has carried before
+    /// ([`MessageError::ControlIdInUse`](crate::MessageError::ControlIdInUse)).
+    pub fn send(&mut self, message: &[u8]) -> Result<Ack, Error> {
+        let settings = Arc::clone(&self.settings);
+        let deadline = Deadline::after(settings.timeout);
+        let policy = &settings.ack_policy;
+        let result = self.still_open().and_then(|()| settings.check_message(message, policy.mode)).and_then(|header| {
+            self.make_fit(&deadline)?;
+            self.converse(message, Message::new(message, &header, settings.ack_rules(policy)), policy, &deadline)
+        });
+        settings.monitor.conclude(result, &deadline)
+    }
+
+    /// Sends any payload and returns the content of the first frame that comes back, as it came, borrowed from the
+    /// connection's buffer. Neither is checked as HL7, so that a refusal is a reply like any other.
+    ///
+    /// Control IDs are read all the same, for two things: an acknowledgment of a message that was sent before by
+    /// [`send`](Connection::send) is not the reply, and a payload with the control ID of such a message is refused. Replies to
+    /// other payloads are the caller's to distinguish. Where the payload could not be sent whole, an answer that came before is
+    /// no reply to it, but [`Error::response`].
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Connection::send), but those that concern HL7.
+    pub fn exchange(&mut self, payload: &[u8]) -> Result<&[u8], Error> {
+        let deadline = Deadline::after(self.settings.timeout);
+        let result = self
+            .still_open()
+            .and_then(|()| self.settings.check_payload(payload))
+            .and_then(|()| self.make_fit(&deadline))
+            .and_then(|()| self.converse_unread(payload, &deadline));
+        let reply = self.settings.monitor.conclude(result, &deadline)?;
+        Ok(self.intake.content(reply))
+    }
+
     /// Runs a whole exchange of a checked payload, on a connection that was found fit for use.
     pub(crate) fn converse<A: Awaited>(
         &mut self,

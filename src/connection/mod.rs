@@ -18,8 +18,6 @@ pub(crate) use recv_buffer::RecvBuffer;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Phase};
 use crate::event::Event;
-use crate::exchange::Message;
-use crate::hl7::ack::Ack;
 use crate::net::{Halt, ShutdownHandle, Stream};
 use crate::settings::Settings;
 use intake::{Intake, Settled};
@@ -110,47 +108,6 @@ impl Connection {
     pub(crate) fn emit_connected(&self) {
         let Settings { endpoint, monitor, .. } = &*self.settings;
         monitor.emit(&Event::Connected { endpoint, elapsed: self.opened_in });
-    }
-
-    /// Sends a message and waits for the acknowledgment that ends its exchange, at most the builder's
-    /// [`timeout`](crate::ClientBuilder::timeout).
-    ///
-    /// # Errors
-    ///
-    /// Any [`ErrorKind`] but those of connecting. A message that could not be sent leaves the connection untouched, as one does whose
-    /// control ID it has carried before
-    /// ([`MessageError::ControlIdInUse`](crate::MessageError::ControlIdInUse)).
-    pub fn send(&mut self, message: &[u8]) -> Result<Ack, Error> {
-        let settings = Arc::clone(&self.settings);
-        let deadline = Deadline::after(settings.timeout);
-        let policy = &settings.ack_policy;
-        let result = self.still_open().and_then(|()| settings.check_message(message, policy.mode)).and_then(|header| {
-            self.make_fit(&deadline)?;
-            self.converse(message, Message::new(message, &header, settings.ack_rules(policy)), policy, &deadline)
-        });
-        settings.monitor.conclude(result, &deadline)
-    }
-
-    /// Sends any payload and returns the content of the first frame that comes back, as it came, borrowed from the
-    /// connection's buffer. Neither is checked as HL7, so that a refusal is a reply like any other.
-    ///
-    /// Control IDs are read all the same, for two things: an acknowledgment of a message that was sent before by
-    /// [`send`](Connection::send) is not the reply, and a payload with the control ID of such a message is refused. Replies to
-    /// other payloads are the caller's to distinguish. Where the payload could not be sent whole, an answer that came before is
-    /// no reply to it, but [`Error::response`].
-    ///
-    /// # Errors
-    ///
-    /// As [`send`](Connection::send), but those that concern HL7.
-    pub fn exchange(&mut self, payload: &[u8]) -> Result<&[u8], Error> {
-        let deadline = Deadline::after(self.settings.timeout);
-        let result = self
-            .still_open()
-            .and_then(|()| self.settings.check_payload(payload))
-            .and_then(|()| self.make_fit(&deadline))
-            .and_then(|()| self.converse_unread(payload, &deadline));
-        let reply = self.settings.monitor.conclude(result, &deadline)?;
-        Ok(self.intake.content(reply))
     }
 
     /// Whether the connection can take another message, as far as can be seen without reading: `false` is certain, `true`

@@ -4,7 +4,9 @@ use std::fmt;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
+
+use crate::locks::lock;
 
 /// Ends a connection from another thread: the call under way there returns [`ErrorKind::Closed`](crate::ErrorKind::Closed) at once, wherever it waits.
 ///
@@ -29,7 +31,7 @@ impl ShutdownHandle {
     /// Ends the connection. Calling it again, or after the connection has ended, does nothing.
     pub fn shutdown(&self) {
         self.target.shut.store(true, Ordering::SeqCst);
-        let socket = self.target.socket.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let socket = lock(&self.target.socket).upgrade();
         if let Some(socket) = socket {
             // It fails where the connection has ended already, which is what is wanted.
             let _ = socket.shutdown(Shutdown::Both);
@@ -46,7 +48,7 @@ impl ShutdownHandle {
     }
 
     pub(super) fn watch(&self, socket: &Arc<TcpStream>) -> io::Result<()> {
-        *self.target.socket.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(socket);
+        *lock(&self.target.socket) = Arc::downgrade(socket);
         if self.is_shut() { Err(io::ErrorKind::NotConnected.into()) } else { Ok(()) }
     }
 }

@@ -12,6 +12,7 @@ use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::hl7::ack::Ack;
+use crate::locks::lock;
 
 /// While nothing can be claimed, the outbox is asked at least so often.
 const IDLE: Duration = Duration::from_millis(100);
@@ -337,7 +338,7 @@ impl Drop for Running {
 
 impl ForwarderShared {
     fn lock(&self) -> MutexGuard<'_, ForwarderState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn run(&self) {

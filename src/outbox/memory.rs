@@ -10,6 +10,7 @@ use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement};
 use crate::deadline::Deadline;
 use crate::hl7::MessageError;
+use crate::locks::lock;
 
 /// An [`Outbox`] in memory, bounded by count and bytes. It survives nothing but its receiver: what it holds is gone with the process.
 ///
@@ -109,7 +110,7 @@ impl MemoryOutbox {
 
 impl MemoryShared {
     fn lock(&self) -> MutexGuard<'_, MemoryQueue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 }
 

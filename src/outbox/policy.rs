@@ -4,10 +4,10 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use super::{Entry, Settlement};
+use crate::backoff::doubled;
 use crate::error::{Delivery, Error, ErrorKind};
 use crate::hl7::ack::Ack;
 use crate::hl7::ack::AckCode::{ApplicationReject, CommitReject};
-use crate::pool::doubled;
 
 /// What a [`Forwarder`](super::Forwarder) does with a message of which it is not known whether the receiver has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -3,6 +3,8 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::locks::lock;
+
 #[derive(Debug, Default)]
 pub(super) struct WakeUp {
     is_due: Mutex<bool>,
@@ -11,13 +13,13 @@ pub(super) struct WakeUp {
 
 impl WakeUp {
     pub(super) fn notify(&self) {
-        *self.is_due.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *lock(&self.is_due) = true;
         self.notified.notify_all();
     }
 
     /// Waits until it rings, unless it has is_due since the last time.
     pub(super) fn wait(&self, limit: Duration) {
-        let is_due = self.is_due.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = lock(&self.is_due);
         let waited = self.notified.wait_timeout_while(is_due, limit, |is_due| !*is_due);
         *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
     }

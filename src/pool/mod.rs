@@ -5,16 +5,16 @@ mod reconnect;
 mod slots;
 mod sync;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 pub use reconnect::Reconnect;
-pub(crate) use reconnect::doubled;
 
 use crate::connection::{self, Connection, Fitness};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Phase};
 use crate::event::Event;
+use crate::locks::lock;
 use crate::net::ShutdownHandle;
 use crate::settings::Settings;
 use dialer::{Dialer, Epoch};
@@ -150,7 +150,7 @@ impl Pool {
     }
 
     fn handles(&self) -> MutexGuard<'_, Vec<ShutdownHandle>> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.handles)
     }
 }
 

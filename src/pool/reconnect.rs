@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::time::Duration;
 
+use crate::backoff::doubled;
 use crate::error::ErrorKind;
 
 /// How a [`Client`](crate::Client) that has reached its receiver before tries to reach it again: at once, then after a delay that
@@ -76,12 +77,6 @@ impl Reconnect {
     fn longest_delay_after(&self, attempts: u32) -> Duration {
         doubled(self.initial_delay, attempts.saturating_sub(1), self.max_delay)
     }
-}
-
-/// A delay that is twice as long each time, after so many times, up to the longest.
-pub(crate) fn doubled(initial: Duration, times: u32, longest: Duration) -> Duration {
-    let factor = 1_u32.checked_shl(times).unwrap_or(u32::MAX);
-    initial.saturating_mul(factor).min(longest)
 }
 
 /// Whether a failure to connect may be gone the next time.

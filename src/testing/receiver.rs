@@ -17,6 +17,7 @@ use super::step::{Ending, Step};
 use super::tls::ServerTls;
 use crate::connection::RecvBuffer;
 use crate::frame::Framing;
+use crate::locks::lock;
 
 /// So many connections are served at the same time; further ones wait in the system's queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -203,7 +204,7 @@ impl ReceiverBuilder {
     pub fn scripted(self, steps: impl IntoIterator<Item = Step>) -> io::Result<Receiver> {
         let steps = Mutex::new(steps.into_iter().collect::<VecDeque<_>>());
         self.answering(move |_| {
-            let next = steps.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let next = lock(&steps).pop_front();
             next.unwrap_or_else(Step::accept)
         })
     }
@@ -244,7 +245,7 @@ impl fmt::Debug for Receiver {
 
 impl ReceiverShared {
     fn lock(&self) -> MutexGuard<'_, ReceiverState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn speaks_tls(&self) -> bool {

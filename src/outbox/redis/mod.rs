@@ -3,7 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation};
@@ -12,6 +12,7 @@ use super::contract::ORPHANED;
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
+use crate::locks::lock;
 
 /// The limit of one attempt to reach the server, and of one answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -156,11 +157,11 @@ impl Scripts {
 
 impl RedisShared {
     fn local_claim(&self) -> MutexGuard<'_, LocalClaim> {
-        self.local_claim.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.local_claim)
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire> {
-        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.wire)
     }
 
     fn call<'s>(&self, script: &'s Script) -> ScriptInvocation<'s> {

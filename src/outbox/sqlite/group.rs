@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
+use crate::locks::lock;
+
 /// What a change amounts to: the number of a new row, or how many rows it concerned.
 type ChangeResult = Result<i64, Arc<rusqlite::Error>>;
 
@@ -117,8 +119,4 @@ fn transact(writer: &mut Connection, group: &mut [PendingChange]) -> rusqlite::R
     let answers = group.iter_mut().map(|change| (change.work)(&transaction)).collect::<rusqlite::Result<Vec<i64>>>()?;
     transaction.commit()?;
     Ok(answers)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,15 +1,14 @@
 //! Messages in a file, by SQLite. This folder alone names `rusqlite`.
 
+mod failure;
 mod group;
 mod schema;
 
-use std::borrow::Borrow;
-use std::error::Error as StdError;
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -20,10 +19,9 @@ use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
 use crate::deadline::Deadline;
+use crate::locks::lock;
+use failure::{BUSY, failure, full, read_only};
 use group::Group;
-
-/// How long to wait for another process that writes, before it is an error.
-const BUSY: Duration = Duration::from_secs(10);
 
 /// What other processes push is noticed after this time at the latest.
 const POLL: Duration = Duration::from_millis(50);
@@ -189,7 +187,7 @@ impl SqliteOutbox {
 impl Storage {
     fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, OutboxError> {
         let connection = self.group.idle_writer();
-        let connection = connection.unwrap_or_else(|| self.reader.lock().unwrap_or_else(PoisonError::into_inner));
+        let connection = connection.unwrap_or_else(|| lock(&self.reader));
         query(&connection).map_err(|error| failure(&self.path, error))
     }
 
@@ -203,7 +201,7 @@ impl Storage {
 
 impl SqliteShared {
     fn lock(&self) -> MutexGuard<'_, Holding> {
-        self.holding.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.holding)
     }
 
     /// Whether this handle may claim: it holds the lock, or gets it.
@@ -570,31 +568,4 @@ fn unusable(path: &str, error: io::Error) -> OutboxError {
         _ => format!("{path} cannot be used"),
     };
     OutboxError::Storage { what, source: Some(error.into()) }
-}
-
-fn full(path: &str) -> String {
-    format!("the disk of {path} is full; what is in it is untouched, and it goes on once there is room")
-}
-
-fn read_only(path: &str) -> String {
-    format!("{path} or its directory cannot be written")
-}
-
-/// What an error of SQLite means for a user.
-fn failure(path: &str, error: impl Borrow<rusqlite::Error> + StdError + Send + Sync + 'static) -> OutboxError {
-    let code = error.borrow().sqlite_error_code();
-    let source = Some(error.into());
-    let what = match code {
-        Some(ErrorCode::DiskFull) => return OutboxError::Full { what: full(path), source },
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            let what = format!("{path} is damaged, or no outbox; save it and restore it from a copy");
-            return OutboxError::Damaged { what, source };
-        }
-        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => read_only(path),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            format!("{path} was locked by another process for longer than {BUSY:?}")
-        }
-        _ => format!("{path} cannot be read or written"),
-    };
-    OutboxError::Storage { what, source }
 }

@@ -2,7 +2,8 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::OutboxError;
+use super::failure::failure;
+use crate::outbox::OutboxError;
 
 /// `MLLP`, by which `file` and this crate know an outbox.
 const APPLICATION_ID: i64 = 0x4D4C_4C50;
@@ -131,7 +132,7 @@ impl PrepareError {
             PrepareError::Foreign => {
                 OutboxError::Config(format!("{path} is a database of another kind, not an outbox"))
             }
-            PrepareError::Sqlite(error) => super::failure(path, error),
+            PrepareError::Sqlite(error) => failure(path, error),
         }
     }
 }
