@@ -1,4 +1,4 @@
-//! What a user holds: `Client` and `Request`; when to connect anew, never how.
+//! The types that a user holds: `Client`, `Request`, `Acks`, `SendAll`. They decide when to connect anew, never how.
 
 use std::fmt;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ impl Client {
 
     /// Sends a message and returns the acknowledgment that ends its exchange.
     ///
-    /// What is sent is the message as given, in one frame: segments end in Carriage Returns, and are not mended here.
+    /// The message is sent as given, in one frame: its segments should end in Carriage Returns, and are not corrected here.
     /// MSH-15 and MSH-16 decide which acknowledgment is awaited (HL7 v2.5, chapter 2.9). Both empty, the original mode: the
     /// application acknowledgment; a commit accept before it is remembered. Otherwise the commit acknowledgment, the
     /// application acknowledgment or both, as they ask.
@@ -268,7 +268,7 @@ impl Client {
         self.pool.close();
     }
 
-    /// What happened since the client was made, over all clones.
+    /// Counts of all that has happened since the client was made, over all clones.
     pub fn stats(&self) -> Stats {
         self.pool.settings().monitor.stats()
     }
@@ -308,7 +308,7 @@ fn exchange_on<T>(
         }
     }
     let mut connection = lease.connect(deadline)?;
-    // What a peer says before it has been asked is no answer either. Of one that ends a connection at once, another is
+    // Bytes that came before the message left are no answer either. Where a peer ends a connection at once, another is
     // tried once.
     match connection.make_fit(deadline) {
         Err(error) if was_dead_already(&error) => {
@@ -510,7 +510,7 @@ impl fmt::Debug for Acks<'_> {
     }
 }
 
-/// What becomes of messages sent one by one, from [`Client::send_all`].
+/// The results of messages sent one by one, from [`Client::send_all`].
 #[must_use = "nothing is sent before it is asked for"]
 pub struct SendAll<'a, I> {
     client: &'a Client,

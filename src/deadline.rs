@@ -35,7 +35,7 @@ impl Deadline {
         self.limit
     }
 
-    /// What is left of it; `None` once it has passed.
+    /// The time that is left; `None` once it has passed.
     pub(crate) fn remaining(&self) -> Option<Duration> {
         self.at.checked_duration_since(now()).filter(|left| !left.is_zero())
     }

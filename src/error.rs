@@ -1,4 +1,4 @@
-//! What went wrong, and what became of the message.
+//! Errors: the kind of failure, and whether the receiver has the message.
 
 use std::fmt;
 use std::io;
@@ -49,7 +49,7 @@ struct Inner {
     evidence: Evidence,
 }
 
-/// What `Display` and [`Error::response`] add to the kind of a failure.
+/// The parts of an error, beside its kind, that `Display` and [`Error::response`] show.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Evidence {
     /// The answer that was the problem. Shared, since one answer may be about many messages.
@@ -57,7 +57,7 @@ pub(crate) struct Evidence {
     pub(crate) hint: Option<Hint>,
 }
 
-/// What probably lies behind a failure, and which setting helps.
+/// The probable reason of a failure, and the setting that helps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hint {
     /// This many bytes of an answer had come, with a Start Block and without an end.
@@ -89,7 +89,7 @@ impl fmt::Display for Hint {
     }
 }
 
-/// What became of a message whose call failed.
+/// Whether the receiver has a message whose call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Delivery {
     /// The receiver does not have the message: its End Block never left for the operating system, or the receiver reported that it did
@@ -181,7 +181,7 @@ pub enum ErrorKind {
     /// names it.
     #[error("timed out after {limit:?} while {phase}")]
     Timeout {
-        /// What the call was doing.
+        /// The step of the call in which it happened.
         phase: Phase,
         /// The limit that passed, as it was set.
         limit: Duration,
@@ -189,7 +189,7 @@ pub enum ErrorKind {
     /// The peer closed or reset the connection.
     #[error("the connection ended while {phase}{}", received_so_far(*received))]
     Disconnected {
-        /// What the call was doing.
+        /// The step of the call in which it happened.
         phase: Phase,
         /// How many bytes of an answer had come.
         received: usize,
@@ -252,7 +252,7 @@ impl ErrorKind {
         ErrorKind::Connect { address, source: Arc::new(source) }
     }
 
-    /// What the end of reading or writing means for a call that was in this phase, `received` bytes of an answer having come.
+    /// The kind of failure when reading or writing has ended in this phase, after `received` bytes of an answer.
     pub(crate) fn halted(halt: Halt, phase: Phase, received: usize, limit: Duration) -> ErrorKind {
         match halt {
             Halt::Deadline => ErrorKind::Timeout { phase, limit },
@@ -312,12 +312,12 @@ impl Error {
         Error::before_sending(self.0.kind.clone())
     }
 
-    /// What happened.
+    /// The kind of failure.
     pub fn kind(&self) -> &ErrorKind {
         &self.0.kind
     }
 
-    /// What became of the message: whether it may be sent again.
+    /// Whether the receiver has the message, and so whether it may be sent again.
     pub fn delivery(&self) -> Delivery {
         self.0.delivery
     }

@@ -1,4 +1,4 @@
-//! What an observer is told; the counters.
+//! Events for an observer, the counters, the log.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -66,7 +66,7 @@ pub enum Event<'a> {
     },
     /// A call failed; told once for each, refusals included.
     Failed {
-        /// What the caller gets.
+        /// The result that the caller gets.
         error: &'a Error,
         /// Time since the call began.
         elapsed: Duration,
@@ -145,7 +145,7 @@ impl Monitor {
         self.counters.count(event);
         write_log(event);
         if let Some(observer) = &self.observer {
-            // What an observer does must not decide over a message: it has been sent, whatever became of the count.
+            // A panic of the observer must not change the result: the message has been sent.
             if catch_unwind(AssertUnwindSafe(|| observer(event))).is_err() {
                 log::error!("the observer of mllp-client panicked; the call goes on");
             }

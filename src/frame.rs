@@ -39,7 +39,7 @@ pub(crate) const STORED: &[u8] = &[0x06];
 /// The content of one that says that it has not: ASCII NAK.
 pub(crate) const NOT_STORED: &[u8] = &[0x15];
 
-/// So many bytes may come before a Start Block, so that a peer that sends nothing else cannot fill the memory.
+/// The largest number of bytes before a Start Block, so that a peer that sends nothing else cannot fill the memory.
 pub(crate) const MAX_SKIPPED: usize = 64 * 1024;
 
 /// The longest sequence a site may choose for the start or the end of its frames.
@@ -140,12 +140,12 @@ impl Framing {
         (first < kept).then(|| payload.len() - kept + first)
     }
 
-    /// What stands before a payload.
+    /// The bytes before a payload.
     pub(crate) fn head(&self) -> &[u8] {
         self.start.bytes()
     }
 
-    /// What stands after a payload.
+    /// The bytes after a payload.
     pub(crate) fn tail(&self) -> &[u8] {
         self.end.bytes()
     }
@@ -173,7 +173,7 @@ impl Framing {
     }
 }
 
-/// What is to follow the terminator.
+/// The bytes that are to follow the terminator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Return {
     None,
@@ -391,7 +391,7 @@ impl Scanner {
     }
 }
 
-/// What is looked for inside a frame.
+/// The bytes that are searched for inside a frame.
 #[derive(Clone, Debug)]
 enum Search {
     Bytes { start: u8, end: u8 },
@@ -486,7 +486,7 @@ mod tests {
     use super::*;
     use crate::fuzzing::oracle;
 
-    /// What a scanner finds in a stream of bytes: contents with their skipped bytes, then an error or the unused rest.
+    /// The findings of a scanner in a stream of bytes: contents with their skipped bytes, then an error or the unused rest.
     type Found = (Vec<(Vec<u8>, usize)>, Result<Vec<u8>, FrameError>);
 
     /// Feeds the wire in pieces that end at `cuts`, as a connection does, until the wire ends or breaks.
@@ -736,7 +736,7 @@ mod tests {
         assert_eq!(scanner.scan(b""), Ok(None));
     }
 
-    /// What has been looked at and changes, against the rules, is not seen to have changed.
+    /// Bytes that were looked at, and change against the rules, are not seen to have changed.
     #[test]
     fn no_byte_is_looked_at_twice() {
         let custom = Framing::custom(b"<<", b"->").unwrap();

@@ -1,4 +1,4 @@
-//! What stands in for the settings of TLS where the feature `tls` is off: there are none.
+//! The stand-in for the settings of TLS where the feature `tls` is off: there are none.
 
 use crate::error::{Error, ErrorKind};
 use crate::net::Connector;

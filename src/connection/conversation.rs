@@ -86,7 +86,7 @@ impl<A: Awaited> Conversation<A> {
         }
     }
 
-    /// What it waits for, and what has come of it.
+    /// The awaited acknowledgments, and those that have come.
     pub(crate) fn awaited(&self) -> &A {
         &self.awaited
     }
@@ -101,7 +101,7 @@ impl<A: Awaited> Conversation<A> {
         self.live.is_none()
     }
 
-    /// What the caller gets once it is over.
+    /// The caller's result, once it is over.
     pub(crate) fn end(self) -> Result<A::End, Error> {
         let Conversation { awaited, failure, .. } = self;
         awaited.end(failure.map(|failure| *failure))
@@ -616,7 +616,7 @@ mod tests {
         (set(Client::builder("mllp://receiver:2575")).connect().unwrap(), simulation)
     }
 
-    /// What a call ended with, in a word or two.
+    /// The end of a call, in a word or two.
     fn in_words(result: &Result<crate::Ack, Error>) -> String {
         match result {
             Ok(ack) => ack.code().to_string(),

@@ -1,4 +1,4 @@
-//! What has come on a connection: the frame that is awaited, a late acknowledgment, filler, surplus; and which commit blocks are due
+//! The bytes that have come on a connection: the frame that is awaited, a late acknowledgment, filler, surplus; and which commit blocks are due
 //! for it.
 
 use std::mem;
@@ -14,7 +14,7 @@ use crate::frame::{self, FrameError};
 use crate::hl7::ack::Layout;
 use crate::settings::Settings;
 
-/// So many acknowledgments of earlier messages may stand in one frame that comes outside of an exchange: as many as are remembered,
+/// The largest number of acknowledgments of earlier messages in one frame outside of an exchange: as many as are remembered,
 /// twice. It bounds the time that passing them over takes.
 const MOST_PASSED_OVER: usize = 2 * REMEMBERED;
 
@@ -31,7 +31,7 @@ pub(super) struct Intake {
     is_early: bool,
 }
 
-/// What kind of bytes has come outside of an exchange.
+/// The kind of bytes that have come outside of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Settled {
     /// Filler only, or nothing.
@@ -172,7 +172,7 @@ impl Intake {
         settled
     }
 
-    /// What has come and belongs to no frame yet.
+    /// The bytes that have come and belong to no frame yet.
     pub(super) fn rest(&self) -> &[u8] {
         self.buffer.rest()
     }
@@ -238,7 +238,7 @@ fn recognise(history: &mut History, raw: &[u8], layout: &Layout, settings: &Sett
     recognised
 }
 
-/// What it means that the bytes received cannot become a frame.
+/// The kind of failure when the bytes received cannot become a frame.
 pub(super) fn malformed(error: FrameError) -> ErrorKind {
     match error {
         FrameError::TooLarge { limit } => ErrorKind::AckTooLarge { limit },

@@ -116,7 +116,7 @@ impl RecvBuffer {
         Some(bytes)
     }
 
-    /// What has come and belongs to no frame yet.
+    /// The bytes that have come and belong to no frame yet.
     pub(crate) fn rest(&self) -> &[u8] {
         &self.bytes[self.used..self.filled]
     }
@@ -132,7 +132,7 @@ impl RecvBuffer {
         self.scanner.skips_all(self.rest())
     }
 
-    /// What an unfinished answer shows of its receiver; `None` if nothing but filler has come.
+    /// The hint that an unfinished answer gives about its receiver; `None` if nothing but filler has come.
     pub(crate) fn hint(&self) -> Option<Hint> {
         let bytes = self.rest().len();
         if self.scanner.lacks_only_its_return(self.rest()) {

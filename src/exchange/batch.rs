@@ -23,13 +23,13 @@ pub(crate) struct Batched<'m> {
     /// The batches, and the file around them.
     wholes: Vec<Whole<'m>>,
     asks: Vec<Asks<'m>>,
-    /// What has come for each message.
+    /// The acknowledgments that have come, for each message.
     found: Vec<Found>,
     /// Where the message or the whole with a control ID stands.
     index: HashMap<&'m [u8], Named>,
     /// The number of the answer that is being taken, from 1.
     answer: u32,
-    /// What the current answer has done: the messages that it has decided, whether it has committed any message, and whether
+    /// The effects of the current answer: the messages that it has decided, whether it has committed any message, and whether
     /// it has been for earlier messages only.
     fresh: Vec<u32>,
     fresh_commits: bool,
@@ -49,7 +49,7 @@ pub(crate) struct Batched<'m> {
     is_frame_kept: bool,
 }
 
-/// What a control ID stands for.
+/// The message or the batch that a control ID stands for.
 #[derive(Clone, Copy, Debug)]
 enum Named {
     Message(u32),

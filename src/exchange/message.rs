@@ -24,7 +24,7 @@ pub(crate) struct Message<'m> {
     verdict: Option<Ack>,
     /// Whether MSA-2 of the verdict is empty, so that a repetition of it could not be recognised.
     is_nameless: bool,
-    /// What the current answer has done so far.
+    /// The effect of the current answer so far.
     step: Effect,
 }
 

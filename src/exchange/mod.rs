@@ -38,7 +38,7 @@ use crate::hl7::messages;
 /// How many acknowledgments of one answer are taken before the clock is asked.
 const STRIDE: usize = 256;
 
-/// What it means that one answer holds two verdicts.
+/// One answer holds two verdicts that contradict each other.
 const CONTRADICTORY: ErrorKind = ErrorKind::MalformedAck(AckParseError::Contradictory);
 
 /// How acknowledgments are read, for all messages of a call.
@@ -67,7 +67,7 @@ pub(crate) enum Progress {
 }
 
 impl Progress {
-    /// What a failure means for a message that has come this far.
+    /// The error for a message that has come this far.
     pub(crate) fn fail(self, kind: ErrorKind, evidence: Evidence) -> Error {
         let delivery = match (&kind, &self) {
             (ErrorKind::Nak(_) | ErrorKind::NotStored { .. }, _) => Delivery::Refused,
@@ -142,7 +142,7 @@ pub(crate) struct Answer<'a> {
 /// Whether an acknowledgment that is for none of the awaited messages is for an earlier one, and has been passed over.
 pub(crate) type PassOver<'p> = dyn FnMut(&[u8], &Layout) -> bool + 'p;
 
-/// What an answer, or a part of it, has changed.
+/// The effect of an answer, or of a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// It goes on with what stands from here on in the same answer.
@@ -166,7 +166,7 @@ pub(crate) struct Decided<'d> {
     pub(crate) after: After,
 }
 
-/// What may still come for a message once its exchange has ended.
+/// The acknowledgments that may still come for a message once its exchange has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
     /// No more than the same again.
@@ -179,9 +179,9 @@ pub(crate) enum After {
     Doubt,
 }
 
-/// What an exchange waits for once its payload has left.
+/// The acknowledgments that an exchange waits for once its payload has left.
 pub(crate) trait Awaited {
-    /// What the caller gets.
+    /// The result that the caller gets.
     type End;
 
     /// Whether answers are read, and recognised by their control ID.
@@ -193,7 +193,7 @@ pub(crate) trait Awaited {
     /// The control IDs that acknowledgments of the payload may carry.
     fn control_ids(&self) -> impl Iterator<Item = &[u8]>;
 
-    /// What the next answer is expected to be.
+    /// The phase of waiting for the next answer.
     fn phase(&self) -> Phase;
 
     /// Whether an acknowledgment has come for every message, so that the limit of the application acknowledgments counts.
@@ -208,11 +208,11 @@ pub(crate) trait Awaited {
     /// How many bytes of answers are kept.
     fn kept(&self) -> usize;
 
-    /// What the caller gets, after all answers or after a failure. An early refusal counts although sending had failed.
+    /// The caller's result, after all answers or after a failure. An early refusal counts although sending had failed.
     fn end(self, failure: Option<Failure>) -> Result<Self::End, Error>;
 }
 
-/// What one message is called, what it asks for, and what is awaited of it.
+/// The control ID of one message, the acknowledgments that it asks for, and those that are awaited.
 #[derive(Clone, Copy, Debug)]
 struct Asks<'m> {
     control_id: &'m [u8],
@@ -242,7 +242,7 @@ impl<'m> Asks<'m> {
         if self.commit && !is_committed { Phase::CommitAck } else { Phase::ApplicationAck }
     }
 
-    /// What may still come after the acknowledgment that has ended the exchange.
+    /// The acknowledgments that may still come after the one that has ended the exchange.
     fn after(&self, code: AckCode, verify: bool) -> After {
         match (code, self.header.application) {
             (AckCode::CommitAccept, true) if verify => After::ApplicationAck,
@@ -251,7 +251,7 @@ impl<'m> Asks<'m> {
         }
     }
 
-    /// What to say where the application acknowledgment did not come: a receiver that goes by the header need not send one, or
+    /// The hint for an application acknowledgment that did not come: a receiver that goes by the header need not send one, or
     /// has sent a commit accept that the header does not ask for.
     fn hint(&self, is_committed: bool) -> Option<Hint> {
         let both = self.header.commit && self.header.application && !self.header.conditional;

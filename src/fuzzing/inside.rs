@@ -62,7 +62,7 @@ pub fn outcome(
     Ok(steps)
 }
 
-/// What becomes of each message of a batch, in its order, after all the answers or the first that cannot be taken.
+/// The end of each message of a batch, in order, after all answers or after the first that cannot be taken.
 pub fn outcomes(
     batch: &[u8],
     messages: &[Vec<u8>],

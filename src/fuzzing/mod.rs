@@ -1,4 +1,4 @@
-//! What this crate's fuzzers and tests see of the inside.
+//! The inside of this crate, as far as fuzzers and tests see it.
 
 #[cfg(fuzzing)]
 pub mod inside;

@@ -1,11 +1,11 @@
-//! What the answers should be, found without any care for speed: the grammar of frames, the reading of headers and acknowledgments, and
+//! The right answers, found without any care for speed: the grammar of frames, the reading of headers and acknowledgments, and
 //! the rules by which an acknowledgment ends an exchange. Written apart from the code that it is compared with.
 
 use crate::frame::{FrameError, Framing};
 use crate::hl7::MessageError;
 use crate::hl7::ack::{AckCode, AckMode, AckParseError};
 
-/// So many bytes may stand before a Start Block.
+/// The largest number of bytes before a Start Block.
 const MOST_SKIPPED: usize = 65_536;
 
 /// How frames look and what is forgiven.
@@ -28,7 +28,7 @@ pub struct Frames {
     pub contents: Vec<(Vec<u8>, usize)>,
     /// How many bytes stood before each.
     pub skipped: Vec<usize>,
-    /// What is wrong with what follows them.
+    /// The error in the bytes that follow them.
     pub error: Option<FrameError>,
 }
 
@@ -126,7 +126,7 @@ pub fn framing(kind: usize) -> (Framing, Grammar) {
     }
 }
 
-/// What matters of an acknowledgment.
+/// The parts of an acknowledgment that matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledgment {
     /// MSA-1.
@@ -195,7 +195,7 @@ pub fn is_contradicted(raw: &[u8]) -> bool {
     })
 }
 
-/// What matters of a message's header.
+/// The parts of a message's header that matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// MSH-10, or that of the outermost header.
@@ -247,7 +247,7 @@ pub fn header(message: &[u8]) -> Result<Header, MessageError> {
     Err(MessageError::NoControlId)
 }
 
-/// What an acknowledgment means for an exchange.
+/// The meaning of an acknowledgment for an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
     /// Another is awaited; the receiver has the message.
@@ -260,7 +260,7 @@ pub enum Meaning {
     Doubt,
 }
 
-/// What it means by its code and control ID, by what the message asks for, and by the mode, where nothing else is outstanding.
+/// The meaning by code, control ID, mode and the conditions of the message, where nothing else is outstanding.
 pub fn meaning(header: &Header, mode: AckMode, verify: bool, code: AckCode, control_id: &[u8]) -> Meaning {
     let application_is_awaited = match mode {
         AckMode::FromHeader => header.application,

@@ -2,7 +2,7 @@
 //! sending is given to another, no failure says what is not so, nothing is used that is in doubt, and no call takes more time or
 //! memory than it may.
 //!
-//! What happens is read from bytes, so that a fuzzer and a property test play the same. The answers are tagged: each says in its text
+//! All that happens is read from bytes, so that a fuzzer and a property test play the same. The answers are tagged: each says in its text
 //! which sending it is meant for, and the client, which does not read that, is held to it.
 
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use crate::{Ack, AckCode, AckMode, Batch, Client, ClientBuilder, Connection, Del
 
 /// Times are counted in these.
 const TICK: Duration = Duration::from_millis(10);
-/// What a client needs in bytes beside an answer: a small message once more, and what is small anyway.
+/// The bytes that a client needs beside an answer: a copy of a small message, and small things.
 const FIXED: u64 = 64 * 1024;
 /// How much may stand before an answer.
 const SKIPPED: usize = 64 * 1024 + 64;
@@ -136,7 +136,7 @@ impl Setup {
     }
 }
 
-/// What a call sends. Its control IDs are few, so that they come again.
+/// The payload of a call. Its control IDs are few, so that they come again.
 enum Call {
     Send { control_id: usize, asks: usize, size: usize },
     Batch { control_id: usize, first: usize, messages: usize, asks: usize },
@@ -211,7 +211,7 @@ fn frame(grammar: &Grammar, content: &[u8]) -> Vec<u8> {
     [&grammar.start[..], content, &grammar.end].concat()
 }
 
-/// What one peer says and how it takes what it is sent.
+/// Describes the bytes that one peer sends, and how it takes those that it is sent.
 #[derive(Default)]
 struct Script {
     statements: Vec<(usize, Statement)>,
@@ -338,7 +338,7 @@ impl Script {
     }
 }
 
-/// What a peer knows: how many payloads it has answered, and what it has left out of the last half.
+/// The memory of a peer: how many payloads it has answered, and the rest of a frame of which it has sent a half.
 struct Speaker {
     grammar: Grammar,
     answered: usize,
@@ -346,7 +346,7 @@ struct Speaker {
 }
 
 impl Speaker {
-    /// What a statement makes it say once this has come; nothing yet if it waits for more.
+    /// The bytes by which it answers once this has come; `None` while it waits for more.
     fn says(&mut self, statement: &Statement, sent: &[u8]) -> Option<Says> {
         let bytes = match statement.what {
             What::End => return Some(Says::End),
@@ -443,7 +443,7 @@ enum User {
     Nobody,
 }
 
-/// What a call ended with.
+/// The end of a call.
 enum CallEnd {
     Acks(Vec<Result<Ack, Error>>),
     Reply(Vec<u8>),
@@ -461,7 +461,7 @@ struct Trial<'s> {
     measure: Measure,
     user: User,
     setup: Setup,
-    /// What a failure leaves of a connection: nothing, after any doubt.
+    /// Whether a failure has ended the connection, as it does after any doubt.
     ended: bool,
 }
 
@@ -543,7 +543,7 @@ impl<'s> Trial<'s> {
         assert!(took <= self.setup.limit, "call {number}: {took:?} of {:?}", self.setup.limit);
         // The buffer while it grows, what is kept of answers in sum, and what is handed out of it.
         let (kept, buffer) = (self.setup.max_ack_size as u64, (self.setup.max_ack_size + SKIPPED) as u64);
-        // What the peers say, and the record of it, are made in the middle of the call. Where the record grows, it is copied.
+        // The peers' bytes, and the record of them, are made in the middle of the call. Where the record grows, it is copied.
         let recorded = self.simulation.memory();
         let simulated = 8 * (self.spoken() - spoken_before) + if recorded > recorded_before { recorded } else { 0 };
         let most = buffer * 3 / 2 + buffer + 3 * kept + FIXED + simulated as u64;
@@ -734,7 +734,7 @@ mod tests {
         memory.bytes_max
     }
 
-    /// What the fuzzer has found to be different from everything else, where the repository is at hand.
+    /// The inputs that the fuzzer has found to be different from all others, where the repository is at hand.
     #[test]
     fn the_fuzzers_seeds_hold() {
         let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/exchange");

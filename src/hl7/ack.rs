@@ -73,7 +73,7 @@ impl fmt::Display for AckCode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AckMode {
-    /// What MSH-15 and MSH-16 of the message ask for (HL7 v2.5, chapter 2.9; Table 0155). Both empty is the original mode: the
+    /// The acknowledgments that MSH-15 and MSH-16 of the message ask for (HL7 v2.5, chapter 2.9; Table 0155). Both empty is the original mode: the
     /// application acknowledgment. Otherwise the enhanced mode: the commit acknowledgment, the application acknowledgment or both. An
     /// application acknowledgment ends it in any case.
     #[default]
@@ -128,7 +128,7 @@ impl Ack {
     pub(crate) fn in_charset(self, charset: Charset) -> Ack {
         let Some(decoded) = charset.decode(self.raw()) else { return self };
         match Layout::read(&decoded) {
-            // What the exchange went by are the bytes as they came.
+            // The exchange went by the bytes as they came.
             Ok(layout) if self.says_the_same(&layout, &decoded) => {
                 Ack { decoded: Some(decoded.into()), layout, ..self }
             }
@@ -172,7 +172,7 @@ impl Ack {
         (!text.is_empty()).then(|| self.layout.delimiters.unescape(text))
     }
 
-    /// What the receiver says was wrong: one item for each ERR segment, and one for each repetition of ERR-1, the form used
+    /// The receiver's reasons: one item for each ERR segment, and one for each repetition of ERR-1, the form used
     /// before HL7 v2.5.
     pub fn errors(&self) -> impl Iterator<Item = ErrorDetail<'_>> {
         let delimiters = self.layout.delimiters;

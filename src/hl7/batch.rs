@@ -74,7 +74,7 @@ impl Batch {
     ///
     /// # Errors
     ///
-    /// What would keep it from being sent alone ([`MessageError`]); [`MessageError::NotHl7`] also if it is not one message, or holds a
+    /// Any [`MessageError`] that would keep it from being sent alone; [`MessageError::NotHl7`] also if it is not one message, or holds a
     /// header or trailer of a batch (FHS, BHS, BTS, FTS).
     pub fn push(&mut self, message: impl AsRef<[u8]>) -> Result<(), MessageError> {
         let message = message.as_ref();

@@ -1,4 +1,4 @@
-//! What stands in for character sets where the feature `charset` is off: UTF-8.
+//! The stand-in for character sets where the feature `charset` is off: UTF-8.
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Charset;

@@ -5,7 +5,7 @@ use memchr::{memchr2, memchr2_iter};
 use crate::hl7::MessageError;
 use crate::hl7::segment::{self, Delimiters};
 
-/// What the client needs to know of a message.
+/// The parts of a message's header that the client needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header<'m> {
     /// The Message Control ID (MSH-10); of a batch, that of its outermost header (FHS-11, BHS-11) that has one.

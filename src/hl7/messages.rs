@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use crate::frame::{CARRIAGE_RETURN, END_BLOCK, START_BLOCK};
 
-/// What some editors put before UTF-8.
+/// The bytes that some editors put before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 const FORM_FEED: u8 = 0x0C;
-/// What some systems put at a file's end.
+/// The byte that some systems put at a file's end.
 const SUBSTITUTE: u8 = 0x1A;
 
 /// Cuts a file's bytes into the messages in it, ready to be sent: each from its MSH segment on, every segment ended by one
@@ -106,7 +106,7 @@ fn is_blank(segment: &[u8]) -> bool {
     segment.iter().all(|byte| matches!(byte, b' ' | b'\t' | 0 | &SUBSTITUTE))
 }
 
-/// What stands after a line.
+/// The end of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LineEnd {
     /// One Carriage Return, as it is to be sent.

@@ -56,9 +56,9 @@ pub enum MessageError {
     /// A batch's trailer (BTS-1, FTS-1) counts other than what is there: something is missing.
     #[error("the trailer counts {said}, and there are {found}")]
     WrongCount {
-        /// What the trailer says.
+        /// The count in the trailer.
         said: usize,
-        /// What was found.
+        /// The count that was found.
         found: usize,
     },
     /// A character that the message's character set (MSH-18, or the builder's) does not have.

@@ -16,7 +16,7 @@ pub struct ShutdownHandle {
     target: Arc<Target>,
 }
 
-/// What all clones of a handle share.
+/// The part that all clones of a handle share.
 struct Target {
     shut: AtomicBool,
     socket: Mutex<Weak<TcpStream>>,

@@ -17,7 +17,7 @@ use crate::endpoint::Endpoint;
 /// finer, and an exchange then needs no system call for it.
 const ARMING_TOLERANCE: Duration = Duration::from_millis(1);
 
-/// So often a TLS session may look for more without any waiting and without any answer coming of it; its tickets take four or so.
+/// The largest number of looks, without waiting, of a TLS session from which no answer comes; its tickets take about four.
 const MAX_LOOKS: u32 = 256;
 
 /// The flag that makes one call not wait (`MSG_DONTWAIT`), where the system has it.
@@ -51,7 +51,7 @@ pub(crate) struct SocketOptions {
     pub(crate) local_address: Option<IpAddr>,
 }
 
-/// What waits in a socket.
+/// The bytes, or the end, that wait in a socket.
 #[derive(Debug, PartialEq, Eq)]
 enum Waiting {
     Nothing,

@@ -26,7 +26,7 @@ pub(crate) struct StreamOptions {
     /// The limit of one attempt, TLS handshake included.
     pub(crate) connect_timeout: Duration,
     pub(crate) socket: SocketOptions,
-    /// What makes TLS sessions, if the endpoint wants them.
+    /// Makes TLS sessions; `None` for a plain endpoint.
     pub(crate) tls: Option<Connector>,
 }
 
@@ -223,7 +223,7 @@ impl Stream {
         }
     }
 
-    /// What an error means: whatever a socket reports after a shutdown or a deadline, these are the reason.
+    /// Turns an error into its reason: after a shutdown or a deadline these are the reason, whatever the socket reports.
     fn halt(&self, error: io::Error, deadline: Option<&Deadline>) -> Halt {
         if self.is_shut() {
             Halt::Shutdown

@@ -150,7 +150,7 @@ pub struct TlsError {
 impl TlsError {
     /// A failure inside an open session, such as an alert, unless it is the network's.
     pub(crate) fn of_session(error: &io::Error) -> Option<TlsError> {
-        // What the network reports has a number of the system's; what the library makes up has none.
+        // An error of the network has a number of the system's; one that the library makes up has none.
         let made_up = error.raw_os_error().is_none() && error.get_ref().is_some();
         made_up.then(|| TlsError { name: None, cause: error.to_string(), broken_off: false })
     }

@@ -1,4 +1,4 @@
-//! What stands in for TLS where the feature `tls` is off: types of which there is no value.
+//! The stand-in for TLS where the feature `tls` is off: types of which there is no value.
 
 use std::convert::Infallible;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What an outbox is: the contract between who keeps messages and who forwards them.
+//! The contract between an outbox, which keeps messages, and a forwarder, which delivers them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -152,7 +152,7 @@ pub struct Entry {
     pub message: Vec<u8>,
     /// When it was pushed.
     pub pushed_at: SystemTime,
-    /// What is done with it.
+    /// The state that decides what is done with it.
     pub state: EntryState,
     /// How often delivering it has failed.
     pub attempts: u32,
@@ -192,7 +192,7 @@ impl Entry {
         }
     }
 
-    /// What the entry is after this settlement of its claim.
+    /// The entry's state after this settlement of its claim.
     pub(super) fn apply(&mut self, claim: &Claim, outcome: Settlement<'_>) {
         self.attempts = claim.entry.attempts.saturating_add(1);
         self.refusals = claim.entry.refusals.saturating_add(outcome.refused().into());
@@ -200,7 +200,7 @@ impl Entry {
         self.last_failure = outcome.why().map(str::to_owned);
     }
 
-    /// What a message is called, if it can be sent at all.
+    /// The control ID of a message, if it can be sent at all.
     pub(super) fn control_id_of(message: &[u8]) -> Result<String, MessageError> {
         if message.is_empty() {
             return Err(MessageError::Empty);
@@ -224,7 +224,7 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// What is done with an [`Entry`].
+/// The state of an [`Entry`], which decides what is done with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EntryState {
@@ -264,7 +264,7 @@ pub struct Claim {
     pub entry: Entry,
     /// When the right ends by itself; `None` if it lasts as long as its holder. Nothing of the entry may be sent after this instant.
     pub until: Option<Instant>,
-    /// What tells this claim from those of earlier and later holders, for the outbox's own use.
+    /// A token by which the outbox tells this claim from those of earlier and later holders.
     pub token: u64,
 }
 
@@ -275,7 +275,7 @@ impl Claim {
     }
 }
 
-/// What became of a claimed entry, for [`Outbox::settle`].
+/// The result of a claimed entry, for [`Outbox::settle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Settlement<'a> {
@@ -349,7 +349,7 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// So many waiting, the oldest since this time, and so many dead.
+    /// Counts: entries that wait, the time since which the oldest of them waits, and dead entries.
     pub fn new(waiting: u64, oldest: Option<SystemTime>, dead: u64) -> Pending {
         Pending { waiting, oldest, dead }
     }

@@ -1,4 +1,4 @@
-//! What goes wrong with an outbox.
+//! The failures of an outbox.
 
 use std::error::Error as StdError;
 
@@ -20,30 +20,30 @@ pub enum OutboxError {
     #[error("the message cannot be sent")]
     InvalidMessage(#[source] MessageError),
     /// There is no room: the bound of a [`MemoryOutbox`](super::MemoryOutbox) is reached, the disk is full, or the server out of memory.
-    /// What is in the outbox is untouched; once there is room it goes on.
+    /// The entries in the outbox are untouched; it goes on once there is room.
     #[error("{what}")]
     Full {
-        /// What is full.
+        /// The storage that is full.
         what: String,
-        /// What the storage said.
+        /// The storage's own error.
         #[source]
         source: Option<Cause>,
     },
-    /// What is stored cannot be read as it was written. Restore or repair the storage.
+    /// The storage cannot be read as it was written. Restore or repair it.
     #[error("{what}")]
     Damaged {
-        /// What is damaged.
+        /// The storage that is damaged.
         what: String,
-        /// What the storage said.
+        /// The storage's own error.
         #[source]
         source: Option<Cause>,
     },
     /// The storage cannot be reached, read or written. It may be possible again later.
     #[error("{what}")]
     Storage {
-        /// What was not possible.
+        /// The call that was not possible.
         what: String,
-        /// What the storage said.
+        /// The storage's own error.
         #[source]
         source: Option<Cause>,
     },

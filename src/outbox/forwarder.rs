@@ -107,7 +107,7 @@ pub enum ForwardEvent<'a> {
         /// Why it failed.
         error: &'a Error,
     },
-    /// What became of a message was not recorded, since another holder has taken over: it will send the message again, unless it is dead or
+    /// The result of a message was not recorded, since another holder has taken over: it will send the message again, unless it is dead or
     /// held there.
     ClaimLost {
         /// The entry.
@@ -135,7 +135,7 @@ pub struct Status {
     pub in_flight: Option<String>,
     /// How many messages this forwarder has delivered.
     pub delivered: u64,
-    /// What failed last since a message was delivered, in words without content.
+    /// The last failure since a message was delivered, in words without content.
     pub last_failure: Option<String>,
     /// Whether it is paused.
     pub paused: bool,
@@ -270,7 +270,7 @@ impl Drop for Forwarder {
 }
 
 impl ForwarderBuilder {
-    /// What to do where it is not known whether the receiver has a message. Defaults to [`OnUnknown::Resend`].
+    /// Sets the treatment of a message of which it is not known whether the receiver has it. Defaults to [`OnUnknown::Resend`].
     pub fn unknown(mut self, choice: OnUnknown) -> Self {
         self.policy.unknown = choice;
         self
@@ -427,7 +427,7 @@ impl ForwarderShared {
             }
             (Fate::Held, Err(error)) => self.tell(&ForwardEvent::Held { entry, error }),
             (Fate::Dead, Err(error)) => self.tell(&ForwardEvent::Dead { entry, error }),
-            // What succeeded is delivered.
+            // A message that succeeded is delivered.
             (_, Ok(_)) => {}
         }
     }
@@ -445,7 +445,7 @@ impl ForwarderShared {
     fn tell(&self, event: &ForwardEvent<'_>) {
         write_log(event);
         if let Some(observer) = &self.observer {
-            // What an observer does must not decide over a message.
+            // A panic of the observer must not change what becomes of a message.
             if catch_unwind(AssertUnwindSafe(|| observer(event))).is_err() {
                 log::error!("the observer of a forwarder panicked; it goes on");
             }

@@ -1,4 +1,4 @@
-//! What a handle knows of its own claim: which entry it has, and which one rests before it is tried again.
+//! A handle's knowledge of its own claim: the entry that it holds, and the one that rests before it is tried again.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What to do with a message after an attempt to deliver it: no I/O.
+//! The rules for a message after an attempt to deliver it: no I/O.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::error::{Delivery, Error, ErrorKind};
 use crate::hl7::ack::Ack;
 use crate::hl7::ack::AckCode::{ApplicationReject, CommitReject};
 
-/// What a [`Forwarder`](super::Forwarder) does with a message of which it is not known whether the receiver has it.
+/// The treatment, by a [`Forwarder`](super::Forwarder), of a message of which it is not known whether the receiver has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnUnknown {
@@ -43,7 +43,7 @@ impl Default for Policy {
     }
 }
 
-/// What is to become of an entry.
+/// The next state of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Delivered,
@@ -64,7 +64,7 @@ impl Fate {
 }
 
 impl Policy {
-    /// What becomes of an entry after this attempt.
+    /// The next state of an entry after this attempt.
     pub(super) fn judge(&self, entry: &Entry, sent: &Result<Ack, Error>) -> Fate {
         let Err(error) = sent else { return Fate::Delivered };
         let retry = |refused| Fate::Retry { after: self.delay_after(entry.attempts), refused };

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Phase};
 /// How long a final failure is also the result of the calls that were waiting for it.
 const RECENT: Duration = Duration::from_secs(1);
 
-/// What is known of whether the receiver can be reached.
+/// The knowledge of all calls together: whether the receiver can be reached.
 #[derive(Debug)]
 pub(crate) struct Dialer {
     policy: Reconnect,
@@ -269,7 +269,7 @@ mod tests {
         dialer
     }
 
-    /// What one call does: how its attempts ended, and how it did.
+    /// The steps of one call: how its attempts ended, and how the call did.
     fn call(dialer: &Dialer, limit: Duration, mut attempts: impl FnMut() -> Result<(), Error>) -> (Vec<bool>, bool) {
         let reported = RefCell::new(Vec::new());
         let result = dialer.reach(dialer.now(), &Deadline::after(limit), &mut attempts, |failed| {

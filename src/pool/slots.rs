@@ -16,7 +16,7 @@ pub(crate) struct Slots<T> {
 
 #[derive(Debug)]
 struct Occupancy<T> {
-    /// What is in the filled slots that nobody holds, the last returned at the end.
+    /// The contents of the filled slots that nobody holds; the last returned stands at the end.
     idle: Vec<T>,
     /// How many slots are held. Together with the idle ones never more than `most`.
     taken: usize,
@@ -34,7 +34,7 @@ pub(crate) enum Refusal {
     TooLate,
 }
 
-/// What can be seen of the filled slots.
+/// A view of the filled slots.
 #[derive(Debug)]
 pub(crate) enum Look<'s, T> {
     /// A filled slot is held.
@@ -315,7 +315,7 @@ mod model {
         Deadline::after(Duration::MAX)
     }
 
-    /// What stands for a socket, counted as long as it exists.
+    /// A stand-in for a socket, counted as long as it exists.
     struct CountedSocket(Arc<AtomicUsize>);
 
     impl CountedSocket {

@@ -18,10 +18,10 @@ pub(crate) use channel::Channel;
 use crate::endpoint::Endpoint;
 use crate::net::{OpenError, ShutdownHandle};
 
-/// What one peer does, in order.
+/// The actions of one peer, in order.
 #[derive(Debug, Default)]
 pub struct Peer {
-    /// What the peer sends. Each delay counts from the entry before, the first one from the opening of the connection.
+    /// The bytes that the peer sends. Each delay counts from the entry before, the first one from the opening of the connection.
     pub says: VecDeque<(Duration, Says)>,
     /// How it takes what it is sent. Afterwards it takes all there is, at once.
     pub takes: VecDeque<Takes>,
@@ -37,7 +37,7 @@ pub enum Says {
     End,
     /// That there is no connection.
     Reset,
-    /// What this makes of all that has been sent to it; `None` if it waits for more, and then for the pause once more.
+    /// The bytes that this closure makes of all that has been sent to it; `None` if it waits for more, and then for the pause once more.
     InReply(Box<dyn FnMut(&[u8]) -> Option<Says>>),
 }
 
@@ -63,7 +63,7 @@ pub enum Takes {
     Broken,
 }
 
-/// What a connection did.
+/// The record of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     /// All that was sent.
@@ -83,7 +83,7 @@ pub struct Record {
     pub used_after_close: bool,
 }
 
-/// What can be seen of a connection without taking anything.
+/// The state of a connection as a look shows it that takes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Nothing,
@@ -103,7 +103,7 @@ struct Link {
     peer: Peer,
     /// When it said the last thing.
     said: Duration,
-    /// What it has said and nobody has read.
+    /// The bytes that it has sent and nobody has read.
     unread: VecDeque<u8>,
     /// Buffers already sent, freed at the end, since tests measure the memory of a call.
     emptied: Vec<Vec<u8>>,
@@ -140,7 +140,7 @@ impl Simulation {
         Simulation { of_this_thread: PhantomData }
     }
 
-    /// What the connections have done so far, in the order in which they were opened.
+    /// The records of the connections so far, in the order in which they were opened.
     pub fn with_records<T>(&self, look: impl FnOnce(&[&Record]) -> T) -> T {
         with(|world| look(&world.links[..world.opened].iter().map(|link| &link.record).collect::<Vec<_>>()))
     }
@@ -325,7 +325,7 @@ impl Link {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             if *now < free_at {
-                // What it says meanwhile may end the wait.
+                // Bytes that it sends meanwhile may end the wait.
                 *now = free_at.min(until).min(self.next_said());
                 continue;
             }

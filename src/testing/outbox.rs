@@ -1,4 +1,4 @@
-//! What every outbox must do, to be tried on one.
+//! The contract that every outbox must keep, to be tried on one.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -34,7 +34,7 @@ pub struct OutboxSuite<F> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BrokenContract {
-    /// What was expected and not found, a line for each check that failed, with its name before it.
+    /// The checks that failed, a line each: the name, and the expectation that was not met.
     pub findings: Vec<String>,
 }
 
@@ -67,7 +67,7 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
     ///
     /// # Errors
     ///
-    /// What is broken.
+    /// The expectation that was not met.
     pub fn run(self) -> Result<(), BrokenContract> {
         let checks: [(&str, fn(&Self) -> Finding); 13] = [
             ("order", Self::order),
@@ -94,7 +94,7 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
         (self.open)(&format!("suite-{check}"))
     }
 
-    /// What another process finds after the one with this handle has ended.
+    /// Opens the outbox as another process finds it after the one with this handle has ended.
     fn reopen(&self, handle: O, check: &str) -> O {
         if self.volatile {
             handle.release();

@@ -19,13 +19,13 @@ use crate::connection::RecvBuffer;
 use crate::frame::Framing;
 use crate::locks::lock;
 
-/// So many connections are served at the same time; further ones wait in the system's queue.
+/// The largest number of connections served at the same time; further ones wait in the system's queue.
 const MAX_CONNECTIONS: usize = 64;
 
 /// The largest message that is read, in bytes. A connection that sends a larger one is closed.
 const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 
-/// So many bytes of messages are kept for [`Receiver::received`]; what comes after is counted only.
+/// The largest number of bytes of messages kept for [`Receiver::received`]; later messages are only counted.
 const MAX_RECORD: usize = 512 * 1024 * 1024;
 
 /// A blocking MLLP receiver that does what it is told. See the [module](super).
@@ -294,7 +294,7 @@ impl ReceiverShared {
                 state.open.insert(number, Arc::clone(&peer));
                 drop(state);
                 let served = thread::Builder::new().spawn_scoped(scope, move || {
-                    // What the closure panics with has been printed; the peer sees the connection end.
+                    // The closure's panic has been printed; the peer sees the connection end.
                     match catch_unwind(AssertUnwindSafe(|| self.serve(&peer))) {
                         Ok(Ending::Reset) => peer.reset(),
                         _ => peer.close(),

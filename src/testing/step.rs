@@ -1,4 +1,4 @@
-//! What the receiver does with one message.
+//! The steps by which the receiver answers one message.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::hl7::header::Header;
 use crate::hl7::messages;
 use crate::hl7::segment::{Delimiters, segments};
 
-/// What a [`Receiver`](super::Receiver) does after it has read a message.
+/// The steps of a [`Receiver`](super::Receiver) after it has read a message.
 ///
 /// A step is an answer, how it is sent, and what follows: `Step::accept().after(delay)`, `Step::accept().half().close()`,
 /// `Step::accept().then(Step::accept())`. Answers that nothing separates leave in one write.
@@ -46,7 +46,7 @@ enum Reply {
     Bytes(Vec<u8>),
 }
 
-/// What becomes of the connection after the answers.
+/// The treatment of the connection after the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     Keep,

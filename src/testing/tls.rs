@@ -101,7 +101,7 @@ fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
 pub(super) struct ServerSession {
     connection: Mutex<ServerConnection>,
     incoming: Mutex<Incoming>,
-    /// Who holds it may write records, in the order in which they were made.
+    /// Its holder may write records, in the order in which they were made.
     outgoing: Mutex<Vec<u8>>,
 }
 

@@ -17,7 +17,7 @@ use crate::locks::lock;
 /// The limit of one attempt to reach the server, and of one answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What others push is noticed after this time at the latest.
+/// The longest time until an entry that another process has pushed is noticed.
 const POLL: Duration = Duration::from_millis(50);
 
 /// How long a claim lasts, if nothing else is said: longer than the limit of an exchange.
@@ -62,10 +62,10 @@ struct RedisShared {
     client: Client,
     /// Where it is, without a password.
     server: String,
-    /// What all keys of the destination begin with.
+    /// The beginning of all keys of the destination.
     base: String,
     destination: String,
-    /// What tells this handle from all others.
+    /// The name of this handle, different from that of all others.
     holder: String,
     scripts: Scripts,
     wire: Mutex<Wire>,
@@ -101,7 +101,7 @@ impl RedisOutbox {
     ///
     /// [`OutboxError::Config`] if the address is none, [`OutboxError::Storage`] if the server cannot be reached.
     pub fn open(url: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
-        // What the library says may repeat the address, with its password.
+        // The library's text may repeat the address, with its password.
         let client = Client::open(url).map_err(|_| {
             OutboxError::Config("the address of the Redis server is none, or asks for TLS without it".into())
         })?;
@@ -201,7 +201,7 @@ impl RedisShared {
     fn failure(&self, error: RedisError) -> OutboxError {
         let server = &self.server;
         if matches!(error.kind(), ErrorKind::Parse | ErrorKind::UnexpectedReturnType) {
-            // What the library says of it repeats the answer, which may be a message.
+            // The library's text repeats the answer, which may be a message.
             let what = format!("what Redis at {server} holds for this destination is no outbox of this version");
             return OutboxError::Damaged { what, source: None };
         }
@@ -270,7 +270,7 @@ fn entry(id: u64, fields: Fields) -> (Entry, bool) {
         control_id: control_id.unwrap_or_default(),
         message: message.unwrap_or_default(),
         pushed_at: unix_millis::time(pushed_at.unwrap_or(0)),
-        // What nobody here has written is nobody's to send.
+        // A state that this version never wrote: hold the entry, never send it without being asked to.
         state: state.map_or(EntryState::Waiting, |word| EntryState::from_word(&word).unwrap_or(EntryState::Held)),
         attempts: attempts.unwrap_or(0),
         refusals: refusals.unwrap_or(0),

@@ -1,4 +1,4 @@
-//! What an error of SQLite means for the outbox, in words.
+//! The meaning of an error of SQLite, in words for a user.
 
 use std::borrow::Borrow;
 use std::error::Error as StdError;
@@ -19,7 +19,7 @@ pub(super) fn read_only(path: &str) -> String {
     format!("{path} or its directory cannot be written")
 }
 
-/// What an error of SQLite means for a user.
+/// The outbox's error for an error of SQLite.
 pub(super) fn failure(
     path: &str,
     error: impl Borrow<rusqlite::Error> + StdError + Send + Sync + 'static,

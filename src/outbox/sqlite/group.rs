@@ -11,7 +11,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use crate::locks::lock;
 
-/// What a change amounts to: the number of a new row, or how many rows it concerned.
+/// The result of a change: the number of a new row, or how many rows it concerned.
 type ChangeResult = Result<i64, Arc<rusqlite::Error>>;
 
 pub(super) struct Group {

@@ -23,13 +23,13 @@ use crate::locks::lock;
 use failure::{BUSY, failure, full, read_only};
 use group::Group;
 
-/// What other processes push is noticed after this time at the latest.
+/// The longest time until an entry that another process has pushed is noticed.
 const POLL: Duration = Duration::from_millis(50);
 
-/// What was delivered too long ago is looked for so often.
+/// The time between two searches for delivered entries that are old enough to be removed.
 const PURGE: Duration = Duration::from_secs(60);
 
-/// So many entries are removed in one transaction.
+/// The largest number of entries that are removed in one transaction.
 const PURGE_AT_ONCE: i64 = 256;
 
 /// How long delivered entries are kept, if nothing else is said.
@@ -77,7 +77,7 @@ pub struct SqliteOutbox {
     keep: Option<Duration>,
 }
 
-/// What the handles of a file have in common.
+/// The part that all handles of one file share.
 struct Storage {
     /// Its path as it was given, for errors.
     path: String,
@@ -352,7 +352,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<(Entry, bool)> {
         control_id: row.get("control_id")?,
         message: message.unwrap_or_default(),
         pushed_at: unix_millis::time(row.get("pushed_at")?),
-        // What nobody here has written is nobody's to send.
+        // A state that this version never wrote: hold the entry, never send it without being asked to.
         state: EntryState::from_word(&state).unwrap_or(EntryState::Held),
         attempts: row.get("attempts")?,
         refusals: row.get("refusals")?,
@@ -386,7 +386,7 @@ impl Outbox for SqliteOutbox {
             return Ok(None);
         }
         if holding.next_purge.is_none_or(|next| next.remaining().is_none()) {
-            // What is left over is for the next time. What is damaged among the delivered concerns nobody who waits.
+            // The rest is removed the next time. Damage among delivered entries does not concern those that wait.
             let purged = self.shared.purge(self.keep.unwrap_or_default());
             let left_over = matches!(purged, Ok(PURGE_AT_ONCE));
             holding.next_purge = (!left_over).then(|| Deadline::after(PURGE));
@@ -540,7 +540,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     write_ahead(&connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // What a burst has made of the log is given back.
+    // The room that a burst has taken in the write-ahead log is given back.
     connection.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
     Ok(connection)
 }
