@@ -1,4 +1,5 @@
-//! What reading an acknowledgment costs, beside what cannot be left out: a look at each of its bytes for the ends of segments and fields.
+//! What reading an acknowledgment costs, beside what cannot be left out: a look at each of its
+//! bytes for the ends of segments and fields.
 
 mod common;
 

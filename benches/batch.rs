@@ -1,5 +1,5 @@
-//! What a batch takes for each of its messages, and each of the bytes that answer it, as both become more: the work is linear in both, so
-//! that the columns stay the same.
+//! What a batch takes for each of its messages, and each of the bytes that answer it, as both
+//! become more: the work is linear in both, so that the columns stay the same.
 
 mod common;
 

@@ -1,13 +1,14 @@
-//! What an exchange costs beside a bare `write` and `read` on the same kind of socket, and beside hl7-mllp-codec on tokio, in the same
-//! run.
+//! What an exchange costs beside a bare `write` and `read` on the same kind of socket, and beside
+//! hl7-mllp-codec on tokio, in the same run.
 //!
-//! All take turns, so that whatever else the machine does meets all of them, and a ratio is the median of the rounds'
-//! own. The bare socket is set up as the client's: TCP_NODELAY, and a time-out for reading and writing. The table is printed
-//! twice: with the ends on a core each, and with both on one (the only table under `taskset -c 0`), where waking the other core
+//! All take turns, so that whatever else the machine does meets all of them, and a ratio is the
+//! median of the rounds' own. The bare socket is set up as the client's: TCP_NODELAY, and a
+//! time-out for reading and writing. The table is printed twice: with the ends on a core each, and
+//! with both on one (the only table under `taskset -c 0`), where waking the other core
 //! does not hide what the client costs.
 //!
-//! The column `probed` is the bare loop with what the client's promises take: before each write a look at what has come, and one search
-//! for framing bytes in the message.
+//! The column `probed` is the bare loop with what the client's promises take: before each write a
+//! look at what has come, and one search for framing bytes in the message.
 
 mod common;
 

@@ -1,7 +1,7 @@
 //! Makes a number of warm exchanges of 1 KB, for `instructions.sh`, which counts what they take.
 //!
-//! `instructions serve` prints the address of a receiver; `instructions KIND ADDRESS COUNT` exchanges with it, by `exchange` or
-//! `send`.
+//! `instructions serve` prints the address of a receiver; `instructions KIND ADDRESS COUNT`
+//! exchanges with it, by `exchange` or `send`.
 
 mod common;
 

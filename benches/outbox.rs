@@ -1,5 +1,6 @@
-//! What durability costs: `push` and forwarding of 1 KB messages with an outbox in a file, beside the floor of the same disk in the same
-//! run: a bare file to which 1 KB is appended and which is synchronised, each time. All take turns, and a ratio is the median of the rounds' own.
+//! What durability costs: `push` and forwarding of 1 KB messages with an outbox in a file, beside
+//! the floor of the same disk in the same run: a bare file to which 1 KB is appended and which is
+//! synchronised, each time. All take turns, and a ratio is the median of the rounds' own.
 //!
 //! Then the same with a million messages waiting.
 

@@ -1,7 +1,8 @@
-//! How fast a frame's end is found, beside `memchr` alone on the same bytes, and beside the decoder of hl7-mllp-codec, in the same run.
+//! How fast a frame's end is found, beside `memchr` alone on the same bytes, and beside the decoder
+//! of hl7-mllp-codec, in the same run.
 //!
-//! `memchr` looks for the End Block only; the scanner looks for a Start Block as well, as a truncated frame would show one.
-//! `memchr2`, which looks for both, is the limit of that.
+//! `memchr` looks for the End Block only; the scanner looks for a Start Block as well, as a
+//! truncated frame would show one. `memchr2`, which looks for both, is the limit of that.
 
 mod common;
 
@@ -68,7 +69,8 @@ fn in_pieces(scanner: &mut Scanner, frame: &[u8]) -> Option<usize> {
         .find_map(|length| scanner.scan(&frame[..length]).expect("it is a frame").map(|found| found.end))
 }
 
-/// Gigabytes a second, once the bytes are where the last level of the cache has them, if it has room.
+/// Gigabytes a second, once the bytes are where the last level of the cache has them, if it has
+/// room.
 fn rate(size: usize, repeats: usize, mut work: impl FnMut() -> Option<usize>) -> f64 {
     assert!(black_box(work()).is_some());
     let begun = Instant::now();

@@ -1,10 +1,12 @@
-//! What sharing a client costs: threads with a connection each, beside as many bare loops of `write` and `read` in the same run, where
-//! the system puts them; and what a `Client` costs over a `Connection`, on one thread, placed as the other benchmarks are.
+//! What sharing a client costs: threads with a connection each, beside as many bare loops of
+//! `write` and `read` in the same run, where the system puts them; and what a `Client` costs over a
+//! `Connection`, on one thread, placed as the other benchmarks are.
 //!
-//! A thread that is alone shares a core with its receiver: the system would put the two on one core now and on two then, and nothing else
-//! would be seen.
+//! A thread that is alone shares a core with its receiver: the system would put the two on one core
+//! now and on two then, and nothing else would be seen.
 //!
-//! All take turns, and a ratio is the median of the rounds' own: of the throughput, so that more is better.
+//! All take turns, and a ratio is the median of the rounds' own: of the throughput, so that more is
+//! better.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! What an exchange over TLS costs beside a bare `write` and `read` of the same TLS library's stream, in the same run.
+//! What an exchange over TLS costs beside a bare `write` and `read` of the same TLS library's
+//! stream, in the same run.
 
 mod common;
 

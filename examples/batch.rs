@@ -1,6 +1,7 @@
 //! Sends a file of messages as one batch, and prints what became of each.
 //!
-//! Standard output has one line for each message, as `AA MSG00001`; everything else goes to standard error.
+//! Standard output has one line for each message, as `AA MSG00001`; everything else goes to
+//! standard error.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! Waits for both acknowledgments of the enhanced mode: the commit, that the receiving system has the message safely, and then
-//! the application's verdict, which has a limit of its own.
+//! Waits for both acknowledgments of the enhanced mode: the commit, that the receiving system has
+//! the message safely, and then the application's verdict, which has a limit of its own.
 //!
 //! Standard output has one line for each acknowledgment, as `CA MSG1 after 3 ms`.
 
@@ -10,7 +10,8 @@ use clap::Parser;
 use mllp_client::testing::{Receiver, Step};
 use mllp_client::{AckCode, Client, Delivery, Error};
 
-/// Sends a message that asks for a commit and an application acknowledgment (MSH-15 and MSH-16 are AL).
+/// Sends a message that asks for a commit and an application acknowledgment (MSH-15 and MSH-16 are
+/// AL).
 #[derive(Parser)]
 struct Arguments {
     /// The receiver, as mllp://host:2575; without it, one that is started here and takes its time

@@ -1,6 +1,8 @@
-//! Sends to a site with habits of its own: frames between STX and ETX, without a Carriage Return behind, and text in Latin-1.
+//! Sends to a site with habits of its own: frames between STX and ETX, without a Carriage Return
+//! behind, and text in Latin-1.
 //!
-//! Standard output has one line for the message, as `AA MSG1`, and the receiver's text, read in the site's character set.
+//! Standard output has one line for the message, as `AA MSG1`, and the receiver's text, read in the
+//! site's character set.
 
 use std::process::ExitCode;
 

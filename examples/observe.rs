@@ -1,7 +1,8 @@
 //! Watches a client through its events: how long exchanges take, and what goes wrong.
 //!
-//! The observer is called on the sending threads, in the middle of their calls, so it does no more than count; it is all that
-//! a program needs to feed its own metrics. What it is told is metadata, never content.
+//! The observer is called on the sending threads, in the middle of their calls, so it does no more
+//! than count; it is all that a program needs to feed its own metrics. What it is told is metadata,
+//! never content.
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,8 @@ use mllp_client::{AckCode, Client, Event};
 /// Sends messages of invented people, and prints how long they took and what failed.
 #[derive(Parser)]
 struct Arguments {
-    /// The receiver, as mllp://host:2575; without it, one that is started here, which refuses some and lets some wait
+    /// The receiver, as mllp://host:2575; without it, one that is started here, which refuses some
+    /// and lets some wait
     #[arg(long, value_name = "URL")]
     to: Option<String>,
     /// How many messages are sent, over four connections
@@ -26,7 +28,8 @@ struct Arguments {
 
 /// What has been seen so far.
 struct Seen {
-    /// Microseconds from the beginning of a call to its acceptance, up to a minute, to three digits.
+    /// Microseconds from the beginning of a call to its acceptance, up to a minute, to three
+    /// digits.
     latency: Histogram<u64>,
     connects: u32,
     connect_failures: u32,

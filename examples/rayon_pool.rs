@@ -1,8 +1,9 @@
 //! Sends a directory of messages from a pool of threads over four connections.
 //!
-//! One client for all: each thread takes a connection for its message and puts it back. Which message arrives first is not said; for
-//! messages whose order matters, one connection and one thread are the way (see `threads`). Standard output has one line for each
-//! message that was accepted; a summary goes to standard error.
+//! One client for all: each thread takes a connection for its message and puts it back. Which
+//! message arrives first is not said; for messages whose order matters, one connection and one
+//! thread are the way (see `threads`). Standard output has one line for each message that was
+//! accepted; a summary goes to standard error.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Stores messages in Redis and forwards them, from several machines: run `forward` twice, side by side, and one forwards while the other
-//! stands by, to take over when the first has ended.
+//! Stores messages in Redis and forwards them, from several machines: run `forward` twice, side by
+//! side, and one forwards while the other stands by, to take over when the first has ended.
 
 #[path = "common/forwarding.rs"]
 mod forwarding;

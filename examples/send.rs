@@ -1,8 +1,9 @@
 //! Sends messages and prints each acknowledgment's code and control ID.
 //!
-//! Without arguments it starts a receiver of its own and sends a sample to it. A file may have many messages, in whatever shape; they
-//! are sent one by one, in order, up to the first that fails. Standard output has one line for each message, as `AA MSG00001`; everything
-//! else goes to standard error.
+//! Without arguments it starts a receiver of its own and sends a sample to it. A file may have many
+//! messages, in whatever shape; they are sent one by one, in order, up to the first that fails.
+//! Standard output has one line for each message, as `AA MSG00001`; everything else goes to
+//! standard error.
 
 use std::error::Error as _;
 use std::io::Read;
@@ -29,7 +30,8 @@ struct Arguments {
     /// The limit for each message
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     timeout: Duration,
-    /// A file with messages, or - for standard input: one or many, framed or not, lines ended in any way
+    /// A file with messages, or - for standard input: one or many, framed or not, lines ended in
+    /// any way
     file: Option<PathBuf>,
     #[command(flatten)]
     tls: TlsArguments,
@@ -48,8 +50,8 @@ struct TlsArguments {
     /// Its private key, a PKCS#8 PEM file
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
-    /// The client's certificate and key in a PKCS#12 file, whose passphrase is taken from the environment variable
-    /// MLLP_PKCS12_PASSPHRASE
+    /// The client's certificate and key in a PKCS#12 file, whose passphrase is taken from the
+    /// environment variable MLLP_PKCS12_PASSPHRASE
     #[arg(long, value_name = "FILE")]
     pkcs12: Option<PathBuf>,
     /// The name that the receiver's certificate must be for, if it is not the host's

@@ -1,5 +1,6 @@
-//! Stores messages in a file and forwards them: what was pushed is delivered, whoever is killed in between. Run `push` as often as you like,
-//! also while `forward` runs; kill either and start it again.
+//! Stores messages in a file and forwards them: what was pushed is delivered, whoever is killed in
+//! between. Run `push` as often as you like, also while `forward` runs; kill either and start it
+//! again.
 
 #[path = "common/forwarding.rs"]
 mod forwarding;

@@ -1,8 +1,8 @@
 //! Sends from several threads over one connection.
 //!
-//! Most receivers take one connection from a sender. The threads share it by taking turns, in order of arrival: each thread's own
-//! messages arrive in its order, those of different threads in between each other. Standard output has one line for each
-//! message; the last line counts.
+//! Most receivers take one connection from a sender. The threads share it by taking turns, in order
+//! of arrival: each thread's own messages arrive in its order, those of different threads in
+//! between each other. Standard output has one line for each message; the last line counts.
 
 use std::process::ExitCode;
 use std::thread;

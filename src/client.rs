@@ -1,4 +1,5 @@
-//! The types that a user holds: `Client`, `Request`, `Acks`, `SendAll`. They decide when to connect anew, never how.
+//! The types that a user holds: `Client`, `Request`, `Acks`, `SendAll`. They decide when to connect
+//! anew, never how.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,12 +24,14 @@ use crate::settings::{AckPolicy, Settings};
 
 /// Sends messages to one receiver and returns their acknowledgments.
 ///
-/// A client holds one connection, or as many as [`max_connections`](ClientBuilder::max_connections) says, each opened when a message needs
-/// it. Before each use it is probed; one that the receiver has closed meanwhile, or on which bytes came that belong to no
-/// exchange, is replaced without the message suffering.
+/// A client holds one connection, or as many as [`max_connections`](ClientBuilder::max_connections)
+/// says, each opened when a message needs it. Before each use it is probed; one that the receiver
+/// has closed meanwhile, or on which bytes came that belong to no exchange, is replaced without the
+/// message suffering.
 ///
-/// It is cheap to clone, and clones share the connections. Threads may share it: they take turns in order of arrival, each waiting inside
-/// the limit of its own call. Dropping the last clone closes the connections.
+/// It is cheap to clone, and clones share the connections. Threads may share it: they take turns in
+/// order of arrival, each waiting inside the limit of its own call. Dropping the last clone closes
+/// the connections.
 ///
 /// # Examples
 ///
@@ -49,7 +52,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client with the default settings for an endpoint such as `mllp://127.0.0.1:2575`. Opens nothing.
+    /// A client with the default settings for an endpoint such as `mllp://127.0.0.1:2575`. Opens
+    /// nothing.
     ///
     /// # Errors
     ///
@@ -69,26 +73,30 @@ impl Client {
 
     /// Sends a message and returns the acknowledgment that ends its exchange.
     ///
-    /// The message is sent as given, in one frame: its segments should end in Carriage Returns, and are not corrected here.
-    /// MSH-15 and MSH-16 decide which acknowledgment is awaited (HL7 v2.5, chapter 2.9). Both empty, the original mode: the
-    /// application acknowledgment; a commit accept before it is remembered. Otherwise the commit acknowledgment, the
+    /// The message is sent as given, in one frame: its segments should end in Carriage Returns, and
+    /// are not corrected here. MSH-15 and MSH-16 decide which acknowledgment is awaited (HL7
+    /// v2.5, chapter 2.9). Both empty, the original mode: the application acknowledgment; a
+    /// commit accept before it is remembered. Otherwise the commit acknowledgment, the
     /// application acknowledgment or both, as they ask.
     ///
     /// # Errors
     ///
-    /// Any [`ErrorKind`]; [`Error::delivery`] says what became of the message. A refusal is an error too.
+    /// Any [`ErrorKind`]; [`Error::delivery`] says what became of the message. A refusal is an
+    /// error too.
     pub fn send(&self, message: impl AsRef<[u8]>) -> Result<Ack, Error> {
         self.request(message.as_ref()).send()
     }
 
-    /// Sends a message that is text, in the character set that its MSH-18 names (HL7 Table 0211), or else the builder's
-    /// [`charset`](ClientBuilder::charset), or else UTF-8. A character that the set does not have is an error, and none is replaced; the framing
-    /// bytes have no part in it.
+    /// Sends a message that is text, in the character set that its MSH-18 names (HL7 Table 0211),
+    /// or else the builder's [`charset`](ClientBuilder::charset), or else UTF-8. A character
+    /// that the set does not have is an error, and none is replaced; the framing bytes have no
+    /// part in it.
     ///
     /// # Errors
     ///
-    /// As [`send`](Client::send); [`MessageError::Unencodable`], [`MessageError::UnsupportedCharset`] and
-    /// [`MessageError::UnknownCharset`] as [`ErrorKind::InvalidMessage`].
+    /// As [`send`](Client::send); [`MessageError::Unencodable`],
+    /// [`MessageError::UnsupportedCharset`] and [`MessageError::UnknownCharset`] as
+    /// [`ErrorKind::InvalidMessage`].
     ///
     /// # Examples
     ///
@@ -106,7 +114,8 @@ impl Client {
         let settings = self.pool.settings();
         let Settings { timeout, ack_policy: policy, charset, monitor, .. } = &**settings;
         let deadline = Deadline::after(*timeout);
-        // Looked at as text: an offset is one in the text, and in some sets a byte that is the half of a character looks like a delimiter.
+        // Looked at as text: an offset is one in the text, and in some sets a byte that is the half of a
+        // character looks like a delimiter.
         let sent = settings.check_message(message.as_bytes(), policy.mode).and_then(|header| {
             let encode = |text: &str| {
                 let charset = Charset::of_message(message.as_bytes()).unwrap_or(Ok(*charset))?;
@@ -123,9 +132,10 @@ impl Client {
         monitor.conclude(sent, &deadline)
     }
 
-    /// Sends any payload in one frame and returns the content of the first frame that comes back, as it came: neither is
-    /// read as HL7, so that a refusal is a reply like any other. Where the payload could not be sent whole, an answer that came
-    /// before is no reply to it, but [`Error::response`].
+    /// Sends any payload in one frame and returns the content of the first frame that comes back,
+    /// as it came: neither is read as HL7, so that a refusal is a reply like any other. Where
+    /// the payload could not be sent whole, an answer that came before is no reply to it, but
+    /// [`Error::response`].
     ///
     /// # Errors
     ///
@@ -134,16 +144,20 @@ impl Client {
         self.request(payload.as_ref()).exchange()
     }
 
-    /// Sends a batch in one frame and returns what became of each of its messages, in the batch's order.
+    /// Sends a batch in one frame and returns what became of each of its messages, in the batch's
+    /// order.
     ///
-    /// Receivers answer a batch with an acknowledgment for each message, in frames of their own or together in a batch of
-    /// acknowledgments, or with a single one for the whole, which carries the control ID of the batch or its file (BHS-11, FHS-11); any of
-    /// these is understood, in any order. In a file of several batches, an acknowledgment of one batch is for the messages in it. What was not answered when the limit had passed, or the connection had ended, is
-    /// [`Unknown`](Delivery::Unknown) by message.
+    /// Receivers answer a batch with an acknowledgment for each message, in frames of their own or
+    /// together in a batch of acknowledgments, or with a single one for the whole, which
+    /// carries the control ID of the batch or its file (BHS-11, FHS-11); any of
+    /// these is understood, in any order. In a file of several batches, an acknowledgment of one
+    /// batch is for the messages in it. What was not answered when the limit had passed, or the
+    /// connection had ended, is [`Unknown`](Delivery::Unknown) by message.
     ///
     /// # Errors
     ///
-    /// As [`send`](Client::send), where the whole has not left or, in MLLP release 2, was not stored. The items have the rest.
+    /// As [`send`](Client::send), where the whole has not left or, in MLLP release 2, was not
+    /// stored. The items have the rest.
     ///
     /// # Examples
     ///
@@ -182,11 +196,12 @@ impl Client {
         Ok(results.into_iter().map(|result| monitor.conclude(result, &deadline)).collect())
     }
 
-    /// Sends messages one by one, in order and over one connection, and yields what became of each. It stops after the first error,
-    /// unless told to [go on](SendAll::keep_going).
+    /// Sends messages one by one, in order and over one connection, and yields what became of each.
+    /// It stops after the first error, unless told to [go on](SendAll::keep_going).
     ///
-    /// Nothing is sent before the iterator is asked for its next item. Each message has the whole limit. The connection is taken for as long
-    /// as the iterator lives; one that ends is replaced before the next message.
+    /// Nothing is sent before the iterator is asked for its next item. Each message has the whole
+    /// limit. The connection is taken for as long as the iterator lives; one that ends is
+    /// replaced before the next message.
     ///
     /// # Examples
     ///
@@ -227,8 +242,9 @@ impl Client {
         Request { client: self, message: message.as_ref(), timeout: *timeout, until: None, policy: *ack_policy }
     }
 
-    /// Makes sure that a connection is open, inside both limits: at the start of a program, to learn early that the receiver
-    /// is there. If no connection is free and there are as many as may be, it waits for one.
+    /// Makes sure that a connection is open, inside both limits: at the start of a program, to
+    /// learn early that the receiver is there. If no connection is free and there are as many
+    /// as may be, it waits for one.
     ///
     /// # Errors
     ///
@@ -237,8 +253,8 @@ impl Client {
         self.connected(|lease, deadline| lease.is_fit(deadline))
     }
 
-    /// Closes the connections that are idle and opens a fresh one. Messages under way are not disturbed; if they use as many connections as
-    /// may be, it waits for one of them.
+    /// Closes the connections that are idle and opens a fresh one. Messages under way are not
+    /// disturbed; if they use as many connections as may be, it waits for one of them.
     ///
     /// # Errors
     ///
@@ -257,13 +273,14 @@ impl Client {
         settings.monitor.conclude(connected, &deadline)
     }
 
-    /// Whether a connection is open: one in use is taken to be; if there is none, those that are idle are probed.
+    /// Whether a connection is open: one in use is taken to be; if there is none, those that are
+    /// idle are probed.
     pub fn is_connected(&self) -> bool {
         self.pool.is_connected()
     }
 
-    /// Closes for good. Calls under way on other threads end at once with [`ErrorKind::Closed`], in whatever phase but the
-    /// resolving of a name, and so does every later call on any clone.
+    /// Closes for good. Calls under way on other threads end at once with [`ErrorKind::Closed`], in
+    /// whatever phase but the resolving of a name, and so does every later call on any clone.
     pub fn close(&self) {
         self.pool.close();
     }
@@ -278,8 +295,8 @@ impl Client {
         &self.pool.settings().endpoint
     }
 
-    /// Runs one exchange on a connection that is fit for use. If it turns out dead before the message's end has left, nobody has
-    /// seen the message, and it goes out on a fresh one.
+    /// Runs one exchange on a connection that is fit for use. If it turns out dead before the
+    /// message's end has left, nobody has seen the message, and it goes out on a fresh one.
     fn run<T>(
         &self,
         deadline: &Deadline,
@@ -308,8 +325,8 @@ fn exchange_on<T>(
         }
     }
     let mut connection = lease.connect(deadline)?;
-    // Bytes that came before the message left are no answer either. Where a peer ends a connection at once, another is
-    // tried once.
+    // Bytes that came before the message left are no answer either. Where a peer ends a connection at
+    // once, another is tried once.
     match connection.make_fit(deadline) {
         Err(error) if was_dead_already(&error) => {
             connection = lease.connect(deadline)?;
@@ -329,7 +346,8 @@ fn was_dead_already(error: &Error) -> bool {
         && error.response().is_none()
 }
 
-/// Whether the answer could not be told from one for an earlier message on this connection, but on another can.
+/// Whether the answer could not be told from one for an earlier message on this connection, but on
+/// another can.
 fn is_ambiguous_here(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::ControlIdInUse))
 }
@@ -356,7 +374,8 @@ impl<'a> Request<'a> {
         Request { timeout: limit, ..self }
     }
 
-    /// Ends the call at this instant at the latest, whatever its limit. A limit of the application acknowledgment's own is not cut short.
+    /// Ends the call at this instant at the latest, whatever its limit. A limit of the application
+    /// acknowledgment's own is not cut short.
     pub fn until(self, end: Instant) -> Self {
         Request { until: Some(end), ..self }
     }
@@ -368,8 +387,9 @@ impl<'a> Request<'a> {
         self
     }
 
-    /// The limit of waiting for the application acknowledgment after a commit accept, in place of the client's
-    /// ([`application_timeout`](ClientBuilder::application_timeout)). Zero is refused when it is sent.
+    /// The limit of waiting for the application acknowledgment after a commit accept, in place of
+    /// the client's ([`application_timeout`](ClientBuilder::application_timeout)). Zero is
+    /// refused when it is sent.
     pub fn application_timeout(mut self, limit: Duration) -> Self {
         self.policy.application_timeout = Some(limit);
         self
@@ -390,16 +410,19 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Sends the message and returns its acknowledgments one by one as they come: in the enhanced mode the commit accept,
-    /// then the application acknowledgment. The last is the one that ends the exchange.
+    /// Sends the message and returns its acknowledgments one by one as they come: in the enhanced
+    /// mode the commit accept, then the application acknowledgment. The last is the one that
+    /// ends the exchange.
     ///
-    /// The connection is taken until the last acknowledgment has been handed out. An iterator dropped before closes the connection, for an
-    /// answer is outstanding. Limits go on while nobody asks for the next item; that of the application counts from the moment its
-    /// commit accept is handed out.
+    /// The connection is taken until the last acknowledgment has been handed out. An iterator
+    /// dropped before closes the connection, for an answer is outstanding. Limits go on while
+    /// nobody asks for the next item; that of the application counts from the moment its commit
+    /// accept is handed out.
     ///
     /// # Errors
     ///
-    /// As [`Client::send`], as far as sending goes. The iterator's items are the rest; after an error there are no more.
+    /// As [`Client::send`], as far as sending goes. The iterator's items are the rest; after an
+    /// error there are no more.
     pub fn acks(self) -> Result<Acks<'a>, Error> {
         let settings = self.client.pool.settings();
         let Request { client, message, policy, .. } = self;
@@ -436,12 +459,14 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Writes the payload in one frame, awaits nothing, and closes the connection, so that an answer that comes all the same
-    /// cannot be taken for another's. For messages whose MSH-15 and MSH-16 are both `NE`.
+    /// Writes the payload in one frame, awaits nothing, and closes the connection, so that an
+    /// answer that comes all the same cannot be taken for another's. For messages whose MSH-15
+    /// and MSH-16 are both `NE`.
     ///
-    /// `Ok` means that the frame was handed to the operating system, no more. Over TLS the call lasts until the receiver has ended its
-    /// side too, or the limit has passed. If the receiver answers all the same, the closed
-    /// connection is reset, which may cut off what it has not read yet.
+    /// `Ok` means that the frame was handed to the operating system, no more. Over TLS the call
+    /// lasts until the receiver has ended its side too, or the limit has passed. If the
+    /// receiver answers all the same, the closed connection is reset, which may cut off what it
+    /// has not read yet.
     ///
     /// # Errors
     ///
@@ -481,7 +506,8 @@ impl fmt::Debug for Request<'_> {
 #[must_use = "the connection is closed if nobody waits for the acknowledgments"]
 pub struct Acks<'a> {
     client: &'a Client,
-    /// Absent once the exchange is over. The conversation is dropped first: its socket has its slot for as long as it exists.
+    /// Absent once the exchange is over. The conversation is dropped first: its socket has its slot
+    /// for as long as it exists.
     under_way: Option<(Conversation<Message<'a>>, Lease<'a>)>,
     deadline: Deadline,
 }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-/// A limit longer than this is no limit in practice; it keeps the arithmetic on instants from overflowing.
+/// A limit longer than this is no limit in practice; it keeps the arithmetic on instants from
+/// overflowing.
 const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 10);
 
-/// One instant by which a whole call must end, with the limit it came from, so that an error can name it.
+/// One instant by which a whole call must end, with the limit it came from, so that an error can
+/// name it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     started: Instant,
@@ -50,13 +52,15 @@ impl Deadline {
         now().saturating_duration_since(self.started)
     }
 
-    /// This deadline, or the one of a step that begins now and may take `limit`: whichever comes first.
+    /// This deadline, or the one of a step that begins now and may take `limit`: whichever comes
+    /// first.
     pub(crate) fn or_within(&self, limit: Duration) -> Deadline {
         let step = Deadline::after(limit);
         if step.precedes(self) { step } else { *self }
     }
 
-    /// A fair part of what is left, where `parts` steps have yet to share it. It still names the whole limit.
+    /// A fair part of what is left, where `parts` steps have yet to share it. It still names the
+    /// whole limit.
     pub(crate) fn share(&self, parts: usize) -> Deadline {
         let now = now();
         let left = self.at.saturating_duration_since(now);

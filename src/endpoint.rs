@@ -5,8 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Where a receiver listens: `mllp://host:port`, or `mllps://host:port` for MLLP over TLS.
 ///
-/// The host is a name, an IPv4 address or an IPv6 address in brackets. MLLP has no registered default, so the port
-/// is required. Literals are validated; names are resolved when a connection is opened, each time anew.
+/// The host is a name, an IPv4 address or an IPv6 address in brackets. MLLP has no registered
+/// default, so the port is required. Literals are validated; names are resolved when a connection
+/// is opened, each time anew.
 ///
 /// # Examples
 ///
@@ -66,8 +67,9 @@ impl Endpoint {
     }
 }
 
-/// A host name in the letters that resolvers take (underscores occur inside hospitals), or an IPv4 address. A name
-/// whose last label is a number is an address that was meant and mistyped (RFC 3696, section 2).
+/// A host name in the letters that resolvers take (underscores occur inside hospitals), or an IPv4
+/// address. A name whose last label is a number is an address that was meant and mistyped (RFC
+/// 3696, section 2).
 pub(crate) fn is_host(host: &str) -> bool {
     let name = host.strip_suffix('.').unwrap_or(host);
     let label = |label: &str| {

@@ -13,11 +13,11 @@ use crate::hl7::MessageError;
 use crate::hl7::ack::{Ack, AckParseError};
 use crate::net::{Halt, OpenError, Opening, TlsError};
 
-/// A failed call: what happened ([`kind`](Error::kind)), what became of the message ([`delivery`](Error::delivery)), and
-/// the evidence.
+/// A failed call: what happened ([`kind`](Error::kind)), what became of the message
+/// ([`delivery`](Error::delivery)), and the evidence.
 ///
-/// `Display` says what this library knows, in one line and without message content; the cause beneath it, where there is
-/// one, is [`source()`](std::error::Error::source).
+/// `Display` says what this library knows, in one line and without message content; the cause
+/// beneath it, where there is one, is [`source()`](std::error::Error::source).
 ///
 /// # Examples
 ///
@@ -66,7 +66,8 @@ pub(crate) enum Hint {
     NoStartBlock { bytes: usize },
     /// An answer had come whole but for the Carriage Return behind its End Block.
     NoCarriageReturn,
-    /// A commit accept had come that the message does not ask for, or that is the only answer it is sure to get.
+    /// A commit accept had come that the message does not ask for, or that is the only answer it is
+    /// sure to get.
     CommitAcceptAlone,
 }
 
@@ -92,14 +93,15 @@ impl fmt::Display for Hint {
 /// Whether the receiver has a message whose call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Delivery {
-    /// The receiver does not have the message: its End Block never left for the operating system, or the receiver reported that it did
-    /// not store it (MLLP release 2, 0x15). It is safe to send it again.
+    /// The receiver does not have the message: its End Block never left for the operating system,
+    /// or the receiver reported that it did not store it (MLLP release 2, 0x15). It is safe to
+    /// send it again.
     NotSent,
-    /// It left, and no usable answer came: the receiver may have it or not. Send it again only to a receiver that
-    /// recognises a repeated control ID.
+    /// It left, and no usable answer came: the receiver may have it or not. Send it again only to a
+    /// receiver that recognises a repeated control ID.
     Unknown,
-    /// A commit accept (CA), or a commit block of MLLP release 2, came before the failure: the receiver has it. Do not send it
-    /// again; only the application's verdict is missing.
+    /// A commit accept (CA), or a commit block of MLLP release 2, came before the failure: the
+    /// receiver has it. Do not send it again; only the application's verdict is missing.
     Committed,
     /// The receiver said no. Mend the message, or the receiver's set-up, first.
     Refused,
@@ -130,7 +132,8 @@ pub enum Phase {
     TlsHandshake,
     /// Writing the frame.
     Send,
-    /// Waiting for the commit acknowledgment that MSH-15 asks for, or for the commit block of MLLP release 2.
+    /// Waiting for the commit acknowledgment that MSH-15 asks for, or for the commit block of MLLP
+    /// release 2.
     CommitAck,
     /// Waiting for the application acknowledgment.
     ApplicationAck,
@@ -157,11 +160,12 @@ pub enum ErrorKind {
     /// An endpoint or a setting that cannot be. Correct the configuration; nothing was opened.
     #[error("configuration: {0}")]
     Config(String),
-    /// The message cannot be sent as it is. Mend it; nothing was opened and no connection was touched.
+    /// The message cannot be sent as it is. Mend it; nothing was opened and no connection was
+    /// touched.
     #[error("the message cannot be sent")]
     InvalidMessage(#[source] MessageError),
-    /// No connection: the name is unknown, or the address refused or cannot be reached. Check the address and whether the
-    /// receiver runs.
+    /// No connection: the name is unknown, or the address refused or cannot be reached. Check the
+    /// address and whether the receiver runs.
     #[error("cannot connect{}", address.map(|address| format!(" to {address}")).unwrap_or_default())]
     Connect {
         /// The address that was tried last; `None` if the name did not resolve.
@@ -169,16 +173,17 @@ pub enum ErrorKind {
         /// The system's reason.
         source: Arc<io::Error>,
     },
-    /// The TLS session could not be made, or broke: an untrusted or expired certificate, another name, a peer that does not speak
-    /// TLS. A client certificate that the receiver refuses shows in the handshake (not sent) or, under TLS 1.3, on the first
-    /// read (unknown). Trying again does not help, unless the peer has just ended the connection in the handshake, as a proxy does whose
-    /// receiver is away.
+    /// The TLS session could not be made, or broke: an untrusted or expired certificate, another
+    /// name, a peer that does not speak TLS. A client certificate that the receiver refuses
+    /// shows in the handshake (not sent) or, under TLS 1.3, on the first read (unknown). Trying
+    /// again does not help, unless the peer has just ended the connection in the handshake, as a
+    /// proxy does whose receiver is away.
     #[error("TLS failed")]
     Tls(#[source] TlsError),
     /// The deadline passed. The phase says where the time went: a receiver that is slow to answer
-    /// ([`ApplicationAck`](Phase::ApplicationAck)), a network that is slow to take the message ([`Send`](Phase::Send)). Where a part
-    /// of an answer had come, the error's `Display` says how much, and whether it had a Start Block; where a setting helps, it
-    /// names it.
+    /// ([`ApplicationAck`](Phase::ApplicationAck)), a network that is slow to take the message
+    /// ([`Send`](Phase::Send)). Where a part of an answer had come, the error's `Display` says
+    /// how much, and whether it had a Start Block; where a setting helps, it names it.
     #[error("timed out after {limit:?} while {phase}")]
     Timeout {
         /// The step of the call in which it happened.
@@ -196,16 +201,19 @@ pub enum ErrorKind {
         /// The system's reason; `None` for an orderly end of stream.
         source: Option<Arc<io::Error>>,
     },
-    /// Bytes had come that belong to no exchange: before a [`Connection`](crate::Connection) was used again, or before a fresh
-    /// connection was used at all (not sent); or the answer had begun to come before the message left (unknown). Open another
-    /// connection. A [`Client`](crate::Client) replaces a connection that it has used before by itself; a receiver that sends something as soon as
-    /// it is connected needs [`allow_leading_bytes`](crate::frame::Framing::allow_leading_bytes).
+    /// Bytes had come that belong to no exchange: before a [`Connection`](crate::Connection) was
+    /// used again, or before a fresh connection was used at all (not sent); or the answer had
+    /// begun to come before the message left (unknown). Open another connection. A
+    /// [`Client`](crate::Client) replaces a connection that it has used before by itself; a
+    /// receiver that sends something as soon as it is connected needs
+    /// [`allow_leading_bytes`](crate::frame::Framing::allow_leading_bytes).
     #[error("{stale} bytes had come that belong to no exchange, so the connection was closed")]
     Desync {
         /// How many bytes, on the wire.
         stale: usize,
     },
-    /// The answer breaks the MLLP grammar. [`FrameError::NoStartBlock`] tells a peer that does not frame its answers.
+    /// The answer breaks the MLLP grammar. [`FrameError::NoStartBlock`] tells a peer that does not
+    /// frame its answers.
     #[error("the answer is not an MLLP frame")]
     MalformedFrame(#[source] FrameError),
     /// The answer's content, or all acknowledgments that a call keeps together, are longer than
@@ -215,33 +223,37 @@ pub enum ErrorKind {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The answer is a frame, but no acknowledgment, or one that contradicts itself. [`Error::response`] has it.
+    /// The answer is a frame, but no acknowledgment, or one that contradicts itself.
+    /// [`Error::response`] has it.
     #[error("the answer is not an acknowledgment")]
     MalformedAck(#[source] AckParseError),
-    /// The answer acknowledges another message: its MSA-2 is not our MSH-10. [`Error::response`] has it.
+    /// The answer acknowledges another message: its MSA-2 is not our MSH-10. [`Error::response`]
+    /// has it.
     #[error("the answer acknowledges another message, with control ID {:?}", .0.control_id_in_short())]
     UnmatchedAck(Ack),
-    /// The receiver refuses the message: AE, AR, CE or CR. [`Error::nak`] has the reasons. The connection stays open, unless the
-    /// refusal names no message (MSA-2 is empty).
+    /// The receiver refuses the message: AE, AR, CE or CR. [`Error::nak`] has the reasons. The
+    /// connection stays open, unless the refusal names no message (MSA-2 is empty).
     #[error("the receiver answered {}", .0.code())]
     Nak(Ack),
-    /// MLLP release 2: the receiver says that it has not stored the message, as often as it was sent. The connection stays open.
+    /// MLLP release 2: the receiver says that it has not stored the message, as often as it was
+    /// sent. The connection stays open.
     #[error("the receiver did not store the message, {sendings} times (negative commit block)")]
     NotStored {
         /// How often it was sent.
         sendings: u32,
     },
-    /// MLLP release 2: a frame came where a commit block was awaited ([`release2`](crate::ClientBuilder::release2)). The receiver
-    /// seems to speak release 1.
+    /// MLLP release 2: a frame came where a commit block was awaited
+    /// ([`release2`](crate::ClientBuilder::release2)). The receiver seems to speak release 1.
     #[error(
         "the answer came without a commit block of MLLP release 2 before it: the receiver seems to speak release 1"
     )]
     NoCommitBlock,
-    /// MLLP release 2: a commit block came that nothing was waiting for, so that it is in doubt which sending the next one is for.
+    /// MLLP release 2: a commit block came that nothing was waiting for, so that it is in doubt
+    /// which sending the next one is for.
     #[error("a commit block of MLLP release 2 came that belongs to no sending")]
     StrayCommitBlock,
-    /// [`Client::close`](crate::Client::close), a [`ShutdownHandle`](crate::ShutdownHandle), or an earlier failure of this
-    /// [`Connection`](crate::Connection) ended it.
+    /// [`Client::close`](crate::Client::close), a [`ShutdownHandle`](crate::ShutdownHandle), or an
+    /// earlier failure of this [`Connection`](crate::Connection) ended it.
     #[error("the connection is closed")]
     Closed,
 }
@@ -252,7 +264,8 @@ impl ErrorKind {
         ErrorKind::Connect { address, source: Arc::new(source) }
     }
 
-    /// The kind of failure when reading or writing has ended in this phase, after `received` bytes of an answer.
+    /// The kind of failure when reading or writing has ended in this phase, after `received` bytes
+    /// of an answer.
     pub(crate) fn halted(halt: Halt, phase: Phase, received: usize, limit: Duration) -> ErrorKind {
         match halt {
             Halt::Deadline => ErrorKind::Timeout { phase, limit },
@@ -335,8 +348,9 @@ impl Error {
         self.0.commit.as_ref()
     }
 
-    /// The reply's content, where one was received and was the problem: a refusal, an answer to another message, an answer
-    /// that is no acknowledgment. For a malformed frame, the bytes that had come. It may hold a patient's data.
+    /// The reply's content, where one was received and was the problem: a refusal, an answer to
+    /// another message, an answer that is no acknowledgment. For a malformed frame, the bytes
+    /// that had come. It may hold a patient's data.
     pub fn response(&self) -> Option<&[u8]> {
         match &self.0.kind {
             ErrorKind::Nak(ack) | ErrorKind::UnmatchedAck(ack) => Some(ack.raw()),

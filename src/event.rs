@@ -12,9 +12,10 @@ use crate::hl7::ack::{Ack, AckCode};
 
 /// Something that happened, for an observer set with [`on_event`](crate::ClientBuilder::on_event).
 ///
-/// Events carry metadata, never content. In one exchange the order is `Connected` (where a connection had to be opened),
-/// `Sent`, `Acknowledged`; a call that fails ends in one `Failed`. They are told on the thread of the call, so that those of calls on
-/// different threads come at the same time.
+/// Events carry metadata, never content. In one exchange the order is `Connected` (where a
+/// connection had to be opened), `Sent`, `Acknowledged`; a call that fails ends in one `Failed`.
+/// They are told on the thread of the call, so that those of calls on different threads come at the
+/// same time.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -31,10 +32,11 @@ pub enum Event<'a> {
         endpoint: &'a Endpoint,
         /// Why.
         error: &'a Error,
-        /// Which attempt this was, from 1. Calls that wait for the receiver at the same time share the attempts and their count; it
-        /// is told by the one that made it.
+        /// Which attempt this was, from 1. Calls that wait for the receiver at the same time share
+        /// the attempts and their count; it is told by the one that made it.
         attempt: u32,
-        /// In what time this call makes the next one, if no other has reached the receiver by then; `None` after its last.
+        /// In what time this call makes the next one, if no other has reached the receiver by then;
+        /// `None` after its last.
         retry_in: Option<Duration>,
     },
     /// A whole frame has been handed to the operating system.
@@ -42,20 +44,23 @@ pub enum Event<'a> {
         /// Its length on the wire, in bytes.
         bytes: usize,
     },
-    /// An accepting acknowledgment ended an exchange. Replies to a raw [`exchange`](crate::Client::exchange) are not read and
-    /// not told.
+    /// An accepting acknowledgment ended an exchange. Replies to a raw
+    /// [`exchange`](crate::Client::exchange) are not read and not told.
     Acknowledged {
         /// Its code.
         code: AckCode,
         /// Time since the call began.
         elapsed: Duration,
     },
-    /// An acknowledgment came for a message whose exchange on this connection had already ended: the application acknowledgment after
-    /// the commit accept that ended it ([`AckMode::Commit`](crate::AckMode::Commit), or MSH-16 `NE`), a duplicate, or an AE after
-    /// an AA. It is not taken for the message under way, and the connection stays open. It is emitted when the connection is read
-    /// or probed next; if the connection is closed before, the acknowledgment is lost. The last 1 024 answered control IDs of a
-    /// connection are recognised; none with [`verify_control_id(false)`](crate::ClientBuilder::verify_control_id), and no
-    /// answered one with [`allow_repeated_control_ids(true)`](crate::ClientBuilder::allow_repeated_control_ids).
+    /// An acknowledgment came for a message whose exchange on this connection had already ended:
+    /// the application acknowledgment after the commit accept that ended it
+    /// ([`AckMode::Commit`](crate::AckMode::Commit), or MSH-16 `NE`), a duplicate, or an AE after
+    /// an AA. It is not taken for the message under way, and the connection stays open. It is
+    /// emitted when the connection is read or probed next; if the connection is closed before,
+    /// the acknowledgment is lost. The last 1 024 answered control IDs of a connection are
+    /// recognised; none with [`verify_control_id(false)`](crate::ClientBuilder::verify_control_id),
+    /// and no answered one with
+    /// [`allow_repeated_control_ids(true)`](crate::ClientBuilder::allow_repeated_control_ids).
     LateAck {
         /// The control ID of the message that it acknowledges (MSA-2).
         control_id: &'a str,
@@ -71,8 +76,8 @@ pub enum Event<'a> {
         /// Time since the call began.
         elapsed: Duration,
     },
-    /// Bytes had come that belong to no exchange: a late or second answer. The connection is closed; a
-    /// [`Client`](crate::Client) opens another for the next message.
+    /// Bytes had come that belong to no exchange: a late or second answer. The connection is
+    /// closed; a [`Client`](crate::Client) opens another for the next message.
     Surplus {
         /// The receiver.
         endpoint: &'a Endpoint,
@@ -86,7 +91,8 @@ pub enum Event<'a> {
     },
 }
 
-/// Counts since a client was made, over all its clones. See [`Client::stats`](crate::Client::stats).
+/// Counts since a client was made, over all its clones. See
+/// [`Client::stats`](crate::Client::stats).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

@@ -4,13 +4,14 @@
 //! 0x0B  content  0x1C 0x0D
 //! ```
 //!
-//! This is the block format of the *Minimal Lower Layer Protocol* (HL7 version 3 transport specification, MLLP
-//! release 1; HL7 version 2 implementation guide, appendix C). The specification allows 0x0D and 0x20 to 0xFF as
-//! content; line feeds and tabs occur in the field and pass. The two framing bytes can never be content, which is what
-//! lets a reader find the end of a message without a length.
+//! This is the block format of the *Minimal Lower Layer Protocol* (HL7 version 3 transport
+//! specification, MLLP release 1; HL7 version 2 implementation guide, appendix C). The
+//! specification allows 0x0D and 0x20 to 0xFF as content; line feeds and tabs occur in the field
+//! and pass. The two framing bytes can never be content, which is what lets a reader find the end
+//! of a message without a length.
 //!
-//! Nothing here touches a socket: a [`Framing`] says how frames look, [`Framing::encode`] makes one, and a [`Scanner`]
-//! finds them in what has been received, however it was cut.
+//! Nothing here touches a socket: a [`Framing`] says how frames look, [`Framing::encode`] makes
+//! one, and a [`Scanner`] finds them in what has been received, however it was cut.
 //!
 //! ```
 //! use mllp_client::frame::{Framing, Scanner};
@@ -34,12 +35,14 @@ pub const END_BLOCK: u8 = 0x1C;
 /// The byte that follows the End Block: `<CR>`.
 pub const CARRIAGE_RETURN: u8 = 0x0D;
 
-/// The content of a commit block that says that the receiver has stored the message (MLLP release 2): ASCII ACK.
+/// The content of a commit block that says that the receiver has stored the message (MLLP release
+/// 2): ASCII ACK.
 pub(crate) const STORED: &[u8] = &[0x06];
 /// The content of one that says that it has not: ASCII NAK.
 pub(crate) const NOT_STORED: &[u8] = &[0x15];
 
-/// The largest number of bytes before a Start Block, so that a peer that sends nothing else cannot fill the memory.
+/// The largest number of bytes before a Start Block, so that a peer that sends nothing else cannot
+/// fill the memory.
 pub(crate) const MAX_SKIPPED: usize = 64 * 1024;
 
 /// The longest sequence a site may choose for the start or the end of its frames.
@@ -72,8 +75,8 @@ impl Framing {
     ///
     /// # Errors
     ///
-    /// [`BadFraming`] if a sequence is empty or longer than 8 bytes, or if one of the two contains the other,
-    /// which would leave the end of a frame undecided.
+    /// [`BadFraming`] if a sequence is empty or longer than 8 bytes, or if one of the two contains
+    /// the other, which would leave the end of a frame undecided.
     pub fn custom(start: &[u8], end: &[u8]) -> Result<Framing, BadFraming> {
         let within = |outer: &[u8], inner: &[u8]| outer.windows(inner.len()).any(|window| window == inner);
         let fits = |marker: &[u8]| (1..=MAX_MARKER).contains(&marker.len());
@@ -85,18 +88,20 @@ impl Framing {
 
     /// Accepts frames that end without the Carriage Return.
     ///
-    /// The frame then ends at the End Block at once: waiting for the next byte would wait for ever on a peer that never
-    /// sends it. A Carriage Return that is there already belongs to the frame, one that comes later is filler.
-    /// Concerns what is received; what is sent is always complete. Defaults to `false`.
+    /// The frame then ends at the End Block at once: waiting for the next byte would wait for ever
+    /// on a peer that never sends it. A Carriage Return that is there already belongs to the
+    /// frame, one that comes later is filler. Concerns what is received; what is sent is always
+    /// complete. Defaults to `false`.
     #[must_use]
     pub fn allow_missing_carriage_return(self, allow: bool) -> Framing {
         Framing { missing_carriage_return: allow, ..self }
     }
 
-    /// Skips bytes of any kind before the Start Block, up to 64 KiB, as the specification lets a receiver do.
+    /// Skips bytes of any kind before the Start Block, up to 64 KiB, as the specification lets a
+    /// receiver do.
     ///
-    /// Carriage Returns, line feeds, NULs and spaces are skipped in any case. Defaults to `false`: an answer that does not
-    /// begin with a Start Block is [`FrameError::NoStartBlock`].
+    /// Carriage Returns, line feeds, NULs and spaces are skipped in any case. Defaults to `false`:
+    /// an answer that does not begin with a Start Block is [`FrameError::NoStartBlock`].
     #[must_use]
     pub fn allow_leading_bytes(self, allow: bool) -> Framing {
         Framing { leading_bytes: allow, ..self }
@@ -106,8 +111,8 @@ impl Framing {
     ///
     /// # Errors
     ///
-    /// [`PayloadError::Empty`], or [`PayloadError::FramingByte`] if the payload holds bytes that would end the frame or
-    /// begin another.
+    /// [`PayloadError::Empty`], or [`PayloadError::FramingByte`] if the payload holds bytes that
+    /// would end the frame or begin another.
     pub fn encode(&self, payload: &[u8]) -> Result<Vec<u8>, PayloadError> {
         self.check(payload)?;
         Ok([self.head(), payload, self.tail()].concat())
@@ -150,13 +155,14 @@ impl Framing {
         self.end.bytes()
     }
 
-    /// Whether bytes outside any frame mean nothing: peers end their frames with line ends and padding of their own.
+    /// Whether bytes outside any frame mean nothing: peers end their frames with line ends and
+    /// padding of their own.
     pub(crate) fn is_filler(bytes: &[u8]) -> bool {
         bytes.iter().all(|&byte| matches!(byte, CARRIAGE_RETURN | b'\n' | b'\0' | b' '))
     }
 
-    /// The bytes that end the content. A Carriage Return after MLLP's own End Block is looked at apart, as is one that
-    /// may be missing.
+    /// The bytes that end the content. A Carriage Return after MLLP's own End Block is looked at
+    /// apart, as is one that may be missing.
     fn terminator(&self) -> &[u8] {
         match self.end.bytes() {
             [end @ .., CARRIAGE_RETURN] if !end.is_empty() && self.carriage_return() != Return::None => end,
@@ -227,7 +233,8 @@ impl fmt::Debug for Frame<'_> {
 
 /// Finds frames in received bytes, whatever pieces they come in, looking at each byte once.
 ///
-/// After a frame or an error the scanner is as new: go on with what follows the frame's [`end`](Frame::end).
+/// After a frame or an error the scanner is as new: go on with what follows the frame's
+/// [`end`](Frame::end).
 #[derive(Clone, Debug)]
 pub struct Scanner {
     framing: Framing,
@@ -262,7 +269,8 @@ impl Scanner {
         }
     }
 
-    /// Looks for one frame in `received`: all that has come and is not used up, which only grows from call to call.
+    /// Looks for one frame in `received`: all that has come and is not used up, which only grows
+    /// from call to call.
     ///
     /// `None` means that more is needed. Bytes that became fewer are taken for new ones.
     ///
@@ -285,18 +293,21 @@ impl Scanner {
         self.content.is_some()
     }
 
-    /// Whether these bytes outside any frame mean nothing, and none of them may begin a Start Block.
+    /// Whether these bytes outside any frame mean nothing, and none of them may begin a Start
+    /// Block.
     pub(crate) fn is_filler(&self, bytes: &[u8]) -> bool {
         let start = self.framing.start.bytes()[0];
         Framing::is_filler(bytes) && !bytes.contains(&start)
     }
 
-    /// Whether all these bytes were skipped: none of them begins a frame, and what follows them may.
+    /// Whether all these bytes were skipped: none of them begins a frame, and what follows them
+    /// may.
     pub(crate) fn skips_all(&self, received: &[u8]) -> bool {
         self.content.is_none() && self.looked == received.len()
     }
 
-    /// Whether the frame that these bytes begin is whole but for the Carriage Return behind its End Block.
+    /// Whether the frame that these bytes begin is whole but for the Carriage Return behind its End
+    /// Block.
     pub(crate) fn lacks_only_its_return(&self, received: &[u8]) -> bool {
         self.content.is_some()
             && self.carriage_return == Return::Required
@@ -399,7 +410,8 @@ enum Search {
 }
 
 impl Search {
-    /// Where a start and where an end first stand; only one of the two if it is whole before the other.
+    /// Where a start and where an end first stand; only one of the two if it is whole before the
+    /// other.
     fn find(&self, bytes: &[u8]) -> (Option<usize>, Option<usize>) {
         match self {
             Search::Bytes { start, end } => match memchr2(*start, *end, bytes) {
@@ -409,8 +421,9 @@ impl Search {
             Search::Sequences(finders) => {
                 let (start, end) = &**finders;
                 let ends = end.find(bytes);
-                // A start that is whole no later than the end is counts first, as it would had the bytes come one by one. Both can be
-                // whole at once where a Carriage Return may be missing, and then it may be a frame that was cut off.
+                // A start that is whole no later than the end is counts first, as it would had the bytes come one
+                // by one. Both can be whole at once where a Carriage Return may be missing, and
+                // then it may be a frame that was cut off.
                 let before = ends.map_or(bytes.len(), |at| at + end.needle().len());
                 (start.find(&bytes[..before]), ends)
             }
@@ -422,7 +435,8 @@ impl Search {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// The bytes do not begin with a Start Block: the peer answers without MLLP framing, or is not an MLLP receiver.
+    /// The bytes do not begin with a Start Block: the peer answers without MLLP framing, or is not
+    /// an MLLP receiver.
     #[error("byte 0x{first:02X} where the Start Block was expected: the peer does not speak MLLP, or frames otherwise")]
     NoStartBlock {
         /// The byte that stood in its place.
@@ -475,7 +489,8 @@ pub enum PayloadError {
     },
 }
 
-/// Framing bytes that cannot be: 1 to 8 are allowed at each end, and neither sequence may contain the other.
+/// Framing bytes that cannot be: 1 to 8 are allowed at each end, and neither sequence may contain
+/// the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("framing bytes must be 1 to 8 at each end, and neither sequence may contain the other")]
 #[non_exhaustive]
@@ -486,10 +501,12 @@ mod tests {
     use super::*;
     use crate::fuzzing::oracle;
 
-    /// The findings of a scanner in a stream of bytes: contents with their skipped bytes, then an error or the unused rest.
+    /// The findings of a scanner in a stream of bytes: contents with their skipped bytes, then an
+    /// error or the unused rest.
     type Found = (Vec<(Vec<u8>, usize)>, Result<Vec<u8>, FrameError>);
 
-    /// Feeds the wire in pieces that end at `cuts`, as a connection does, until the wire ends or breaks.
+    /// Feeds the wire in pieces that end at `cuts`, as a connection does, until the wire ends or
+    /// breaks.
     fn feed(framing: &Framing, limit: usize, wire: &[u8], cuts: impl IntoIterator<Item = usize>) -> Found {
         let mut scanner = Scanner::new(framing.clone(), limit);
         let mut found = Vec::new();

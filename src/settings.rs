@@ -32,11 +32,13 @@ pub(crate) struct Settings {
     pub(crate) monitor: Monitor,
 }
 
-/// Which acknowledgment a call waits for, and how long for the application's. A call may have a policy of its own.
+/// Which acknowledgment a call waits for, and how long for the application's. A call may have a
+/// policy of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct AckPolicy {
     pub(crate) mode: AckMode,
-    /// The limit of waiting for the application acknowledgment after a commit accept. `None`: the limit of the call.
+    /// The limit of waiting for the application acknowledgment after a commit accept. `None`: the
+    /// limit of the call.
     pub(crate) application_timeout: Option<Duration>,
 }
 

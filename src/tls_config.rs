@@ -11,7 +11,8 @@ use crate::net::Connector;
 
 /// Whom to trust and who to be on an `mllps://` endpoint. See the [crate's page on TLS](crate#tls).
 ///
-/// By default the system's trust store decides, the certificate must be for the endpoint's host, and TLS 1.2 is the least.
+/// By default the system's trust store decides, the certificate must be for the endpoint's host,
+/// and TLS 1.2 is the least.
 ///
 /// # Examples
 ///
@@ -66,8 +67,8 @@ impl TlsConfig {
         }
     }
 
-    /// Trusts further certificate authorities: one certificate or several, in PEM form. In addition to the system's, unless
-    /// [`system_roots`](TlsConfig::system_roots) says otherwise.
+    /// Trusts further certificate authorities: one certificate or several, in PEM form. In addition
+    /// to the system's, unless [`system_roots`](TlsConfig::system_roots) says otherwise.
     ///
     /// # Errors
     ///
@@ -101,13 +102,15 @@ impl TlsConfig {
         TlsConfig { system_roots: trust, ..self }
     }
 
-    /// The client's certificate for receivers that ask for one (mutual TLS): its chain in PEM form, the client's own first, and
-    /// its private key in PKCS#8 PEM form. The key must be of the certificate's type: OpenSSL does not notice an RSA key beside an
-    /// elliptic-curve certificate, and then sends no certificate.
+    /// The client's certificate for receivers that ask for one (mutual TLS): its chain in PEM form,
+    /// the client's own first, and its private key in PKCS#8 PEM form. The key must be of the
+    /// certificate's type: OpenSSL does not notice an RSA key beside an elliptic-curve
+    /// certificate, and then sends no certificate.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] that says what was expected, and the command that makes it of another form.
+    /// [`ErrorKind::Config`] that says what was expected, and the command that makes it of another
+    /// form.
     pub fn identity_pem(self, chain: &[u8], key: &[u8]) -> Result<Self, Error> {
         let what = "client identity";
         if !holds(chain, "-----BEGIN CERTIFICATE-----") {
@@ -160,9 +163,10 @@ impl TlsConfig {
         Ok(TlsConfig { identity: Some(identity), ..self })
     }
 
-    /// The name that the certificate must be for, and that is asked for (SNI), where it is not the endpoint's host: behind a
-    /// tunnel, or where the endpoint is an address. What is neither a host name nor an address is refused when the client is built.
-    /// Defaults to the endpoint's host.
+    /// The name that the certificate must be for, and that is asked for (SNI), where it is not the
+    /// endpoint's host: behind a tunnel, or where the endpoint is an address. What is neither a
+    /// host name nor an address is refused when the client is built. Defaults to the endpoint's
+    /// host.
     pub fn server_name(self, name: &str) -> Self {
         TlsConfig { server_name: Some(name.to_owned()), ..self }
     }
@@ -172,14 +176,16 @@ impl TlsConfig {
         TlsConfig { min_version: version, ..self }
     }
 
-    /// Accepts any certificate, from anyone. Whoever can reach the line can then read and change what is sent, without
-    /// being noticed. A warning is logged once for each client. Defaults to `false`.
+    /// Accepts any certificate, from anyone. Whoever can reach the line can then read and change
+    /// what is sent, without being noticed. A warning is logged once for each client. Defaults
+    /// to `false`.
     pub fn danger_accept_invalid_certs(self, accept: bool) -> Self {
         TlsConfig { accept_invalid_certs: accept, ..self }
     }
 
-    /// Accepts a trusted certificate that is for another host: whoever holds any certificate of a trusted authority can then
-    /// stand in for the receiver. A warning is logged once for each client. Defaults to `false`.
+    /// Accepts a trusted certificate that is for another host: whoever holds any certificate of a
+    /// trusted authority can then stand in for the receiver. A warning is logged once for each
+    /// client. Defaults to `false`.
     pub fn danger_accept_invalid_hostnames(self, accept: bool) -> Self {
         TlsConfig { accept_invalid_hostnames: accept, ..self }
     }
@@ -189,7 +195,8 @@ impl TlsConfig {
         config.unwrap_or_default().connector(host)
     }
 
-    /// A connector by these settings. It is made once for each client: loading the system's trust store takes tens of milliseconds.
+    /// A connector by these settings. It is made once for each client: loading the system's trust
+    /// store takes tens of milliseconds.
     fn connector(&self, host: &str) -> Result<Connector, Error> {
         let refused = |error: native_tls::Error| unreadable("TLS", &error.to_string());
         if self.accept_invalid_certs {

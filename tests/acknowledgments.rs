@@ -1,4 +1,5 @@
-//! The whole of HL7's acknowledgments over real sockets: modes, limits of their own, and those that come after the call.
+//! The whole of HL7's acknowledgments over real sockets: modes, limits of their own, and those that
+//! come after the call.
 
 mod common;
 
@@ -444,7 +445,8 @@ fn what_could_not_be_told_from_what_is_owed_goes_over_another_connection() {
         assert_eq!(receiver.connections(), 2, "{name}");
         assert!(told.lock().unwrap().is_empty());
     }
-    // A connection of one's own says so, and stays. Once the late one has come, it is not the same for all.
+    // A connection of one's own says so, and stays. Once the late one has come, it is not the same for
+    // all.
     let receiver = receiver();
     let (builder, told) = watched(&receiver.endpoint());
     let builder = builder.ack_mode(AckMode::Commit).allow_repeated_control_ids(true);

@@ -1,4 +1,5 @@
-//! What a warm exchange allocates: nothing on a connection, the acknowledgment handed out by a client.
+//! What a warm exchange allocates: nothing on a connection, the acknowledgment handed out by a
+//! client.
 
 mod common;
 

@@ -1,7 +1,9 @@
-//! The public interface is what `tests/api.txt` records: what users rely on changes on purpose only.
+//! The public interface is what `tests/api.txt` records: what users rely on changes on purpose
+//! only.
 //!
-//! It is read from rustdoc's JSON, whose form changes with the toolchain, and of all features, so that the test says that it was skipped
-//! unless `MLLP_API_REQUIRED` is set. `MLLP_API_RECORD` writes the record anew.
+//! It is read from rustdoc's JSON, whose form changes with the toolchain, and of all features, so
+//! that the test says that it was skipped unless `MLLP_API_REQUIRED` is set. `MLLP_API_RECORD`
+//! writes the record anew.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -84,7 +84,8 @@ fn a_connection_that_ended_while_idle_is_replaced_without_a_word_over(transport:
     eventually("the end of stream is seen", || !client.is_connected());
     client.send(message("2")).unwrap();
     receiver.hang_up();
-    // Not asked beforehand: the probe finds it, or the write, or (where the end came later than both) the answer is missing.
+    // Not asked beforehand: the probe finds it, or the write, or (where the end came later than both)
+    // the answer is missing.
     eventually("another connection", || receiver.connections() == 2);
     match client.send(message("3")) {
         Ok(ack) => assert_eq!(ack.control_id(), "3"),
@@ -146,7 +147,8 @@ fn filler_while_idle_is_nothing_over(transport: Transport) {
     assert_eq!(receiver.connections(), 2);
 }
 
-/// How much is too much is a choice, so that one read more or less is not noticed; that there is an end to it is not.
+/// How much is too much is a choice, so that one read more or less is not noticed; that there is an
+/// end to it is not.
 #[test]
 fn filler_without_end_while_idle_ends_the_connection() {
     common::with_peer(
@@ -401,7 +403,8 @@ fn a_message_for_a_dead_connection_goes_out_once_on_a_fresh_one() {
 }
 
 fn a_message_for_a_dead_connection_goes_out_once_on_a_fresh_one_over(transport: Transport) {
-    // The receiver closes right after each answer, so that the next message meets every state of a dying connection.
+    // The receiver closes right after each answer, so that the next message meets every state of a
+    // dying connection.
     let receiver = transport.receiver().answering(|_| Step::accept().close()).unwrap();
     let client = transport.builder(&receiver.endpoint()).timeout(LONG).build().unwrap();
     let mut accepted = BTreeSet::new();
@@ -427,7 +430,8 @@ fn a_message_for_a_dead_connection_goes_out_once_on_a_fresh_one_over(transport: 
     assert_eq!(accepted.len() + unknown, 300);
 }
 
-/// A peer that answers one message, reads the beginning of the next, says this and goes; a second connection is answered.
+/// A peer that answers one message, reads the beginning of the next, says this and goes; a second
+/// connection is answered.
 fn dies_in_the_second_message(last_words: &[u8]) -> (Result<mllp_client::Ack, mllp_client::Error>, Stats) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("mllp://{}", listener.local_addr().unwrap());

@@ -32,7 +32,8 @@ fn told(builder: ClientBuilder) -> (Client, mpsc::Receiver<&'static str>) {
     (client.build().unwrap(), told)
 }
 
-/// Closes while so many calls are under way, once they have come as far as is wanted; how they ended, and how long that took.
+/// Closes while so many calls are under way, once they have come as far as is wanted; how they
+/// ended, and how long that took.
 fn close(client: &Client, message: &[u8], calls: usize, underway: impl FnOnce()) -> (Duration, Vec<Error>) {
     let (errors, begun, ended) = thread::scope(|scope| {
         let calls: Vec<_> =

@@ -1,7 +1,9 @@
-//! What an exchange costs the system: calls, counted by `strace`, and resident memory, read from `/proc`.
+//! What an exchange costs the system: calls, counted by `strace`, and resident memory, read from
+//! `/proc`.
 //!
-//! Both are measured in a process of their own, which is this program started again. Where `strace` or `/proc` is missing the
-//! measurement says that it was skipped, unless `MLLP_COST_REQUIRED` is set.
+//! Both are measured in a process of their own, which is this program started again. Where `strace`
+//! or `/proc` is missing the measurement says that it was skipped, unless `MLLP_COST_REQUIRED` is
+//! set.
 
 mod common;
 

@@ -1,11 +1,15 @@
-//! What a disk does to an outbox in a file: power that fails, a disk that is full, one that may not be written.
+//! What a disk does to an outbox in a file: power that fails, a disk that is full, one that may not
+//! be written.
 //!
-//! *Power.* A child pushes and settles under `strace`, whose record has every write, every synchronisation and every answer of the outbox in
-//! their order. From it the files are made as a power failure at some moment leaves them: what was synchronised is there, and of what was
-//! not, any choice of sectors. At 200 such moments the outbox has to open, with everything that it had answered for.
+//! *Power.* A child pushes and settles under `strace`, whose record has every write, every
+//! synchronisation and every answer of the outbox in their order. From it the files are made as a
+//! power failure at some moment leaves them: what was synchronised is there, and of what was
+//! not, any choice of sectors. At 200 such moments the outbox has to open, with everything that it
+//! had answered for.
 //!
-//! *Full and read-only.* On a small file system of its own, in a namespace for mounts that this program makes by starting itself again under
-//! `unshare`. Where a tool or the right to use it is missing, a scene says that it was skipped, unless `MLLP_DISK_REQUIRED` is set.
+//! *Full and read-only.* On a small file system of its own, in a namespace for mounts that this
+//! program makes by starting itself again under `unshare`. Where a tool or the right to use it is
+//! missing, a scene says that it was skipped, unless `MLLP_DISK_REQUIRED` is set.
 
 mod common;
 
@@ -46,7 +50,8 @@ fn skip(name: &str, why: &str) -> bool {
     false
 }
 
-/// Pushes, and delivers every second message, a line for each when it is safe. It ends without closing the file.
+/// Pushes, and delivers every second message, a line for each when it is safe. It ends without
+/// closing the file.
 fn child(path: &str) {
     let outbox = SqliteOutbox::open(path, "power").unwrap();
     let mut answers = io::stdout().lock();
@@ -177,7 +182,8 @@ fn look(files: &BTreeMap<String, Vec<u8>>, pushed: usize, delivered: usize, plac
     assert_eq!(head.map(|claim| claim.entry.message), waiting.first().cloned(), "at {place}");
 }
 
-/// A line of the record, if it concerns the outbox: `pwrite64(6</path/outbox.db-wal>, "\x37…", 24, 8272) = 24`.
+/// A line of the record, if it concerns the outbox: `pwrite64(6</path/outbox.db-wal>, "\x37…", 24,
+/// 8272) = 24`.
 fn step(line: &str) -> Option<Step> {
     let (call, rest) = line.split_once('(')?;
     let (descriptor, rest) = rest.split_once('>')?;

@@ -248,7 +248,8 @@ fn send_speaks_tls_as_it_is_told() {
     }
 }
 
-/// Pushes two files of messages and forwards them to a receiver that refuses one, with an example and the arguments that name its storage.
+/// Pushes two files of messages and forwards them to a receiver that refuses one, with an example
+/// and the arguments that name its storage.
 #[cfg(any(feature = "sqlite", feature = "redis"))]
 fn stores_and_forwards(name: &str, storage: &[&str]) {
     let receiver = Receiver::answering(|message| match String::from_utf8_lossy(message).contains("|X2|") {

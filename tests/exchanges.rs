@@ -1,5 +1,6 @@
-//! One exchange against every kind of answer, on a connection and through a client: what the error says, what became of the
-//! message, what becomes of the connection, and that the next message gets its own acknowledgment.
+//! One exchange against every kind of answer, on a connection and through a client: what the error
+//! says, what became of the message, what becomes of the connection, and that the next message gets
+//! its own acknowledgment.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! A network that fails at every byte of an exchange: the call ends within its limit, says what became of the message, and the receiver's
-//! record agrees. The next message gets its own answer.
+//! A network that fails at every byte of an exchange: the call ends within its limit, says what
+//! became of the message, and the receiver's record agrees. The next message gets its own answer.
 
 mod common;
 
@@ -17,7 +17,8 @@ use mllp_client::{Client, Delivery, Error, ErrorKind, Phase};
 /// What a stalled call is allowed.
 const LIMIT: Duration = Duration::from_millis(120);
 
-/// How many calls are under way at the same time: many where they wait for their limit, and few where they need a core.
+/// How many calls are under way at the same time: many where they wait for their limit, and few
+/// where they need a core.
 const WAITING: usize = 48;
 const WORKING: usize = 3;
 

@@ -35,7 +35,8 @@ fn files(folder: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// The text without comments, without tests, and without what is compiled for tests and fuzzers alone.
+/// The text without comments, without tests, and without what is compiled for tests and fuzzers
+/// alone.
 fn code(text: &str) -> String {
     let mut lines = text.lines();
     let mut code = String::new();
@@ -89,7 +90,8 @@ fn paths(code: &str) -> Vec<String> {
     found
 }
 
-/// The file of a path such as `net::tls::TlsError`, as far as the path leads to one. What a `mod.rs` only re-exports stands in another file.
+/// The file of a path such as `net::tls::TlsError`, as far as the path leads to one. What a
+/// `mod.rs` only re-exports stands in another file.
 fn file_of(path: &[&str], files: &[String]) -> Option<String> {
     let (length, file) = (0..=path.len()).rev().find_map(|length| {
         let joined = path[..length].join("/");

@@ -1,9 +1,10 @@
-//! Against receivers and senders from elsewhere: python-hl7, node-hl7-server and node-hl7-client, @medplum/hl7, and the codec of
-//! hl7-mllp-codec; bare, and over TLS where they speak it or `stunnel` does it for them.
+//! Against receivers and senders from elsewhere: python-hl7, node-hl7-server and node-hl7-client,
+//! @medplum/hl7, and the codec of hl7-mllp-codec; bare, and over TLS where they speak it or
+//! `stunnel` does it for them.
 //!
-//! `MLLP_INTEROP_PYTHON` names a Python that has the package `hl7`; without it, `python3` is asked. `MLLP_INTEROP_NODE` names a directory
-//! in which npm has installed its packages. Where something is missing the tests say that they were skipped, unless
-//! `MLLP_INTEROP_REQUIRED` is set.
+//! `MLLP_INTEROP_PYTHON` names a Python that has the package `hl7`; without it, `python3` is asked.
+//! `MLLP_INTEROP_NODE` names a directory in which npm has installed its packages. Where something
+//! is missing the tests say that they were skipped, unless `MLLP_INTEROP_REQUIRED` is set.
 
 mod common;
 
@@ -183,7 +184,8 @@ fn the_codec_receives() {
     exchange_with(&common::client(&format!("mllp://{}", receiver.address), LONG));
 }
 
-/// It keeps the text of a connection's earlier messages and answers all of them again with each message.
+/// It keeps the text of a connection's earlier messages and answers all of them again with each
+/// message.
 fn exchange_with_node_hl7(client: impl Fn() -> Client) {
     let one = client();
     for id in ["1", "2", "3"] {
@@ -220,8 +222,8 @@ fn node_hl7_receives_over_tls() {
     exchange_with_node_hl7(|| Client::builder(&endpoint).tls(authority.trusted()).timeout(LONG).build().unwrap());
 }
 
-/// What the others send comes as it was sent, and they find in the answers what they should: the receiver that all other tests go by is
-/// as honest as theirs are.
+/// What the others send comes as it was sent, and they find in the answers what they should: the
+/// receiver that all other tests go by is as honest as theirs are.
 #[test]
 fn the_scripted_receiver_serves_others() {
     let messages: Vec<_> = ["1", "2", "3"].map(message).into();

@@ -1,7 +1,8 @@
-//! Nothing is lost and nothing overtaken, whoever is killed: a process that pushes and forwards, its receiver, and the Redis server.
+//! Nothing is lost and nothing overtaken, whoever is killed: a process that pushes and forwards,
+//! its receiver, and the Redis server.
 //!
-//! The process is this program, started again as a child. It is killed by SIGKILL at moments that a seed chooses, among the messages as they
-//! reach the receiver.
+//! The process is this program, started again as a child. It is killed by SIGKILL at moments that a
+//! seed chooses, among the messages as they reach the receiver.
 
 mod common;
 
@@ -62,7 +63,8 @@ const SCENES: &[(&str, fn())] = &[
     ("who_was_paused_sends_nothing_more", redis::who_was_paused_sends_nothing_more),
 ];
 
-/// Pushes what has not been pushed yet, and forwards until nothing waits. A storage that is away is waited for.
+/// Pushes what has not been pushed yet, and forwards until nothing waits. A storage that is away is
+/// waited for.
 #[allow(dead_code, reason = "without a storage that survives there is no child")]
 fn push_and_forward(outbox: impl Outbox + Clone + 'static, endpoint: &str, pushed: impl Fn() -> Option<usize>) {
     let client = Client::builder(endpoint).timeout(LONG).build().unwrap();

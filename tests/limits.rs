@@ -1,4 +1,5 @@
-//! Every limit on both sides: not before it, not much after it, in every phase, with a peer that does its worst.
+//! Every limit on both sides: not before it, not much after it, in every phase, with a peer that
+//! does its worst.
 
 mod common;
 

@@ -1,9 +1,10 @@
-//! What takes a network of its own: a firewall that forgets a connection without a word, a name that moves to another address, a wire that
-//! loses, delays, overtakes and repeats packets.
+//! What takes a network of its own: a firewall that forgets a connection without a word, a name
+//! that moves to another address, a wire that loses, delays, overtakes and repeats packets.
 //!
-//! Each scene is played in a network namespace (and one for mounts) that this program makes by starting itself again under
-//! `unshare`, with a user namespace besides where it takes that. Where that is not permitted, or `ip`, `nft`, `python3` or a tun device is
-//! missing, the scenes say that they were skipped, unless `MLLP_NETWORK_REQUIRED` is set.
+//! Each scene is played in a network namespace (and one for mounts) that this program makes by
+//! starting itself again under `unshare`, with a user namespace besides where it takes that. Where
+//! that is not permitted, or `ip`, `nft`, `python3` or a tun device is missing, the scenes say that
+//! they were skipped, unless `MLLP_NETWORK_REQUIRED` is set.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! The outboxes: the contract, tried on each and on some that break it, and what each promises beyond it.
+//! The outboxes: the contract, tried on each and on some that break it, and what each promises
+//! beyond it.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! A marker stands in the message, in MSA-3 and in ERR; every kind of failure is provoked; the marker must be in no log
-//! record, no `Debug`, no `Display` and no event.
+//! A marker stands in the message, in MSA-3 and in ERR; every kind of failure is provoked; the
+//! marker must be in no log record, no `Debug`, no `Display` and no event.
 
 mod common;
 
@@ -200,7 +200,8 @@ fn dangerous_switches_are_warned_about_once() {
         assert_eq!(warnings() - before, usize::from(certs) + usize::from(hostnames));
     }
 
-    // Nor does a secret of TLS reach the log: every record so far is searched below for the marker, here as a passphrase.
+    // Nor does a secret of TLS reach the log: every record so far is searched below for the marker,
+    // here as a passphrase.
     let error = TlsConfig::new().identity_pkcs12(MARKER.as_bytes(), MARKER).unwrap_err();
     assert!(!format!("{error} {error:?}").contains(MARKER));
     let key = format!("-----BEGIN PRIVATE KEY-----\n{MARKER}\n-----END PRIVATE KEY-----\n");

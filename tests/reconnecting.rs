@@ -1,4 +1,5 @@
-//! Receivers that go away and come back, connections that grow old: who tries, how often, and what the calls say.
+//! Receivers that go away and come back, connections that grow old: who tries, how often, and what
+//! the calls say.
 
 mod common;
 
@@ -92,7 +93,8 @@ fn messages_sent_while_the_receiver_is_away_arrive_when_it_is_back() {
             assert_eq!(receiver.received().len(), 10);
             assert!(receiver.connections() <= connections);
         });
-        // At once, after 150 ms (or three quarters of it), after 300 ms more: no more than three, whoever made them.
+        // At once, after 150 ms (or three quarters of it), after 300 ms more: no more than three, whoever
+        // made them.
         let attempts = attempts.lock().unwrap();
         assert!((1..=3).contains(&attempts.len()), "{attempts:?}");
         for (index, &(number, retry_in)) in attempts.iter().enumerate() {
@@ -213,7 +215,8 @@ fn the_limit_of_the_call_ends_the_attempts() {
     let attempts = attempts.lock().unwrap();
     assert!((5..=25).contains(&attempts.len()), "{attempts:?}");
     assert!(attempts.iter().rev().skip(1).all(|(_, retry_in)| retry_in.is_some()), "{attempts:?}");
-    // It ends when the next attempt would come too late, or when waiting for that took longer than it should have.
+    // It ends when the next attempt would come too late, or when waiting for that took longer than it
+    // should have.
     assert!(attempts.last().unwrap().1.is_none() || taken >= SHORT * 2, "{attempts:?}");
 }
 
@@ -334,7 +337,8 @@ mod tls {
         assert!(receiver.received().is_empty());
     }
 
-    /// A proxy goes on taking connections while its receiver is away, and drops them. It counts them.
+    /// A proxy goes on taking connections while its receiver is away, and drops them. It counts
+    /// them.
     #[test]
     fn a_handshake_that_is_broken_off_is_tried_again() {
         let _tidy = Tidy::up();

@@ -13,7 +13,8 @@ use mllp_client::{AckMode, AckParseError, Client, ClientBuilder, Delivery, Error
 const STORED: &[u8] = b"\x0B\x06\x1C\r";
 const NOT_STORED: &[u8] = b"\x0B\x15\x1C\r";
 
-/// A receiver that plays these steps for what is no commit block, and keeps silent after those that are.
+/// A receiver that plays these steps for what is no commit block, and keeps silent after those that
+/// are.
 fn receiver(transport: Transport, steps: impl IntoIterator<Item = Step>) -> Receiver {
     let steps = Mutex::new(steps.into_iter().collect::<std::collections::VecDeque<_>>());
     let answer = move |message: &[u8]| match message {
@@ -235,8 +236,8 @@ fn a_late_acknowledgment_is_committed_too() {
     assert_eq!(receiver.connections(), 1);
 }
 
-/// A peer to which a commit block cannot be written has ended the connection, so that a look before the next use finds the same: no
-/// test tells whether it was given up at once.
+/// A peer to which a commit block cannot be written has ended the connection, so that a look before
+/// the next use finds the same: no test tells whether it was given up at once.
 #[test]
 fn each_late_acknowledgment_has_one_commit_block() {
     let _tidy = Tidy::up();

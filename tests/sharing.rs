@@ -1,4 +1,5 @@
-//! Many threads and one client: who gets which answer, how many connections there are, and what every failure says.
+//! Many threads and one client: who gets which answer, how many connections there are, and what
+//! every failure says.
 
 mod common;
 
@@ -24,7 +25,8 @@ fn control_id(message: &[u8]) -> String {
     String::from_utf8_lossy(message).split('|').nth(9).unwrap_or_default().to_owned()
 }
 
-/// A receiver that keeps a log and answers after a time of its own for each message, at most a fifth of a millisecond.
+/// A receiver that keeps a log and answers after a time of its own for each message, at most a
+/// fifth of a millisecond.
 fn receiver(seed: u64, address: &str, log: &Log) -> std::io::Result<Receiver> {
     let log = Arc::clone(log);
     Receiver::builder().address(address)?.answering(move |message| {
@@ -163,8 +165,8 @@ fn a_receiver_that_restarts_agrees_with_every_failure() {
             let stats = client.stats();
             assert_eq!([stats.acknowledged, stats.failed], counted);
             assert!(counted[0] + counted[1] == (THREADS * EACH) as u64 && stats.connections_opened > 10);
-            // At each restart no more can have been lost, on each connection, than what was under way, what the receiver accepted while
-            // it stopped, and what waited in its queue then.
+            // At each restart no more can have been lost, on each connection, than what was under way, what the
+            // receiver accepted while it stopped, and what waited in its queue then.
             assert!(counted[1] <= ((RESTARTS + 1) * 3 * most) as u64, "{counted:?}");
         }
     }

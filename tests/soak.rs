@@ -1,5 +1,6 @@
-//! A long run: threads that share clients, messages of any size, answers of any kind, a network that fails at any byte, receivers that
-//! restart. What every call says is compared with what the receiver saw, and memory, descriptors and threads stay what they are.
+//! A long run: threads that share clients, messages of any size, answers of any kind, a network
+//! that fails at any byte, receivers that restart. What every call says is compared with what the
+//! receiver saw, and memory, descriptors and threads stay what they are.
 //!
 //! It takes three seconds, or `MLLP_SOAK_SECONDS`.
 
@@ -98,7 +99,8 @@ fn soak(transport: Transport, time: Duration) {
             over.store(true, Ordering::Relaxed);
         });
         drop(receiver);
-        // All is at rest: the proxy has a thread, and one more and two sockets for each of the client's idle connections.
+        // All is at rest: the proxy has a thread, and one more and two sockets for each of the client's
+        // idle connections.
         let [threads, descriptors] = [before.threads + 1 + CONNECTIONS, before.descriptors + 1 + 3 * CONNECTIONS];
         eventually("the threads of the epoch have ended", || Usage::now().threads <= threads);
         eventually("its connections are closed", || Usage::now().descriptors <= descriptors);
@@ -116,7 +118,8 @@ fn soak(transport: Transport, time: Duration) {
     client.close();
     assert_eq!(connected.load(Ordering::Relaxed), disconnected.load(Ordering::Relaxed));
 
-    // What stays of a receiver's record and of the allocator's caches differs from epoch to epoch: the median of each quarter counts.
+    // What stays of a receiver's record and of the allocator's caches differs from epoch to epoch: the
+    // median of each quarter counts.
     let quarters: Vec<usize> = usages
         .chunks(usages.len().div_ceil(4))
         .map(|quarter| {
@@ -153,7 +156,8 @@ struct Messages {
     /// The number of the last that was sent, and of the last that came.
     last: u64,
     seen: u64,
-    /// Those of which nobody knows whether they come. A receiver may read one long after the client has given it up.
+    /// Those of which nobody knows whether they come. A receiver may read one long after the client
+    /// has given it up.
     unknown: BTreeSet<u64>,
 }
 

@@ -1,5 +1,5 @@
-//! Every wait of a call, over every transport, with every kind of peer that makes it wait: the limit holds on both sides, closing ends it at
-//! once, and looking at a connection takes no time.
+//! Every wait of a call, over every transport, with every kind of peer that makes it wait: the
+//! limit holds on both sides, closing ends it at once, and looking at a connection takes no time.
 
 mod common;
 
@@ -307,13 +307,14 @@ fn call(client: &Client, wait: Wait, limit: Duration) -> Error {
     }
 }
 
-/// A peer that repeats an answer has given one: to another message, so that all later answers are late.
+/// A peer that repeats an answer has given one: to another message, so that all later answers are
+/// late.
 fn warm_up(client: &Client, habit: Habit) -> bool {
     habit != Habit::Repeats || client.request(&message("FIRST")).timeout(LONG).send().is_ok()
 }
 
-/// Whether the two can be together: a peer that repeats its answers has to have been sent a message in release 1, and a raw reply
-/// may be whatever comes.
+/// Whether the two can be together: a peer that repeats its answers has to have been sent a message
+/// in release 1, and a raw reply may be whatever comes.
 fn fit(wait: Wait, habit: Habit) -> bool {
     habit != Habit::Repeats || !matches!(wait, Wait::CommitBlock)
 }

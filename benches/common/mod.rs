@@ -1,4 +1,5 @@
-//! What the benchmarks of exchanges share: messages, a receiver that does no more than it must, a clock.
+//! What the benchmarks of exchanges share: messages, a receiver that does no more than it must, a
+//! clock.
 
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
@@ -78,7 +79,8 @@ pub fn serve_anywhere(connections: usize) -> SocketAddr {
     serve_by(connections, || (), |stream| stream)
 }
 
-/// Serves so many connections, each on a thread on this core, once `open` has made of the socket what is read and written.
+/// Serves so many connections, each on a thread on this core, once `open` has made of the socket
+/// what is read and written.
 pub fn serve<S: Read + Write>(
     connections: usize,
     core: CoreId,
@@ -133,8 +135,8 @@ pub fn exchange_bare(stream: &mut (impl Read + Write), frame: &[u8]) {
     black_box(&reply[..received]);
 }
 
-/// Lets the works take turns on messages of this size; the medians in microseconds, and the medians of the rounds' own ratios to
-/// the first.
+/// Lets the works take turns on messages of this size; the medians in microseconds, and the medians
+/// of the rounds' own ratios to the first.
 pub fn compare<const N: usize>(size: usize, mut works: [&mut dyn FnMut(); N]) -> ([f64; N], [f64; N]) {
     let repeats = (10_000_000 / size).clamp(8, 2_000);
     let mut runs = works.each_mut().map(|work| move || (0..repeats).for_each(|_| work()));
@@ -142,7 +144,8 @@ pub fn compare<const N: usize>(size: usize, mut works: [&mut dyn FnMut(); N]) ->
     (seconds.map(|seconds| seconds * 1e6 / repeats as f64), ratios)
 }
 
-/// Lets the works take turns; the medians in seconds, and the medians of the rounds' own ratios to the first.
+/// Lets the works take turns; the medians in seconds, and the medians of the rounds' own ratios to
+/// the first.
 pub fn compare_runs<const N: usize>(mut works: [&mut dyn FnMut(); N]) -> ([f64; N], [f64; N]) {
     // The first round warms up.
     let rounds: Vec<[f64; N]> = (0..=ROUNDS).map(|_| works.each_mut().map(|work| time(work))).skip(1).collect();
@@ -154,7 +157,8 @@ pub fn compare_runs<const N: usize>(mut works: [&mut dyn FnMut(); N]) -> ([f64; 
     )
 }
 
-/// Notes a figure for the chart, where `MLLP_BENCH_RECORD` names a file: how long something takes, the limit being one.
+/// Notes a figure for the chart, where `MLLP_BENCH_RECORD` names a file: how long something takes,
+/// the limit being one.
 pub fn note(chart: &str, row: &str, what: &str, ratio: f64) {
     if let Some(path) = std::env::var_os("MLLP_BENCH_RECORD") {
         let mut record = OpenOptions::new().append(true).create(true).open(path).expect("the record can be written");

@@ -1,4 +1,5 @@
-//! What the two examples of store and forward share: pushing files, and forwarding what waits, with any outbox.
+//! What the two examples of store and forward share: pushing files, and forwarding what waits, with
+//! any outbox.
 
 use std::error::Error;
 use std::fs;

@@ -1,4 +1,5 @@
-//! The one blocking script that every kind of exchange runs: write, commit block, next answer. A deadline ends every wait.
+//! The one blocking script that every kind of exchange runs: write, commit block, next answer. A
+//! deadline ends every wait.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,15 +20,16 @@ use crate::settings::{AckPolicy, Settings};
 /// The largest number of reads for an answer that the peer sent before it had the whole message.
 const MAX_EARLY_READS: usize = 64;
 
-/// MLLP release 2: how many times a message is sent in all while the receiver answers 0x15, and the pause before each repetition.
+/// MLLP release 2: how many times a message is sent in all while the receiver answers 0x15, and the
+/// pause before each repetition.
 const MAX_SENDINGS: u32 = 3;
 const RESEND_DELAY: Duration = Duration::from_millis(500);
 
 /// How long bytes that have already come are still read after the deadline.
 const LAST_LOOK: Duration = Duration::from_millis(50);
 
-/// One exchange, from before its payload is written to its end. Dropped earlier, it closes its connection, since an answer is
-/// outstanding.
+/// One exchange, from before its payload is written to its end. Dropped earlier, it closes its
+/// connection, since an answer is outstanding.
 pub(crate) struct Conversation<A> {
     awaited: A,
     /// The connection, until the exchange is over.
@@ -36,7 +38,8 @@ pub(crate) struct Conversation<A> {
     failure: Option<Box<Failure>>,
     wait: Wait,
     call: Deadline,
-    /// The limit of the application acknowledgments once a commit accept has come; the call's if there is none of its own.
+    /// The limit of the application acknowledgments once a commit accept has come; the call's if
+    /// there is none of its own.
     application_timeout: Option<Duration>,
     application: Deadline,
     /// Whether the connection is not to be used again, although the exchange ended well.
@@ -91,7 +94,8 @@ impl<A: Awaited> Conversation<A> {
         &self.awaited
     }
 
-    /// The deadline that counts: as long as nothing has come for some message, the call's own counts for all.
+    /// The deadline that counts: as long as nothing has come for some message, the call's own
+    /// counts for all.
     fn until(&self) -> Deadline {
         if self.awaited.is_committed() { self.application } else { self.call }
     }
@@ -115,13 +119,13 @@ impl<A: Awaited> Conversation<A> {
 }
 
 impl Connection {
-    /// Sends a message and waits for the acknowledgment that ends its exchange, at most the builder's
-    /// [`timeout`](crate::ClientBuilder::timeout).
+    /// Sends a message and waits for the acknowledgment that ends its exchange, at most the
+    /// builder's [`timeout`](crate::ClientBuilder::timeout).
     ///
     /// # Errors
     ///
-    /// Any [`ErrorKind`] but those of connecting. A message that could not be sent leaves the connection untouched, as one does whose
-    /// control ID it has carried before
+    /// Any [`ErrorKind`] but those of connecting. A message that could not be sent leaves the
+    /// connection untouched, as one does whose control ID it has carried before
     /// ([`MessageError::ControlIdInUse`](crate::MessageError::ControlIdInUse)).
     pub fn send(&mut self, message: &[u8]) -> Result<Ack, Error> {
         let settings = Arc::clone(&self.settings);
@@ -134,13 +138,15 @@ impl Connection {
         settings.monitor.conclude(result, &deadline)
     }
 
-    /// Sends any payload and returns the content of the first frame that comes back, as it came, borrowed from the
-    /// connection's buffer. Neither is checked as HL7, so that a refusal is a reply like any other.
+    /// Sends any payload and returns the content of the first frame that comes back, as it came,
+    /// borrowed from the connection's buffer. Neither is checked as HL7, so that a refusal is a
+    /// reply like any other.
     ///
-    /// Control IDs are read all the same, for two things: an acknowledgment of a message that was sent before by
-    /// [`send`](Connection::send) is not the reply, and a payload with the control ID of such a message is refused. Replies to
-    /// other payloads are the caller's to distinguish. Where the payload could not be sent whole, an answer that came before is
-    /// no reply to it, but [`Error::response`].
+    /// Control IDs are read all the same, for two things: an acknowledgment of a message that was
+    /// sent before by [`send`](Connection::send) is not the reply, and a payload with the
+    /// control ID of such a message is refused. Replies to other payloads are the caller's to
+    /// distinguish. Where the payload could not be sent whole, an answer that came before is no
+    /// reply to it, but [`Error::response`].
     ///
     /// # Errors
     ///
@@ -181,7 +187,8 @@ impl Connection {
         }
     }
 
-    /// Runs a whole exchange of which any frame is the end. Returns where the content of that frame stands.
+    /// Runs a whole exchange of which any frame is the end. Returns where the content of that frame
+    /// stands.
     pub(crate) fn converse_unread(&mut self, payload: &[u8], deadline: &Deadline) -> Result<Range<usize>, Error> {
         let mut conversation = Conversation::new(AnyFrame::after(payload), &AckPolicy::default(), deadline);
         self.begin(&mut conversation, payload)?;
@@ -190,8 +197,8 @@ impl Connection {
         conversation.end().map(|()| answer)
     }
 
-    /// Writes a checked payload, awaits nothing, and ends the connection: an answer that is not awaited would be taken for
-    /// the next one's.
+    /// Writes a checked payload, awaits nothing, and ends the connection: an answer that is not
+    /// awaited would be taken for the next one's.
     pub(crate) fn send_unacknowledged(&mut self, payload: &[u8], deadline: &Deadline) -> Result<(), Error> {
         let mut conversation = Conversation::new(AnyFrame::after(payload), &AckPolicy::default(), deadline);
         self.begin(&mut conversation, payload)?;
@@ -201,12 +208,13 @@ impl Connection {
         conversation.end()
     }
 
-    /// Writes a checked payload, and in MLLP release 2 waits until the receiver has stored it. A failure from the first byte on is
-    /// kept in the conversation, which is over then.
+    /// Writes a checked payload, and in MLLP release 2 waits until the receiver has stored it. A
+    /// failure from the first byte on is kept in the conversation, which is over then.
     ///
     /// # Errors
     ///
-    /// [`MessageError::ControlIdInUse`], which leaves the connection as it is, or [`ErrorKind::Closed`].
+    /// [`MessageError::ControlIdInUse`], which leaves the connection as it is, or
+    /// [`ErrorKind::Closed`].
     pub(crate) fn begin<A: Awaited>(
         &mut self,
         conversation: &mut Conversation<A>,
@@ -230,7 +238,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes answers until one is for this exchange. Acknowledgments of earlier messages are passed over.
+    /// Takes answers until one is for this exchange. Acknowledgments of earlier messages are passed
+    /// over.
     pub(crate) fn next_answer<A: Awaited>(&mut self, conversation: &mut Conversation<A>) {
         let Some(mut live) = conversation.live.take() else { return };
         match self.take_answer(conversation, &mut live) {
@@ -295,7 +304,8 @@ impl Connection {
         }
     }
 
-    /// MLLP release 2: waits for the commit block of what was written. Whether it says that the receiver has stored it.
+    /// MLLP release 2: waits for the commit block of what was written. Whether it says that the
+    /// receiver has stored it.
     fn is_stored<A: Awaited>(&mut self, conversation: &mut Conversation<A>, live: &mut Live) -> Result<bool, Cause> {
         loop {
             let at = self.next_frame(&mut conversation.wait, live, Phase::CommitAck, 0)?;
@@ -312,8 +322,9 @@ impl Connection {
         }
     }
 
-    /// MLLP release 2: waits before the message is sent again. The receiver has reported that it does not have it, so that a time-out or
-    /// an end of the connection means `NotSent`. Unexpected bytes mean `Unknown`.
+    /// MLLP release 2: waits before the message is sent again. The receiver has reported that it
+    /// does not have it, so that a time-out or an end of the connection means `NotSent`.
+    /// Unexpected bytes mean `Unknown`.
     fn pause<A: Awaited>(&mut self, conversation: &mut Conversation<A>, live: &mut Live) -> Result<(), Cause> {
         let deadline = conversation.call;
         let pause = deadline.or_within(RESEND_DELAY);
@@ -333,8 +344,8 @@ impl Connection {
         }
     }
 
-    /// MLLP release 2: a commit block does not name its message, so that a second one would make the next ambiguous. Only filler and
-    /// acknowledgments of earlier messages may follow.
+    /// MLLP release 2: a commit block does not name its message, so that a second one would make
+    /// the next ambiguous. Only filler and acknowledgments of earlier messages may follow.
     fn expect_nothing_more(&mut self, live: &mut Live, deadline: &Deadline) -> Result<(), ErrorKind> {
         if !matches!(self.intake.settle(&self.settings), Settled::Filler | Settled::PassedOver) {
             return Err(ErrorKind::StrayCommitBlock);
@@ -404,7 +415,8 @@ impl Connection {
         }
     }
 
-    /// Emits `Acknowledged` for each accepting verdict of the last answer, and remembers the control IDs of all its verdicts.
+    /// Emits `Acknowledged` for each accepting verdict of the last answer, and remembers the
+    /// control IDs of all its verdicts.
     fn report<A: Awaited>(&mut self, conversation: &mut Conversation<A>) {
         let Conversation { awaited, call, leaves_doubt, .. } = conversation;
         let settings = &*self.settings;
@@ -456,8 +468,8 @@ impl Connection {
         Err(Cause::new(found, evidence))
     }
 
-    /// After writing has failed: reads, without waiting, an early answer of the peer, or its refusal of the TLS session, which explains
-    /// the failure better.
+    /// After writing has failed: reads, without waiting, an early answer of the peer, or its
+    /// refusal of the TLS session, which explains the failure better.
     fn look_for_early_answer<A: Awaited>(
         &mut self,
         conversation: &mut Conversation<A>,
@@ -487,8 +499,9 @@ impl Connection {
         Cause::new(kind, evidence.unwrap_or_default())
     }
 
-    /// Ends an exchange that leaves the connection usable: a complete one, or one whose message was not stored. With surplus bytes the
-    /// connection is kept only for the surplus to be reported before the next use. One that can remember no more is closed.
+    /// Ends an exchange that leaves the connection usable: a complete one, or one whose message was
+    /// not stored. With surplus bytes the connection is kept only for the surplus to be
+    /// reported before the next use. One that can remember no more is closed.
     fn keep<A: Awaited>(&mut self, conversation: &Conversation<A>, mut live: Box<Live>) {
         if conversation.failure.is_some() {
             self.intake.remember_all(&conversation.awaited, &self.settings);
@@ -504,8 +517,8 @@ impl Connection {
         }
     }
 
-    /// MLLP release 2: writes the commit blocks that are due for acknowledgments that have come. One that cannot be written
-    /// is doubt.
+    /// MLLP release 2: writes the commit blocks that are due for acknowledgments that have come.
+    /// One that cannot be written is doubt.
     fn write_commit_blocks(&mut self, live: &mut Live, deadline: &Deadline) -> Result<(), ErrorKind> {
         while self.intake.commit_blocks_due > 0 {
             let framing = &self.settings.framing;
@@ -530,7 +543,8 @@ impl Wait {
     fn read(&mut self, live: &mut Live, space: &mut [u8]) -> Result<usize, Halt> {
         if self.last_look.is_none() {
             if self.has_received {
-                // A peer that sends its answer in pieces may wait for TCP's acknowledgment of the first before it sends the next.
+                // A peer that sends its answer in pieces may wait for TCP's acknowledgment of the first before it
+                // sends the next.
                 live.stream.acknowledge_now();
             }
             match live.stream.read(space, &self.until) {
@@ -549,7 +563,8 @@ impl Wait {
         }
     }
 
-    /// Asks the clock, and whether the connection was ended by another thread, where much is taken in without reading.
+    /// Asks the clock, and whether the connection was ended by another thread, where much is taken
+    /// in without reading.
     fn check(&mut self, live: &Live, phase: Phase) -> Result<(), ErrorKind> {
         if live.stream.is_shut() {
             return Err(ErrorKind::Closed);
@@ -568,8 +583,8 @@ impl Wait {
     }
 }
 
-/// Whether a receiver may have the message after so many bytes of a frame were written: from the first byte of its end on, a
-/// lenient one takes the frame for whole.
+/// Whether a receiver may have the message after so many bytes of a frame were written: from the
+/// first byte of its end on, a lenient one takes the frame for whole.
 fn end_may_have_left(written: usize, frame: usize, tail: usize) -> bool {
     written > frame - tail
 }

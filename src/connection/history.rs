@@ -1,4 +1,5 @@
-//! Which control IDs a connection has carried, so that an acknowledgment that comes late or twice is recognised for what it is.
+//! Which control IDs a connection has carried, so that an acknowledgment that comes late or twice
+//! is recognised for what it is.
 
 use std::fmt;
 
@@ -11,16 +12,19 @@ pub(crate) const REMEMBERED: usize = 1024;
 /// The number of chains by which the ring is searched. A power of two.
 const CHAINS: usize = 1024;
 
-/// The control IDs of messages and batches whose exchanges have ended well enough to leave the connection open.
+/// The control IDs of messages and batches whose exchanges have ended well enough to leave the
+/// connection open.
 ///
-/// Hashes stand for control IDs. Where two have the same hash, a message goes over another connection without need, or an
-/// acknowledgment that belongs to nobody is passed over. Neither gives an acknowledgment to the wrong message, since the
-/// control ID that is awaited is always compared byte for byte.
+/// Hashes stand for control IDs. Where two have the same hash, a message goes over another
+/// connection without need, or an acknowledgment that belongs to nobody is passed over. Neither
+/// gives an acknowledgment to the wrong message, since the control ID that is awaited is always
+/// compared byte for byte.
 pub(crate) struct History {
-    /// A ring: entry `n` stands at `n % REMEMBERED`, so that the newest overwrites the one that is `REMEMBERED` older.
+    /// A ring: entry `n` stands at `n % REMEMBERED`, so that the newest overwrites the one that is
+    /// `REMEMBERED` older.
     entries: Box<[Carried]>,
-    /// For each chain the number of its newest entry, plus one; 0 if there is none. What an entry older than the ring is long
-    /// has been overwritten, and ends its chain.
+    /// For each chain the number of its newest entry, plus one; 0 if there is none. What an entry
+    /// older than the ring is long has been overwritten, and ends its chain.
     chains: Box<[u32]>,
     /// How many entries there have been.
     count: u32,
@@ -50,7 +54,8 @@ enum Expectation {
     Awaiting,
     /// All acknowledgments have come; some of them may come again.
     Answered,
-    /// It was carried by a payload that was not read, and whose reply has come; that may come again.
+    /// It was carried by a payload that was not read, and whose reply has come; that may come
+    /// again.
     Unread,
     /// Not remembered any more.
     Forgotten,
@@ -97,12 +102,14 @@ impl History {
         self.awaiting += usize::from(state == Expectation::Awaiting);
     }
 
-    /// Whether the connection has carried this control ID; `except_unread` leaves out payloads that were not read.
+    /// Whether the connection has carried this control ID; `except_unread` leaves out payloads that
+    /// were not read.
     pub(crate) fn remembers(&self, control_id: &[u8], except_unread: bool) -> bool {
         self.find(control_id).is_some_and(|index| !except_unread || self.entries[index].state != Expectation::Unread)
     }
 
-    /// Whether an acknowledgment is for a control ID that is remembered. An application acknowledgment is then no longer awaited.
+    /// Whether an acknowledgment is for a control ID that is remembered. An application
+    /// acknowledgment is then no longer awaited.
     pub(crate) fn recognise(&mut self, control_id: &[u8], code: AckCode) -> bool {
         let Some(index) = self.find(control_id) else { return false };
         let entry = &mut self.entries[index];
@@ -128,14 +135,14 @@ impl History {
         self.awaiting > 0 || self.overflowed
     }
 
-    /// Whether an acknowledgment that names no message may be for one of these: what a payload that is not read has asked for
-    /// is not known.
+    /// Whether an acknowledgment that names no message may be for one of these: what a payload that
+    /// is not read has asked for is not known.
     pub(crate) fn may_be_nameless(&self) -> bool {
         self.is_awaiting() || self.has_unread
     }
 
-    /// Whether the next control ID would take the room of one whose application acknowledgment may still come: the connection
-    /// is not to carry another.
+    /// Whether the next control ID would take the room of one whose application acknowledgment may
+    /// still come: the connection is not to carry another.
     pub(crate) fn is_full(&self) -> bool {
         let next = &self.entries[self.count as usize % REMEMBERED];
         self.overflowed || next.state == Expectation::Awaiting || self.count == u32::MAX

@@ -1,5 +1,5 @@
-//! The bytes that have come on a connection: the frame that is awaited, a late acknowledgment, filler, surplus; and which commit blocks are due
-//! for it.
+//! The bytes that have come on a connection: the frame that is awaited, a late acknowledgment,
+//! filler, surplus; and which commit blocks are due for it.
 
 use std::mem;
 use std::ops::Range;
@@ -14,8 +14,8 @@ use crate::frame::{self, FrameError};
 use crate::hl7::ack::Layout;
 use crate::settings::Settings;
 
-/// The largest number of acknowledgments of earlier messages in one frame outside of an exchange: as many as are remembered,
-/// twice. It bounds the time that passing them over takes.
+/// The largest number of acknowledgments of earlier messages in one frame outside of an exchange:
+/// as many as are remembered, twice. It bounds the time that passing them over takes.
 const MOST_PASSED_OVER: usize = 2 * REMEMBERED;
 
 /// The receiving half of a connection, without its socket.
@@ -23,11 +23,13 @@ const MOST_PASSED_OVER: usize = 2 * REMEMBERED;
 pub(super) struct Intake {
     buffer: RecvBuffer,
     history: History,
-    /// MLLP release 2: how many acknowledgments have come for which a commit block has not been written.
+    /// MLLP release 2: how many acknowledgments have come for which a commit block has not been
+    /// written.
     pub(super) commit_blocks_due: usize,
     /// Bytes behind the last answer that belong to no exchange.
     pub(super) surplus: usize,
-    /// Whether the frame that comes next had begun before the message under way left, so that it cannot be its answer.
+    /// Whether the frame that comes next had begun before the message under way left, so that it
+    /// cannot be its answer.
     is_early: bool,
 }
 
@@ -72,15 +74,17 @@ impl Intake {
         self.buffer.tidy();
     }
 
-    /// Whether the answer to what is about to be sent could be distinguished from all that may still come for earlier messages.
+    /// Whether the answer to what is about to be sent could be distinguished from all that may
+    /// still come for earlier messages.
     pub(super) fn is_recognisable<A: Awaited>(&self, awaited: &A) -> bool {
-        // A payload that is not read may repeat the control ID of another such: its sender distinguishes the replies.
+        // A payload that is not read may repeat the control ID of another such: its sender distinguishes
+        // the replies.
         let is_remembered = |control_id| self.history.remembers(control_id, !A::IS_READ);
         self.history.is_empty() || !awaited.control_ids().any(is_remembered)
     }
 
-    /// Whether the connection may carry another message: not if something would have to be forgotten whose acknowledgment may
-    /// still come.
+    /// Whether the connection may carry another message: not if something would have to be
+    /// forgotten whose acknowledgment may still come.
     pub(super) fn may_go_on(&self) -> bool {
         !self.history.is_full()
     }
@@ -136,7 +140,8 @@ impl Intake {
         if A::HOLDS_MANY { self.buffer.take_out(at).map(Arc::new) } else { None }
     }
 
-    /// Remembers a control ID whose exchange has ended. `false` if the connection is not to be used again.
+    /// Remembers a control ID whose exchange has ended. `false` if the connection is not to be used
+    /// again.
     pub(super) fn remember(&mut self, decided: &Decided<'_>, settings: &Settings) -> bool {
         if decided.after == After::Doubt {
             return false;
@@ -187,7 +192,8 @@ impl Intake {
         self.buffer.hint()
     }
 
-    /// The next frame that holds anything. An empty one says nothing; some peers send them to keep a connection alive.
+    /// The next frame that holds anything. An empty one says nothing; some peers send them to keep
+    /// a connection alive.
     fn take_frame(&mut self, settings: &Settings) -> Result<Option<Range<usize>>, FrameError> {
         while let Some(at) = self.buffer.frame()? {
             match self.buffer.content(at.clone()) {
@@ -203,8 +209,8 @@ impl Intake {
         Ok(None)
     }
 
-    /// Whether a frame holds only acknowledgments of earlier messages. `LateAck` is emitted for each, up to the first that is not
-    /// recognised.
+    /// Whether a frame holds only acknowledgments of earlier messages. `LateAck` is emitted for
+    /// each, up to the first that is not recognised.
     pub(super) fn pass_over(&mut self, at: Range<usize>, settings: &Settings) -> bool {
         if !self.history.has_read() {
             return false;

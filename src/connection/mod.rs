@@ -27,16 +27,17 @@ const MAX_FILLER_READS: usize = 8;
 
 /// One connection to a receiver: one socket, one message at a time, no reconnecting.
 ///
-/// For those who manage connections themselves; most programs want a [`Client`](crate::Client). It is opened by
-/// [`ClientBuilder::connect`](crate::ClientBuilder::connect).
+/// For those who manage connections themselves; most programs want a [`Client`](crate::Client). It
+/// is opened by [`ClientBuilder::connect`](crate::ClientBuilder::connect).
 ///
-/// A failure closes the connection, since later bytes on it could not be trusted. It stays open after a refusal that names the
-/// message ([`ErrorKind::Nak`]), after [`ErrorKind::NotStored`], after a message that could not be sent at all
-/// ([`ErrorKind::InvalidMessage`]), and after an [`ErrorKind::Timeout`] that passed before anything was written. Every call on a
+/// A failure closes the connection, since later bytes on it could not be trusted. It stays open
+/// after a refusal that names the message ([`ErrorKind::Nak`]), after [`ErrorKind::NotStored`],
+/// after a message that could not be sent at all ([`ErrorKind::InvalidMessage`]), and after an
+/// [`ErrorKind::Timeout`] that passed before anything was written. Every call on a
 /// closed connection is [`ErrorKind::Closed`].
 ///
-/// A connection remembers 1 024 control IDs. It is also closed when the next one would displace that of a message whose
-/// application acknowledgment may still come.
+/// A connection remembers 1 024 control IDs. It is also closed when the next one would displace
+/// that of a message whose application acknowledgment may still come.
 ///
 /// # Examples
 ///
@@ -51,8 +52,8 @@ const MAX_FILLER_READS: usize = 8;
 /// ```
 pub struct Connection {
     settings: Arc<Settings>,
-    /// Absent once the connection has ended, and while an exchange is under way: what does not come back from an exchange
-    /// is closed, for whatever reason.
+    /// Absent once the connection has ended, and while an exchange is under way: what does not come
+    /// back from an exchange is closed, for whatever reason.
     live: Option<Box<Live>>,
     handle: ShutdownHandle,
     peer: SocketAddr,
@@ -110,8 +111,8 @@ impl Connection {
         monitor.emit(&Event::Connected { endpoint, elapsed: self.opened_in });
     }
 
-    /// Whether the connection can take another message, as far as can be seen without reading: `false` is certain, `true`
-    /// may be outdated by the time it is used.
+    /// Whether the connection can take another message, as far as can be seen without reading:
+    /// `false` is certain, `true` may be outdated by the time it is used.
     pub fn is_open(&self) -> bool {
         self.intake.surplus == 0 && self.live.as_ref().is_some_and(|live| live.stream.seems_open())
     }
@@ -134,7 +135,8 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Closed`] if it had ended before, [`ErrorKind::Disconnected`] if the peer turns out to have ended it.
+    /// [`ErrorKind::Closed`] if it had ended before, [`ErrorKind::Disconnected`] if the peer turns
+    /// out to have ended it.
     pub fn close(mut self) -> Result<(), Error> {
         self.still_open()?;
         let ended = self.live.take().map_or(Ok(()), |mut live| live.stream.close());
@@ -148,8 +150,8 @@ impl Connection {
         if self.live.is_none() || self.handle.is_shut() { Err(closed()) } else { Ok(()) }
     }
 
-    /// Looks whether the connection has anything left to say before it is used again. It waits for nothing; what comes in
-    /// without end is looked at until the deadline.
+    /// Looks whether the connection has anything left to say before it is used again. It waits for
+    /// nothing; what comes in without end is looked at until the deadline.
     pub(crate) fn probe(&mut self, deadline: &Deadline) -> Fitness {
         let Some(live) = &mut self.live else { return Fitness::Ended(Halt::Shutdown) };
         if self.intake.surplus > 0 {
@@ -361,7 +363,8 @@ mod tests {
 
     #[test]
     fn a_probe_ends_by_the_deadline_while_late_acknowledgments_stream_in() {
-        // The commit accept again and again. The application's acknowledgment may still come, so that half of one is no surplus.
+        // The commit accept again and again. The application's acknowledgment may still come, so that half
+        // of one is no surplus.
         let mut peer = at_once([ack("CA", "1")]);
         peer.says.extend((0..100_000).map(|_| (Duration::from_micros(1), Says::Bytes(ack("CA", "1")))));
         let late = Arc::new(Mutex::new(0));

@@ -1,4 +1,5 @@
-//! The receive buffer: reused from answer to answer, growing only as far as an answer may, and shrinking again.
+//! The receive buffer: reused from answer to answer, growing only as far as an answer may, and
+//! shrinking again.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,7 +10,8 @@ use crate::frame::{FrameError, Framing, MAX_SKIPPED, Scanner};
 /// The size at rest in bytes. What a larger answer needed is given back.
 const SMALL: usize = 16 * 1024;
 
-/// The bytes that may surround a content of the largest size: filler before it, and the framing bytes.
+/// The bytes that may surround a content of the largest size: filler before it, and the framing
+/// bytes.
 const AROUND: usize = MAX_SKIPPED + 64;
 
 /// Bytes received and not yet used up, and the scanner that looks at them.
@@ -51,11 +53,13 @@ impl RecvBuffer {
         }
     }
 
-    /// Room for the next bytes, at least one; [`received`](RecvBuffer::received) says how many came.
+    /// Room for the next bytes, at least one; [`received`](RecvBuffer::received) says how many
+    /// came.
     ///
     /// # Errors
     ///
-    /// [`FrameError::TooLarge`] where what has come fills the buffer to its bound and is no frame yet.
+    /// [`FrameError::TooLarge`] where what has come fills the buffer to its bound and is no frame
+    /// yet.
     pub(crate) fn space(&mut self) -> Result<&mut [u8], FrameError> {
         if self.filled == self.bytes.len() {
             let bound = self.max_content.saturating_add(AROUND);
@@ -80,8 +84,8 @@ impl RecvBuffer {
         self.filled += count;
     }
 
-    /// Where the next frame's content stands, once it is whole. It stays there until more space is asked for, or the
-    /// buffer is tidied or moved out.
+    /// Where the next frame's content stands, once it is whole. It stays there until more space is
+    /// asked for, or the buffer is tidied or moved out.
     pub(crate) fn frame(&mut self) -> Result<Option<Range<usize>>, FrameError> {
         if self.used == self.filled {
             return Ok(None);
@@ -98,7 +102,8 @@ impl RecvBuffer {
         &self.bytes[at]
     }
 
-    /// Moves the buffer out, up to the end of the content found last, if that content is large. What follows it goes into a new buffer.
+    /// Moves the buffer out, up to the end of the content found last, if that content is large.
+    /// What follows it goes into a new buffer.
     pub(crate) fn take_out(&mut self, at: &Range<usize>) -> Option<Vec<u8>> {
         if at.len() < SMALL {
             return None;
@@ -126,13 +131,14 @@ impl RecvBuffer {
         self.used < self.filled && !self.scanner.is_filler(self.rest())
     }
 
-    /// Whether what has come is no more than bytes that are skipped before a Start Block, so that a frame may follow that has
-    /// not begun.
+    /// Whether what has come is no more than bytes that are skipped before a Start Block, so that a
+    /// frame may follow that has not begun.
     pub(crate) fn is_skipped(&self) -> bool {
         self.scanner.skips_all(self.rest())
     }
 
-    /// The hint that an unfinished answer gives about its receiver; `None` if nothing but filler has come.
+    /// The hint that an unfinished answer gives about its receiver; `None` if nothing but filler
+    /// has come.
     pub(crate) fn hint(&self) -> Option<Hint> {
         let bytes = self.rest().len();
         if self.scanner.lacks_only_its_return(self.rest()) {

@@ -1,4 +1,5 @@
-//! Which acknowledgments end the exchange of a batch, and how: one for each message, several together, or one for the whole.
+//! Which acknowledgments end the exchange of a batch, and how: one for each message, several
+//! together, or one for the whole.
 
 use std::collections::HashMap;
 use std::mem;
@@ -15,8 +16,9 @@ use crate::hl7::header::Header;
 
 /// The acknowledgments of a batch's messages are awaited.
 ///
-/// Work is linear in the messages and in the bytes of the answers together: an acknowledgment of a whole is kept once, and
-/// its messages are looked at once for a verdict and once for a commit accept.
+/// Work is linear in the messages and in the bytes of the answers together: an acknowledgment of a
+/// whole is kept once, and its messages are looked at once for a verdict and once for a commit
+/// accept.
 #[derive(Debug)]
 pub(crate) struct Batched<'m> {
     rules: AckRules,
@@ -29,22 +31,25 @@ pub(crate) struct Batched<'m> {
     index: HashMap<&'m [u8], Named>,
     /// The number of the answer that is being taken, from 1.
     answer: u32,
-    /// The effects of the current answer: the messages that it has decided, whether it has committed any message, and whether
-    /// it has been for earlier messages only.
+    /// The effects of the current answer: the messages that it has decided, whether it has
+    /// committed any message, and whether it has been for earlier messages only.
     fresh: Vec<u32>,
     fresh_commits: bool,
     is_passed_over: bool,
     /// Every message before this one is decided.
     first_undecided: usize,
-    /// Whether an application acknowledgment may still come for a message that a commit accept has decided.
+    /// Whether an application acknowledgment may still come for a message that a commit accept has
+    /// decided.
     application_may_follow: bool,
     /// Whether a refusal that names no message has decided the only one.
     is_nameless: bool,
-    /// How many messages are not decided yet; for how many of these nothing has come; how many await a commit acknowledgment.
+    /// How many messages are not decided yet; for how many of these nothing has come; how many
+    /// await a commit acknowledgment.
     undecided: usize,
     silent: usize,
     uncommitted: usize,
-    /// How many bytes of acknowledgments are kept, and whether the frame of the current answer is among them.
+    /// How many bytes of acknowledgments are kept, and whether the frame of the current answer is
+    /// among them.
     kept: usize,
     is_frame_kept: bool,
 }
@@ -61,10 +66,12 @@ enum Named {
 struct Whole<'m> {
     control_id: &'m [u8],
     messages: Range<usize>,
-    /// Its first commit accept, which holds for every message in it that is not decided, and the answer that has brought it.
+    /// Its first commit accept, which holds for every message in it that is not decided, and the
+    /// answer that has brought it.
     commit: Option<Ack>,
     committed_by: u32,
-    /// Whether a verdict has decided all that was left, the answer that has brought it, and whether it accepts.
+    /// Whether a verdict has decided all that was left, the answer that has brought it, and whether
+    /// it accepts.
     is_decided: bool,
     decided_by: u32,
     accepts: bool,
@@ -83,7 +90,8 @@ struct Found {
     is_committed: bool,
     /// The whole whose commit accept has committed it.
     committed_with: Option<u32>,
-    /// Its own commit accept, kept as evidence until the message is accepted, or as long as there is room.
+    /// Its own commit accept, kept as evidence until the message is accepted, or as long as there
+    /// is room.
     commit: Option<Box<Ack>>,
     /// The number of the answer that has decided it, and whether by a verdict on a whole.
     decided_by: u32,
@@ -91,7 +99,8 @@ struct Found {
 }
 
 impl<'m> Batched<'m> {
-    /// Messages with these headers, in batches with control IDs of their own. No control ID stands twice.
+    /// Messages with these headers, in batches with control IDs of their own. No control ID stands
+    /// twice.
     pub(crate) fn new(
         wholes: impl Iterator<Item = (&'m [u8], Range<usize>)>,
         headers: &[Header<'m>],
@@ -182,8 +191,8 @@ impl<'m> Batched<'m> {
         Ok(())
     }
 
-    /// Takes an acknowledgment that names no message of the batch, where control IDs are not compared: for the next message that is
-    /// not decided.
+    /// Takes an acknowledgment that names no message of the batch, where control IDs are not
+    /// compared: for the next message that is not decided.
     fn take_for_next(&mut self, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<(), ErrorKind> {
         while self.found.get(self.first_undecided).is_some_and(|found| found.verdict.is_some()) {
             self.first_undecided += 1;
@@ -191,7 +200,8 @@ impl<'m> Batched<'m> {
         if self.undecided == 0 { Ok(()) } else { self.take_for(self.first_undecided, raw, layout, frame) }
     }
 
-    /// Takes an acknowledgment of a batch or of the file, for every message in it that is not decided.
+    /// Takes an acknowledgment of a batch or of the file, for every message in it that is not
+    /// decided.
     fn take_for_all(&mut self, number: usize, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<(), ErrorKind> {
         let (code, accepts) = (layout.code(), layout.code().is_accept());
         let whole = &self.wholes[number];
@@ -265,7 +275,8 @@ impl<'m> Batched<'m> {
         self.fresh.push(index as u32);
     }
 
-    /// An acknowledgment, if there is room for it: as a part of its frame, which is kept once, or as a copy.
+    /// An acknowledgment, if there is room for it: as a part of its frame, which is kept once, or
+    /// as a copy.
     fn keep(&mut self, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<Ack, ErrorKind> {
         let limit = self.rules.max_kept;
         let size = match frame {
@@ -402,9 +413,10 @@ mod tests {
         format!("MSH|^~\\&|\rMSA|{code}|{id}\r")
     }
 
-    /// Plays answers to a batch `B` in a file `F`, each of one or more acknowledgments, and says of each answer whether it committed a
-    /// message (`+`) or not (`.`) and whether it ended the exchange (`!`), what became of each message (`?` for one that nothing
-    /// ended, `c` before it if committed), and what holds then.
+    /// Plays answers to a batch `B` in a file `F`, each of one or more acknowledgments, and says of
+    /// each answer whether it committed a message (`+`) or not (`.`) and whether it ended the
+    /// exchange (`!`), what became of each message (`?` for one that nothing ended, `c` before
+    /// it if committed), and what holds then.
     fn play(asked: Asked, verify: bool, control_ids: &str, answers: &str) -> String {
         let headers = headers(control_ids, asked);
         play_batch(waiting(&headers, verify, 10_000), answers)

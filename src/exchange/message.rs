@@ -15,10 +15,11 @@ use crate::hl7::header::{self, Header};
 pub(crate) struct Message<'m> {
     asks: Asks<'m>,
     rules: AckRules,
-    /// The text, where it is several messages that are sent as one: a receiver may acknowledge each by itself.
+    /// The text, where it is several messages that are sent as one: a receiver may acknowledge each
+    /// by itself.
     batch: Option<&'m [u8]>,
-    /// The last commit accept, kept as evidence until the message is accepted. It is dropped if there is no room for a refusal
-    /// beside it.
+    /// The last commit accept, kept as evidence until the message is accepted. It is dropped if
+    /// there is no room for a refusal beside it.
     commit: Option<Ack>,
     /// The acknowledgment that has ended the exchange.
     verdict: Option<Ack>,
@@ -53,7 +54,8 @@ impl<'m> Message<'m> {
         if self.rules.verify {
             match layout.control_id(raw) {
                 control_id if control_id == self.asks.control_id => {}
-                // One message at a time is under way, so that a receiver that cannot read its control ID refuses this one.
+                // One message at a time is under way, so that a receiver that cannot read its control ID refuses this
+                // one.
                 b"" if answer.is_alone && !layout.code().is_accept() => self.is_nameless = true,
                 b"" => return Err(ErrorKind::MalformedAck(AckParseError::NoControlId)),
                 _ if pass_over(raw, &layout) => return Ok(Effect::PassedOver),
@@ -75,7 +77,8 @@ impl<'m> Message<'m> {
         Ok(if was_committed { Effect::GoesOn } else { Effect::Commits })
     }
 
-    /// Takes one acknowledgment of an answer that holds the verdict already. It is for an earlier message, or says the same again.
+    /// Takes one acknowledgment of an answer that holds the verdict already. It is for an earlier
+    /// message, or says the same again.
     fn take_after(&mut self, raw: &[u8], pass_over: &mut PassOver<'_>) -> Result<(), ErrorKind> {
         let Ok(layout) = Layout::read(raw) else { return Ok(()) };
         let control_id = layout.control_id(raw);
@@ -200,8 +203,8 @@ mod tests {
         false
     }
 
-    /// Plays answers of one or more acknowledgments, written `code` or `code:control ID`, and says what became of the message. Those for `0` are for an
-    /// earlier one.
+    /// Plays answers of one or more acknowledgments, written `code` or `code:control ID`, and says
+    /// what became of the message. Those for `0` are for an earlier one.
     fn play(asked: Asked, mode: AckMode, verify: bool, answers: &str) -> String {
         let mut message = waiting(asked, mode, verify);
         let mut verdict = String::from("waits");

@@ -1,5 +1,5 @@
-//! The protocol of one exchange, without I/O and without a clock: what is awaited, which answer changes what, and what a failure
-//! means for the message.
+//! The protocol of one exchange, without I/O and without a clock: what is awaited, which answer
+//! changes what, and what a failure means for the message.
 //!
 //! ```text
 //!              whole frame written        commit block 0x06 (release 2)
@@ -15,8 +15,9 @@
 //!   a failure says:  NotSent → NotSent    Sent → Unknown    Stored, Committed → Committed    a refusal → Refused
 //! ```
 //!
-//! Above the line `awaiting` it is [`Progress`] that advances, driven by `connection/conversation.rs`. Below it, an [`Awaited`] takes
-//! answers: [`Message`] for one message, [`Batched`] for the messages of a batch, [`AnyFrame`] for a payload that is not read.
+//! Above the line `awaiting` it is [`Progress`] that advances, driven by
+//! `connection/conversation.rs`. Below it, an [`Awaited`] takes answers: [`Message`] for one
+//! message, [`Batched`] for the messages of a batch, [`AnyFrame`] for a payload that is not read.
 //! `CA*` is a commit accept where no application acknowledgment is awaited.
 
 mod batch;
@@ -53,7 +54,8 @@ pub(crate) struct AckRules {
     pub(crate) max_kept: usize,
 }
 
-/// How far a message has come. It only advances, but for a receiver that says that it has not stored what was sent.
+/// How far a message has come. It only advances, but for a receiver that says that it has not
+/// stored what was sent.
 #[derive(Clone, Debug)]
 pub(crate) enum Progress {
     /// The End Block has not left, or the receiver has reported that it did not store the message.
@@ -111,7 +113,8 @@ impl Failure {
         self.progress.fail(self.kind, self.evidence)
     }
 
-    /// The same for one message, of which perhaps a commit accept had come. A time-out names what this one was waiting for.
+    /// The same for one message, of which perhaps a commit accept had come. A time-out names what
+    /// this one was waiting for.
     fn of_message(self, asks: &Asks<'_>, commit: Option<Ack>) -> Error {
         let Failure { mut kind, mut progress, mut evidence, .. } = self;
         if let ErrorKind::Timeout { phase, .. } = &mut kind {
@@ -133,13 +136,16 @@ pub(crate) struct Answer<'a> {
     pub(crate) frame: Option<&'a Arc<Vec<u8>>>,
     /// Where what has not been taken begins.
     pub(crate) from: usize,
-    /// Whether the connection has carried messages before, of which an acknowledgment may come again.
+    /// Whether the connection has carried messages before, of which an acknowledgment may come
+    /// again.
     pub(crate) may_be_earlier: bool,
-    /// Whether no earlier message awaits an acknowledgment, so that a refusal of no message in particular is for this exchange.
+    /// Whether no earlier message awaits an acknowledgment, so that a refusal of no message in
+    /// particular is for this exchange.
     pub(crate) is_alone: bool,
 }
 
-/// Whether an acknowledgment that is for none of the awaited messages is for an earlier one, and has been passed over.
+/// Whether an acknowledgment that is for none of the awaited messages is for an earlier one, and
+/// has been passed over.
 pub(crate) type PassOver<'p> = dyn FnMut(&[u8], &Layout) -> bool + 'p;
 
 /// The effect of an answer, or of a part of it.
@@ -175,7 +181,8 @@ pub(crate) enum After {
     Unread,
     /// The application acknowledgment.
     ApplicationAck,
-    /// An acknowledgment that could not be distinguished from the answer to the next message: the connection is closed.
+    /// An acknowledgment that could not be distinguished from the answer to the next message: the
+    /// connection is closed.
     Doubt,
 }
 
@@ -187,7 +194,8 @@ pub(crate) trait Awaited {
     /// Whether answers are read, and recognised by their control ID.
     const IS_READ: bool = true;
 
-    /// Whether one answer may hold many acknowledgments, so that its bytes are better kept than copied.
+    /// Whether one answer may hold many acknowledgments, so that its bytes are better kept than
+    /// copied.
     const HOLDS_MANY: bool = false;
 
     /// The control IDs that acknowledgments of the payload may carry.
@@ -196,7 +204,8 @@ pub(crate) trait Awaited {
     /// The phase of waiting for the next answer.
     fn phase(&self) -> Phase;
 
-    /// Whether an acknowledgment has come for every message, so that the limit of the application acknowledgments counts.
+    /// Whether an acknowledgment has come for every message, so that the limit of the application
+    /// acknowledgments counts.
     fn is_committed(&self) -> bool;
 
     /// Takes the next answer, or a part of it. An error is doubt, never a refusal.
@@ -208,7 +217,8 @@ pub(crate) trait Awaited {
     /// How many bytes of answers are kept.
     fn kept(&self) -> usize;
 
-    /// The caller's result, after all answers or after a failure. An early refusal counts although sending had failed.
+    /// The caller's result, after all answers or after a failure. An early refusal counts although
+    /// sending had failed.
     fn end(self, failure: Option<Failure>) -> Result<Self::End, Error>;
 }
 
@@ -233,7 +243,8 @@ impl<'m> Asks<'m> {
         Asks { control_id, header: asked, commit, application }
     }
 
-    /// Whether this acknowledgment ends the exchange. The only other one is a commit accept before the application's.
+    /// Whether this acknowledgment ends the exchange. The only other one is a commit accept before
+    /// the application's.
     fn ends_with(&self, code: AckCode) -> bool {
         code != AckCode::CommitAccept || !self.application
     }
@@ -251,15 +262,16 @@ impl<'m> Asks<'m> {
         }
     }
 
-    /// The hint for an application acknowledgment that did not come: a receiver that goes by the header need not send one, or
-    /// has sent a commit accept that the header does not ask for.
+    /// The hint for an application acknowledgment that did not come: a receiver that goes by the
+    /// header need not send one, or has sent a commit accept that the header does not ask for.
     fn hint(&self, is_committed: bool) -> Option<Hint> {
         let both = self.header.commit && self.header.application && !self.header.conditional;
         (is_committed && !both).then_some(Hint::CommitAcceptAlone)
     }
 }
 
-/// Holds a second acknowledgment of a message against the verdict of the same answer: where they contradict each other, neither counts.
+/// Holds a second acknowledgment of a message against the verdict of the same answer: where they
+/// contradict each other, neither counts.
 fn hold_against(verdict: &mut Option<Ack>, code: AckCode) -> Result<(), ErrorKind> {
     if verdict.as_ref().is_some_and(|verdict| verdict.code().is_accept() != code.is_accept()) {
         *verdict = None;
@@ -268,7 +280,8 @@ fn hold_against(verdict: &mut Option<Ack>, code: AckCode) -> Result<(), ErrorKin
     Ok(())
 }
 
-/// The first frame that comes, whatever it holds. Acknowledgments of earlier messages are passed over.
+/// The first frame that comes, whatever it holds. Acknowledgments of earlier messages are passed
+/// over.
 #[derive(Debug)]
 pub(crate) struct AnyFrame<'p> {
     /// That of the payload, if it is HL7 and has one.
@@ -347,8 +360,8 @@ impl Awaited for AnyFrame<'_> {
     }
 }
 
-/// Where the next acknowledgment stands in an answer: from its first segment to the next header, or to a header or trailer of a
-/// batch.
+/// Where the next acknowledgment stands in an answer: from its first segment to the next header, or
+/// to a header or trailer of a batch.
 pub(crate) fn next_acknowledgment(content: &[u8], from: usize) -> Option<Range<usize>> {
     let mut start = None;
     let mut at = from;

@@ -33,7 +33,8 @@ fn take(awaited: &mut impl Awaited, content: &[u8]) -> Result<Effect, ErrorKind>
     }
 }
 
-/// How an exchange of a message goes on with each of the answers, until it ends: what each does, and the phase after it.
+/// How an exchange of a message goes on with each of the answers, until it ends: what each does,
+/// and the phase after it.
 pub fn outcome(
     message: &[u8],
     mode: AckMode,
@@ -62,7 +63,8 @@ pub fn outcome(
     Ok(steps)
 }
 
-/// The end of each message of a batch, in order, after all answers or after the first that cannot be taken.
+/// The end of each message of a batch, in order, after all answers or after the first that cannot
+/// be taken.
 pub fn outcomes(
     batch: &[u8],
     messages: &[Vec<u8>],

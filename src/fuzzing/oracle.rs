@@ -1,5 +1,6 @@
-//! The right answers, found without any care for speed: the grammar of frames, the reading of headers and acknowledgments, and
-//! the rules by which an acknowledgment ends an exchange. Written apart from the code that it is compared with.
+//! The right answers, found without any care for speed: the grammar of frames, the reading of
+//! headers and acknowledgments, and the rules by which an acknowledgment ends an exchange. Written
+//! apart from the code that it is compared with.
 
 use crate::frame::{FrameError, Framing};
 use crate::hl7::MessageError;
@@ -178,7 +179,8 @@ pub fn is_one(raw: &[u8]) -> bool {
     headers <= 1 && !lines(raw).iter().any(|line| wrappers.iter().any(|name| line.starts_with(name)))
 }
 
-/// Whether another MSA segment of an acknowledgment is about the same message, or about none, and says the opposite.
+/// Whether another MSA segment of an acknowledgment is about the same message, or about none, and
+/// says the opposite.
 pub fn is_contradicted(raw: &[u8]) -> bool {
     let Ok(first) = acknowledgment(raw) else { return false };
     let mut segments = lines(raw);
@@ -260,7 +262,8 @@ pub enum Meaning {
     Doubt,
 }
 
-/// The meaning by code, control ID, mode and the conditions of the message, where nothing else is outstanding.
+/// The meaning by code, control ID, mode and the conditions of the message, where nothing else is
+/// outstanding.
 pub fn meaning(header: &Header, mode: AckMode, verify: bool, code: AckCode, control_id: &[u8]) -> Meaning {
     let application_is_awaited = match mode {
         AckMode::FromHeader => header.application,

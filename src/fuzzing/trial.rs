@@ -1,9 +1,10 @@
-//! A connection, or a client with one, and peers that answer twice, late, in halves, in another order, or nobody: no verdict of one
-//! sending is given to another, no failure says what is not so, nothing is used that is in doubt, and no call takes more time or
-//! memory than it may.
+//! A connection, or a client with one, and peers that answer twice, late, in halves, in another
+//! order, or nobody: no verdict of one sending is given to another, no failure says what is not so,
+//! nothing is used that is in doubt, and no call takes more time or memory than it may.
 //!
-//! All that happens is read from bytes, so that a fuzzer and a property test play the same. The answers are tagged: each says in its text
-//! which sending it is meant for, and the client, which does not read that, is held to it.
+//! All that happens is read from bytes, so that a fuzzer and a property test play the same. The
+//! answers are tagged: each says in its text which sending it is meant for, and the client, which
+//! does not read that, is held to it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -37,7 +38,8 @@ pub fn play(bytes: &[u8], measure: Measure) {
     let mut calls = Vec::new();
     let mut statements = 0;
     while let Some(kind) = source.next() {
-        // Calls and what the peers say stand in between each other, so that a change of one leaves the other as it is.
+        // Calls and what the peers say stand in between each other, so that a change of one leaves the
+        // other as it is.
         if kind % 4 == 0 && calls.len() < MAX_CALLS {
             calls.push(Call::read(&mut source));
         } else if statements < MAX_STATEMENTS {
@@ -227,8 +229,8 @@ struct Statement {
 
 #[derive(Clone, Copy)]
 enum What {
-    /// Answers the next payload that has not been answered, waiting for it, or an earlier one again, which has come by then; for its
-    /// n-th control ID.
+    /// Answers the next payload that has not been answered, waiting for it, or an earlier one
+    /// again, which has come by then; for its n-th control ID.
     Answer {
         again: Option<usize>,
         code: usize,
@@ -338,7 +340,8 @@ impl Script {
     }
 }
 
-/// The memory of a peer: how many payloads it has answered, and the rest of a frame of which it has sent a half.
+/// The memory of a peer: how many payloads it has answered, and the rest of a frame of which it has
+/// sent a half.
 struct Speaker {
     grammar: Grammar,
     answered: usize,
@@ -543,7 +546,8 @@ impl<'s> Trial<'s> {
         assert!(took <= self.setup.limit, "call {number}: {took:?} of {:?}", self.setup.limit);
         // The buffer while it grows, what is kept of answers in sum, and what is handed out of it.
         let (kept, buffer) = (self.setup.max_ack_size as u64, (self.setup.max_ack_size + SKIPPED) as u64);
-        // The peers' bytes, and the record of them, are made in the middle of the call. Where the record grows, it is copied.
+        // The peers' bytes, and the record of them, are made in the middle of the call. Where the record
+        // grows, it is copied.
         let recorded = self.simulation.memory();
         let simulated = 8 * (self.spoken() - spoken_before) + if recorded > recorded_before { recorded } else { 0 };
         let most = buffer * 3 / 2 + buffer + 3 * kept + FIXED + simulated as u64;
@@ -648,8 +652,8 @@ impl<'s> Trial<'s> {
         }
     }
 
-    /// An acknowledgment that was taken for this message has to be for it: said after the message's first byte had left, by its
-    /// tag, and by the rules.
+    /// An acknowledgment that was taken for this message has to be for it: said after the message's
+    /// first byte had left, by its tag, and by the rules.
     fn must_be_meant(&self, call: &Call, message: usize, index: usize, marks: &[Mark], ack: &Ack, expected: Meaning) {
         let read = oracle::acknowledgment(ack.raw()).expect("an acknowledgment that is none");
         assert_eq!(read.code, ack.code());
@@ -684,8 +688,8 @@ impl<'s> Trial<'s> {
             let sent = &records[index].sent;
             payloads(&sent[..marks.get(index).map_or(0, |mark| mark.sent)])..payloads(sent)
         });
-        // A prophecy that is said while the message is under way cannot be told from an answer, and other bytes in between may have
-        // taken a tag away.
+        // A prophecy that is said while the message is under way cannot be told from an answer, and other
+        // bytes in between may have taken a tag away.
         let meant_for = meant_for.parse::<usize>();
         assert!(
             meant_for.as_ref().map_or(true, |meant_for| numbers.contains(meant_for)),
@@ -700,7 +704,8 @@ impl<'s> Trial<'s> {
         }
     }
 
-    /// Where a connection began to receive a frame that holds this, if it was said after a byte of the call's payload had left.
+    /// Where a connection began to receive a frame that holds this, if it was said after a byte of
+    /// the call's payload had left.
     fn said_after(&self, index: usize, marks: &[Mark], content: &[u8]) -> Option<usize> {
         let mark = marks.get(index).copied().unwrap_or_default();
         self.simulation.with_records(|records| {
@@ -734,7 +739,8 @@ mod tests {
         memory.bytes_max
     }
 
-    /// The inputs that the fuzzer has found to be different from all others, where the repository is at hand.
+    /// The inputs that the fuzzer has found to be different from all others, where the repository
+    /// is at hand.
     #[test]
     fn the_fuzzers_seeds_hold() {
         let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/exchange");

@@ -18,7 +18,8 @@ pub enum AckCode {
     ApplicationError,
     /// `AR`: the application rejects it.
     ApplicationReject,
-    /// `CA`: the receiving system has stored the message safely; the application's verdict may follow.
+    /// `CA`: the receiving system has stored the message safely; the application's verdict may
+    /// follow.
     CommitAccept,
     /// `CE`: the receiving system could not take it.
     CommitError,
@@ -69,27 +70,32 @@ impl fmt::Display for AckCode {
     }
 }
 
-/// Which acknowledgment ends an exchange. See [`ClientBuilder::ack_mode`](crate::ClientBuilder::ack_mode).
+/// Which acknowledgment ends an exchange. See
+/// [`ClientBuilder::ack_mode`](crate::ClientBuilder::ack_mode).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AckMode {
-    /// The acknowledgments that MSH-15 and MSH-16 of the message ask for (HL7 v2.5, chapter 2.9; Table 0155). Both empty is the original mode: the
-    /// application acknowledgment. Otherwise the enhanced mode: the commit acknowledgment, the application acknowledgment or both. An
+    /// The acknowledgments that MSH-15 and MSH-16 of the message ask for (HL7 v2.5, chapter 2.9;
+    /// Table 0155). Both empty is the original mode: the application acknowledgment. Otherwise
+    /// the enhanced mode: the commit acknowledgment, the application acknowledgment or both. An
     /// application acknowledgment ends it in any case.
     #[default]
     FromHeader,
-    /// The application acknowledgment, whatever the header asks for. A commit accept before it is remembered.
+    /// The application acknowledgment, whatever the header asks for. A commit accept before it is
+    /// remembered.
     Application,
-    /// The first acknowledgment, whatever the header asks for. An application acknowledgment that comes after a commit accept is told
-    /// to the observer ([`Event::LateAck`](crate::Event::LateAck)).
+    /// The first acknowledgment, whatever the header asks for. An application acknowledgment that
+    /// comes after a commit accept is told to the observer
+    /// ([`Event::LateAck`](crate::Event::LateAck)).
     Commit,
 }
 
 /// An acknowledgment: the receiver's answer to a message, as it came.
 ///
-/// The text views decode UTF-8 (with the feature `charset` the character set of its own MSH-18, or the builder's), with U+FFFD for what is
-/// none, and replace HL7's escape sequences; [`raw`](Ack::raw) has
-/// the bytes. `Debug` shows code, control ID and length only, since an answer may repeat a patient's data.
+/// The text views decode UTF-8 (with the feature `charset` the character set of its own MSH-18, or
+/// the builder's), with U+FFFD for what is none, and replace HL7's escape sequences;
+/// [`raw`](Ack::raw) has the bytes. `Debug` shows code, control ID and length only, since an answer
+/// may repeat a patient's data.
 ///
 /// # Examples
 ///
@@ -112,19 +118,22 @@ pub struct Ack {
 }
 
 impl Ack {
-    /// Reads an acknowledgment from a frame's content. Segments may end in CR, LF or CRLF, and the delimiters are those of
-    /// its own MSH. MSH-9 need not be `ACK`: the response to a query carries an MSA segment too.
+    /// Reads an acknowledgment from a frame's content. Segments may end in CR, LF or CRLF, and the
+    /// delimiters are those of its own MSH. MSH-9 need not be `ACK`: the response to a query
+    /// carries an MSA segment too.
     ///
     /// # Errors
     ///
-    /// An [`AckParseError`] where there is no code to go by. A missing control ID (MSA-2) is accepted, and empty then.
+    /// An [`AckParseError`] where there is no code to go by. A missing control ID (MSA-2) is
+    /// accepted, and empty then.
     pub fn parse(raw: impl Into<Vec<u8>>) -> Result<Ack, AckParseError> {
         let raw = raw.into();
         let layout = Layout::read(&raw)?;
         Ok(Ack { raw: Raw::Whole(raw.into()), decoded: None, layout }.in_charset(Charset::UTF_8))
     }
 
-    /// The acknowledgment with its views in the character set that its own MSH-18 names, or else in this one.
+    /// The acknowledgment with its views in the character set that its own MSH-18 names, or else in
+    /// this one.
     pub(crate) fn in_charset(self, charset: Charset) -> Ack {
         let Some(decoded) = charset.decode(self.raw()) else { return self };
         match Layout::read(&decoded) {
@@ -156,8 +165,8 @@ impl Ack {
         String::from_utf8_lossy(self.layout.control_id.of(self.plain()))
     }
 
-    /// The control ID as far as one may be long (199 characters, HL7 v2.9), for messages and logs: what stands in its place is
-    /// the peer's choice.
+    /// The control ID as far as one may be long (199 characters, HL7 v2.9), for messages and logs:
+    /// what stands in its place is the peer's choice.
     pub(crate) fn control_id_in_short(&self) -> Cow<'_, str> {
         let whole = self.control_id();
         match whole.char_indices().nth(199) {
@@ -172,8 +181,8 @@ impl Ack {
         (!text.is_empty()).then(|| self.layout.delimiters.unescape(text))
     }
 
-    /// The receiver's reasons: one item for each ERR segment, and one for each repetition of ERR-1, the form used
-    /// before HL7 v2.5.
+    /// The receiver's reasons: one item for each ERR segment, and one for each repetition of ERR-1,
+    /// the form used before HL7 v2.5.
     pub fn errors(&self) -> impl Iterator<Item = ErrorDetail<'_>> {
         let delimiters = self.layout.delimiters;
         segments(self.plain())
@@ -231,7 +240,8 @@ impl PartialEq for Raw {
 
 impl Eq for Raw {}
 
-/// Where the parts of an acknowledgment stand in its bytes: it is read in place, and copied only when it is handed out.
+/// Where the parts of an acknowledgment stand in its bytes: it is read in place, and copied only
+/// when it is handed out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
     delimiters: Delimiters,
@@ -273,7 +283,8 @@ impl Layout {
         raw[self.msa_end..].trim_ascii().is_empty()
     }
 
-    /// Whether another MSA segment of the same bytes is about the same message, or names none, and says the opposite.
+    /// Whether another MSA segment of the same bytes is about the same message, or names none, and
+    /// says the opposite.
     pub(crate) fn is_contradicted(&self, raw: &[u8]) -> bool {
         let opposite = |msa: &[u8]| {
             let [code, control_id] = self.delimiters.fields(msa, [1, 2]);
@@ -387,7 +398,8 @@ impl<'a> ErrorDetail<'a> {
         })
     }
 
-    /// The User Message (ERR-8); where there is none, the second component of ERR-3, or the text of ERR-1.
+    /// The User Message (ERR-8); where there is none, the second component of ERR-3, or the text of
+    /// ERR-1.
     pub fn text(&self) -> Option<Cow<'a, str>> {
         self.view(match self.source {
             DetailSource::Segment(segment) => match self.delimiters.field(segment, 8) {

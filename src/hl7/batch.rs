@@ -9,8 +9,9 @@ use crate::hl7::header::Header;
 use crate::hl7::messages;
 use crate::hl7::segment::{Delimiters, segments};
 
-/// Messages that are sent together in one frame ([`Client::send_batch`](crate::Client::send_batch)), between BHS and BTS; several
-/// such batches between FHS and FTS.
+/// Messages that are sent together in one frame
+/// ([`Client::send_batch`](crate::Client::send_batch)), between BHS and BTS; several such batches
+/// between FHS and FTS.
 ///
 /// # Examples
 ///
@@ -70,12 +71,13 @@ impl Batch {
         Ok(())
     }
 
-    /// Adds a message, unchanged but for a Carriage Return after its last segment where there is none.
+    /// Adds a message, unchanged but for a Carriage Return after its last segment where there is
+    /// none.
     ///
     /// # Errors
     ///
-    /// Any [`MessageError`] that would keep it from being sent alone; [`MessageError::NotHl7`] also if it is not one message, or holds a
-    /// header or trailer of a batch (FHS, BHS, BTS, FTS).
+    /// Any [`MessageError`] that would keep it from being sent alone; [`MessageError::NotHl7`] also
+    /// if it is not one message, or holds a header or trailer of a batch (FHS, BHS, BTS, FTS).
     pub fn push(&mut self, message: impl AsRef<[u8]>) -> Result<(), MessageError> {
         let message = message.as_ref();
         Framing::default().check(message)?;
@@ -94,13 +96,14 @@ impl Batch {
         Ok(())
     }
 
-    /// Reads what begins with FHS or BHS back into messages. Segments may end in CR, LF or CRLF; those of the messages end in
-    /// Carriage Returns afterwards.
+    /// Reads what begins with FHS or BHS back into messages. Segments may end in CR, LF or CRLF;
+    /// those of the messages end in Carriage Returns afterwards.
     ///
     /// # Errors
     ///
-    /// [`MessageError::NotHl7`] if it begins otherwise or holds text that belongs to no message, [`MessageError::WrongCount`] if BTS-1 or
-    /// FTS-1 says other than what is there, [`MessageError::NoControlId`] if a control ID holds a delimiter.
+    /// [`MessageError::NotHl7`] if it begins otherwise or holds text that belongs to no message,
+    /// [`MessageError::WrongCount`] if BTS-1 or FTS-1 says other than what is there,
+    /// [`MessageError::NoControlId`] if a control ID holds a delimiter.
     pub fn parse(text: &[u8]) -> Result<Batch, MessageError> {
         let mut batch = Batch { file: None, batches: Vec::new() };
         let mut is_open = false;
@@ -157,8 +160,8 @@ impl Batch {
         self.batches.iter().flat_map(|part| &part.messages).map(Vec::as_slice)
     }
 
-    /// The whole as it is sent: with BHS-3 to BHS-7 (and FHS-3 to FHS-7) as in the first message's MSH, the numbers of messages in BTS-1
-    /// and the number of batches in FTS-1.
+    /// The whole as it is sent: with BHS-3 to BHS-7 (and FHS-3 to FHS-7) as in the first message's
+    /// MSH, the numbers of messages in BTS-1 and the number of batches in FTS-1.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut text = Vec::with_capacity(self.messages().map(<[u8]>::len).sum::<usize>() + 512);
         let from_to = self.messages().next().and_then(from_to).unwrap_or([b""; 5]).join(&b'|');
@@ -184,8 +187,8 @@ impl Batch {
         text
     }
 
-    /// The control IDs that an acknowledgment of many messages may carry, each with the messages that it is for: the file's,
-    /// and that of each batch.
+    /// The control IDs that an acknowledgment of many messages may carry, each with the messages
+    /// that it is for: the file's, and that of each batch.
     pub(crate) fn wholes(&self) -> impl Iterator<Item = (&[u8], Range<usize>)> {
         let mut end = 0;
         let batches = self.batches.iter().filter_map(move |part| {

@@ -1,4 +1,5 @@
-//! Character sets: the names of HL7 Table 0211, text to bytes and back; the only file that names `encoding_rs`.
+//! Character sets: the names of HL7 Table 0211, text to bytes and back; the only file that names
+//! `encoding_rs`.
 
 use encoding_rs::{
     BIG5, EUC_KR, EncoderResult, Encoding, GB18030, ISO_2022_JP, ISO_8859_2, ISO_8859_3, ISO_8859_4, ISO_8859_5,
@@ -67,7 +68,8 @@ const REFUSED: [(&str, &str); 6] = [
 impl Charset {
     pub(crate) const UTF_8: Charset = Charset { name: "UNICODE UTF-8", code: Code::Utf8 };
 
-    /// The character set of this name in Table 0211, or by another name that is in use, as `windows-1252` or `ISO-8859-1`.
+    /// The character set of this name in Table 0211, or by another name that is in use, as
+    /// `windows-1252` or `ISO-8859-1`.
     pub(crate) fn named(name: &str) -> Result<Charset, MessageError> {
         let name = name.trim();
         let is = |known: &str| known.eq_ignore_ascii_case(name);
@@ -106,7 +108,8 @@ impl Charset {
         Some(std::str::from_utf8(name).map_err(|_| MessageError::UnknownCharset).and_then(Charset::named))
     }
 
-    /// Text as it is sent. A character that the set does not have is an error, and none is replaced.
+    /// Text as it is sent. A character that the set does not have is an error, and none is
+    /// replaced.
     pub(crate) fn encode(self, text: &str) -> Result<Vec<u8>, MessageError> {
         let lacks = |offset: usize| MessageError::Unencodable { offset, charset: self.name };
         let encoding = match self.code {
@@ -139,7 +142,8 @@ impl Charset {
         Ok(bytes)
     }
 
-    /// An answer's text in UTF-8, by its own MSH-18 or else in this set; `None` where that changes nothing.
+    /// An answer's text in UTF-8, by its own MSH-18 or else in this set; `None` where that changes
+    /// nothing.
     pub(crate) fn decode(self, answer: &[u8]) -> Option<Vec<u8>> {
         // Without escape sequences ASCII is the same in all of them.
         if answer.is_ascii() && memchr(0x1B, answer).is_none() {

@@ -1,4 +1,5 @@
-//! Reading the header of a message that is about to be sent: what it is called, and what it asks for in return.
+//! Reading the header of a message that is about to be sent: what it is called, and what it asks
+//! for in return.
 
 use memchr::{memchr2, memchr2_iter};
 
@@ -8,7 +9,8 @@ use crate::hl7::segment::{self, Delimiters};
 /// The parts of a message's header that the client needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header<'m> {
-    /// The Message Control ID (MSH-10); of a batch, that of its outermost header (FHS-11, BHS-11) that has one.
+    /// The Message Control ID (MSH-10); of a batch, that of its outermost header (FHS-11, BHS-11)
+    /// that has one.
     pub(crate) control_id: &'m [u8],
     /// The acknowledgments that MSH-15 and MSH-16 ask for.
     pub(crate) asked: Asked,
@@ -53,7 +55,8 @@ impl<'m> Header<'m> {
     }
 }
 
-/// The control ID of what a payload is, if it is HL7 and has one: as [`Header::read`] reads it, and no more than that.
+/// The control ID of what a payload is, if it is HL7 and has one: as [`Header::read`] reads it, and
+/// no more than that.
 pub(crate) fn control_id(payload: &[u8]) -> Option<&[u8]> {
     if !payload.starts_with(b"MSH") {
         return Header::read(payload).ok().map(|header| header.control_id);
@@ -73,7 +76,8 @@ pub(crate) fn control_id(payload: &[u8]) -> Option<&[u8]> {
     Some(absent_if_null(control_id.trim_ascii())).filter(|control_id| !control_id.is_empty())
 }
 
-/// Whether a payload holds more than one header: it is a batch, or several messages without the headers of one.
+/// Whether a payload holds more than one header: it is a batch, or several messages without the
+/// headers of one.
 pub(crate) fn holds_many(payload: &[u8]) -> bool {
     let is_before_header = |end: usize| payload[end + 1..].starts_with(b"MSH");
     !payload.starts_with(b"MSH") || memchr2_iter(b'\r', b'\n', payload).any(is_before_header)
@@ -96,8 +100,9 @@ impl Asked {
     /// Original mode: one application acknowledgment.
     const ORIGINAL: Asked = Asked { commit: false, application: true, conditional: false };
 
-    /// MSH-15 and MSH-16 (Table 0155). Both empty is the original mode; otherwise an empty one counts as NE. What is
-    /// conditional (ER, SU) is waited for, since its condition is not known beforehand.
+    /// MSH-15 and MSH-16 (Table 0155). Both empty is the original mode; otherwise an empty one
+    /// counts as NE. What is conditional (ER, SU) is waited for, since its condition is not
+    /// known beforehand.
     fn read(accept: &[u8], application: &[u8], delimiters: Delimiters) -> Asked {
         let [accept, application] = [accept, application].map(|field| absent_if_null(delimiters.first(field)));
         if accept.is_empty() && application.is_empty() {

@@ -1,4 +1,5 @@
-//! Messages as people have them: in files, one or many, framed or not, with whatever ends their lines.
+//! Messages as people have them: in files, one or many, framed or not, with whatever ends their
+//! lines.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,12 +12,14 @@ const FORM_FEED: u8 = 0x0C;
 /// The byte that some systems put at a file's end.
 const SUBSTITUTE: u8 = 0x1A;
 
-/// Cuts a file's bytes into the messages in it, ready to be sent: each from its MSH segment on, every segment ended by one
-/// Carriage Return.
+/// Cuts a file's bytes into the messages in it, ready to be sent: each from its MSH segment on,
+/// every segment ended by one Carriage Return.
 ///
-/// It takes what is found in practice: one message or many; bare or in MLLP frames; lines ended by CR, LF or CRLF; byte-order marks
-/// (UTF-8), form feeds and blank lines; batches, whose FHS, BHS, BTS and FTS segments are passed over. A message in which nothing has to
-/// be changed is borrowed. Inside of a frame whose segments end in CR, a line feed is content. Nothing is lost: text that belongs to no message is an item of its own, which `send` refuses
+/// It takes what is found in practice: one message or many; bare or in MLLP frames; lines ended by
+/// CR, LF or CRLF; byte-order marks (UTF-8), form feeds and blank lines; batches, whose FHS, BHS,
+/// BTS and FTS segments are passed over. A message in which nothing has to be changed is borrowed.
+/// Inside of a frame whose segments end in CR, a line feed is content. Nothing is lost: text that
+/// belongs to no message is an item of its own, which `send` refuses
 /// ([`MessageError::NotHl7`](crate::MessageError::NotHl7)).
 ///
 /// # Examples
@@ -43,7 +46,8 @@ impl<'t> Iterator for Split<'t> {
     fn next(&mut self) -> Option<Cow<'t, [u8]>> {
         let text = self.lines.text;
         let mut message: Option<Range<usize>> = None;
-        // Whether the lines follow each other as they are to be sent, and whether Carriage Returns alone end them.
+        // Whether the lines follow each other as they are to be sent, and whether Carriage Returns alone
+        // end them.
         let (mut as_it_is, mut returns) = (true, false);
         while let Some(line) = self.lines.next() {
             let segment = &text[line.segment.clone()];
@@ -97,7 +101,8 @@ pub(crate) const WRAPPERS: [&[u8; 3]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
 
 /// Whether a segment has one of these names.
 pub(crate) fn is_named(segment: &[u8], names: &[&[u8; 3]]) -> bool {
-    // A segment's name is followed by the field separator, which is no letter and no digit; a trailer may have no field.
+    // A segment's name is followed by the field separator, which is no letter and no digit; a trailer
+    // may have no field.
     names.iter().any(|name| segment.starts_with(*name))
         && segment.get(3).is_none_or(|separator| !separator.is_ascii_alphanumeric())
 }
@@ -130,7 +135,8 @@ struct Line {
 struct Lines<'t> {
     text: &'t [u8],
     at: usize,
-    /// So far, inside of a frame whose segments end in Carriage Returns, line feeds and form feeds belong to the content.
+    /// So far, inside of a frame whose segments end in Carriage Returns, line feeds and form feeds
+    /// belong to the content.
     returns_until: usize,
 }
 

@@ -1,4 +1,5 @@
-//! HL7 text: segments, headers, acknowledgments, batches, character sets, files of messages. No network.
+//! HL7 text: segments, headers, acknowledgments, batches, character sets, files of messages. No
+//! network.
 
 pub(crate) mod ack;
 pub(crate) mod batch;
@@ -17,8 +18,8 @@ pub enum MessageError {
     /// There is nothing in it.
     #[error("it is empty")]
     Empty,
-    /// It holds a byte that would end the frame or begin another. A message that is framed already has 0x0B at offset 0: hand
-    /// over the content alone.
+    /// It holds a byte that would end the frame or begin another. A message that is framed already
+    /// has 0x0B at offset 0: hand over the content alone.
     #[error("framing byte 0x{byte:02X} at offset {offset}")]
     FramingByte {
         /// The byte.
@@ -34,23 +35,25 @@ pub enum MessageError {
         /// The limit in bytes.
         limit: usize,
     },
-    /// It does not begin with an MSH, BHS or FHS segment. [`exchange`](crate::Client::exchange) sends any payload.
+    /// It does not begin with an MSH, BHS or FHS segment. [`exchange`](crate::Client::exchange)
+    /// sends any payload.
     #[error("it does not begin with an MSH, BHS or FHS segment")]
     NotHl7,
     /// It has no Message Control ID (MSH-10), by which its acknowledgment is known.
     #[error("it has no Message Control ID (MSH-10)")]
     NoControlId,
-    /// On a [`Connection`](crate::Connection): it has carried a message with this control ID before, so that a late
-    /// acknowledgment of that one could be taken for this one's. Send it on another connection, as a
-    /// [`Client`](crate::Client) does by itself. For senders that give all messages the same control ID, see
+    /// On a [`Connection`](crate::Connection): it has carried a message with this control ID
+    /// before, so that a late acknowledgment of that one could be taken for this one's. Send it
+    /// on another connection, as a [`Client`](crate::Client) does by itself. For senders that
+    /// give all messages the same control ID, see
     /// [`allow_repeated_control_ids`](crate::ClientBuilder::allow_repeated_control_ids).
     #[error(
         "this connection has already carried a message with this control ID; use another control ID or another \
          connection, or see ClientBuilder::allow_repeated_control_ids"
     )]
     ControlIdInUse,
-    /// A batch has a control ID twice: two of its messages, or a message and the batch or file, so that an acknowledgment could
-    /// be meant for either.
+    /// A batch has a control ID twice: two of its messages, or a message and the batch or file, so
+    /// that an acknowledgment could be meant for either.
     #[error("two parts of the batch have the same control ID; give each message its own MSH-10")]
     RepeatedControlId,
     /// A batch's trailer (BTS-1, FTS-1) counts other than what is there: something is missing.

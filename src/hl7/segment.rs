@@ -1,4 +1,5 @@
-//! Cutting HL7 v2 text into segments, fields and components, by the delimiters that the text itself names.
+//! Cutting HL7 v2 text into segments, fields and components, by the delimiters that the text itself
+//! names.
 
 use std::borrow::Cow;
 
@@ -15,8 +16,8 @@ pub(crate) struct Delimiters {
 }
 
 impl Delimiters {
-    /// Reads them from a header segment (MSH, BHS, FHS), which begins with its three-letter name. What MSH-2 leaves out
-    /// is as HL7 recommends it.
+    /// Reads them from a header segment (MSH, BHS, FHS), which begins with its three-letter name.
+    /// What MSH-2 leaves out is as HL7 recommends it.
     pub(crate) fn of_header(segment: &[u8]) -> Option<Delimiters> {
         let field = *segment.get(3)?;
         if field <= b' ' || field.is_ascii_alphanumeric() {
@@ -40,8 +41,8 @@ impl Delimiters {
 
     /// The fields with these ascending numbers of an ordinary segment; empty where there are none.
     pub(crate) fn fields<'m, const N: usize>(&self, segment: &'m [u8], numbers: [usize; N]) -> [&'m [u8]; N] {
-        // Done for every message and every acknowledgment: one pass, as far as needed, and byte by byte, since a vectorised search
-        // would take longer to begin than to end.
+        // Done for every message and every acknowledgment: one pass, as far as needed, and byte by byte,
+        // since a vectorised search would take longer to begin than to end.
         let mut found: [&[u8]; N] = [&[]; N];
         let (mut slot, mut passed, mut from) = (0, 0, 0);
         for (at, &byte) in segment.iter().enumerate() {
@@ -63,7 +64,8 @@ impl Delimiters {
         found
     }
 
-    /// The fields with these ascending numbers of a header segment, where the first field is the separator itself.
+    /// The fields with these ascending numbers of a header segment, where the first field is the
+    /// separator itself.
     pub(crate) fn header_fields<'m, const N: usize>(&self, segment: &'m [u8], numbers: [usize; N]) -> [&'m [u8]; N] {
         self.fields(segment, numbers.map(|number| number - 1))
     }
@@ -78,8 +80,9 @@ impl Delimiters {
         self.component(nth(field, self.repetition, 0), 1).trim_ascii()
     }
 
-    /// Text with its escape sequences replaced (HL7 v2.5, chapter 2.7): `\F\ \S\ \T\ \R\ \E\`, and `\Xdd..\` by the bytes
-    /// it stands for. Sequences that stand for formatting or another character set are left as they are.
+    /// Text with its escape sequences replaced (HL7 v2.5, chapter 2.7): `\F\ \S\ \T\ \R\ \E\`, and
+    /// `\Xdd..\` by the bytes it stands for. Sequences that stand for formatting or another
+    /// character set are left as they are.
     pub(crate) fn unescape<'m>(&self, text: &'m [u8]) -> Cow<'m, str> {
         if memchr(self.escape, text).is_none() {
             return String::from_utf8_lossy(text);

@@ -38,7 +38,8 @@ pub(crate) enum OpenError {
     Shutdown,
     /// The TLS session could not be made.
     Tls(TlsError),
-    /// The name did not resolve, or no address answered; the address is the one that was tried last.
+    /// The name did not resolve, or no address answered; the address is the one that was tried
+    /// last.
     Connect { address: Option<SocketAddr>, source: io::Error },
 }
 

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, Weak};
 
 use crate::locks::lock;
 
-/// Ends a connection from another thread: the call under way there returns [`ErrorKind::Closed`](crate::ErrorKind::Closed) at once, wherever it waits.
+/// Ends a connection from another thread: the call under way there returns
+/// [`ErrorKind::Closed`](crate::ErrorKind::Closed) at once, wherever it waits.
 ///
 /// It holds no socket: once the connection is gone, it does nothing.
 #[derive(Clone)]

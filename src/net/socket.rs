@@ -13,11 +13,12 @@ use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 
-/// A socket's time-out is set anew only when it is further than this from what is wanted: the kernel's own timer is no
-/// finer, and an exchange then needs no system call for it.
+/// A socket's time-out is set anew only when it is further than this from what is wanted: the
+/// kernel's own timer is no finer, and an exchange then needs no system call for it.
 const ARMING_TOLERANCE: Duration = Duration::from_millis(1);
 
-/// The largest number of looks, without waiting, of a TLS session from which no answer comes; its tickets take about four.
+/// The largest number of looks, without waiting, of a TLS session from which no answer comes; its
+/// tickets take about four.
 const MAX_LOOKS: u32 = 256;
 
 /// The flag that makes one call not wait (`MSG_DONTWAIT`), where the system has it.
@@ -38,8 +39,9 @@ const AT_ONCE: Option<i32> = if cfg!(any(target_os = "linux", target_os = "andro
 /// The flag that makes `recv` look without taking (`MSG_PEEK`), which is the same everywhere.
 const PEEK: i32 = 0x02;
 
-/// The flag that makes writing to an ended connection an error and no SIGPIPE, which would end a program that is not Rust's own.
-/// A plain write has it from the standard library, and Apple's sockets from `socket2`.
+/// The flag that makes writing to an ended connection an error and no SIGPIPE, which would end a
+/// program that is not Rust's own. A plain write has it from the standard library, and Apple's
+/// sockets from `socket2`.
 const NO_SIGNAL: i32 = if cfg!(any(target_os = "linux", target_os = "android")) { 0x4000 } else { 0 };
 
 /// How sockets are set up.
@@ -61,8 +63,8 @@ enum Waiting {
 
 /// A connected socket, whose reads and writes end by a deadline.
 ///
-/// As [`Read`] and [`Write`], for a TLS library that knows nothing of deadlines, it goes by one that is
-/// [set](Socket::set_deadline) before.
+/// As [`Read`] and [`Write`], for a TLS library that knows nothing of deadlines, it goes by one
+/// that is [set](Socket::set_deadline) before.
 pub(crate) struct Socket {
     tcp: Arc<TcpStream>,
     handle: ShutdownHandle,
@@ -79,7 +81,8 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Connects to the first address of the endpoint's host that answers, before the attempt's deadline.
+    /// Connects to the first address of the endpoint's host that answers, before the attempt's
+    /// deadline.
     pub(crate) fn open(
         endpoint: &Endpoint,
         options: &SocketOptions,
@@ -170,7 +173,8 @@ impl Socket {
         self.write_blocked
     }
 
-    /// Has TCP acknowledge at once what has been received, and not with the next bytes that leave. It holds for a while only.
+    /// Has TCP acknowledge at once what has been received, and not with the next bytes that leave.
+    /// It holds for a while only.
     pub(crate) fn acknowledge_now(&self) {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         // A system that does not take it goes on as before.
@@ -255,8 +259,8 @@ impl Write for Socket {
     }
 }
 
-/// A deadline that has passed, in the words of a socket that does not block: to a TLS library anything else is the end of the session,
-/// so that nothing more could be read from it.
+/// A deadline that has passed, in the words of a socket that does not block: to a TLS library
+/// anything else is the end of the session, so that nothing more could be read from it.
 fn resumable(error: io::Error) -> io::Error {
     if is_deadline(&error) { io::ErrorKind::WouldBlock.into() } else { error }
 }
@@ -281,7 +285,8 @@ fn arm(
     Ok(())
 }
 
-/// The error of a deadline that has passed. `TimedOut` of the system's, with its number, is TCP's word for a dead connection.
+/// The error of a deadline that has passed. `TimedOut` of the system's, with its number, is TCP's
+/// word for a dead connection.
 fn deadline_passed() -> io::Error {
     io::ErrorKind::TimedOut.into()
 }
@@ -290,8 +295,9 @@ fn is_deadline(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
 }
 
-/// Whether a call came back only to have the clock asked: an expired socket time-out is `WouldBlock` on Unix and
-/// `TimedOut` on Windows. On Unix `TimedOut` is TCP's own word for a dead connection.
+/// Whether a call came back only to have the clock asked: an expired socket time-out is
+/// `WouldBlock` on Unix and `TimedOut` on Windows. On Unix `TimedOut` is TCP's own word for a dead
+/// connection.
 fn is_timer(error: &io::Error) -> bool {
     match error.kind() {
         io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => true,
@@ -300,7 +306,8 @@ fn is_timer(error: &io::Error) -> bool {
     }
 }
 
-/// The addresses to try, in the resolver's order. The system's resolver knows no deadline; it is asked after it.
+/// The addresses to try, in the resolver's order. The system's resolver knows no deadline; it is
+/// asked after it.
 fn resolve(endpoint: &Endpoint, options: &SocketOptions, attempt: &Deadline) -> Result<Vec<SocketAddr>, OpenError> {
     let found: Vec<SocketAddr> = match endpoint.host().parse::<IpAddr>() {
         Ok(literal) => vec![(literal, endpoint.port()).into()],
@@ -328,7 +335,8 @@ fn resolve(endpoint: &Endpoint, options: &SocketOptions, attempt: &Deadline) -> 
     Ok(addresses)
 }
 
-/// Tries the addresses in turn. Each gets a share of the time, so that a dead first one leaves some to the next.
+/// Tries the addresses in turn. Each gets a share of the time, so that a dead first one leaves some
+/// to the next.
 fn open_any(
     addresses: &[SocketAddr],
     options: &SocketOptions,
@@ -395,8 +403,8 @@ fn open_one(
     Ok(tcp)
 }
 
-/// Asks after so much idle time whether the peer is still there. Where the system lets that be set, it is given up when as much time
-/// again has passed, and some questions, without an answer.
+/// Asks after so much idle time whether the peer is still there. Where the system lets that be set,
+/// it is given up when as much time again has passed, and some questions, without an answer.
 fn keepalive(idle: Duration) -> TcpKeepalive {
     let keepalive = TcpKeepalive::new().with_time(idle);
     #[cfg(any(

@@ -1,4 +1,5 @@
-//! A connection's bytes, plain or through TLS: frames written whole, reads by a deadline, the probe.
+//! A connection's bytes, plain or through TLS: frames written whole, reads by a deadline, the
+//! probe.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -12,12 +13,14 @@ use crate::endpoint::Endpoint;
 #[cfg(any(test, fuzzing))]
 use crate::simulation;
 
-/// Up to this size a frame is put together in the stream's buffer and leaves in one plain write, which is the faster there. Above,
-/// its parts leave in vectored writes, and the message is not copied. It is also the most that one TLS record holds.
+/// Up to this size a frame is put together in the stream's buffer and leaves in one plain write,
+/// which is the faster there. Above, its parts leave in vectored writes, and the message is not
+/// copied. It is also the most that one TLS record holds.
 const RECORD: usize = 16 * 1024;
 
-/// The most that one system call is given to write. The deadline is asked between them, and the peer's kernel and ours work at
-/// the same time: 10 MB took 1.75 ms so on loopback, and 2.2 ms in one piece.
+/// The most that one system call is given to write. The deadline is asked between them, and the
+/// peer's kernel and ours work at the same time: 10 MB took 1.75 ms so on loopback, and 2.2 ms in
+/// one piece.
 const STRIDE: usize = 1024 * 1024;
 
 /// How streams are opened.
@@ -44,7 +47,8 @@ enum Transport {
 }
 
 impl Stream {
-    /// Connects, and makes a TLS session if there is a connector, inside the deadline and `connect_timeout`.
+    /// Connects, and makes a TLS session if there is a connector, inside the deadline and
+    /// `connect_timeout`.
     pub(crate) fn open(
         endpoint: &Endpoint,
         options: &StreamOptions,
@@ -119,15 +123,17 @@ impl Stream {
         self.some(result, Some(deadline))
     }
 
-    /// Reads what is already there; `None` if that is nothing. Through TLS, since a session has things of its own to say, such
-    /// as the tickets of TLS 1.3, that are no bytes of the peer's. It does not wait, in either direction.
+    /// Reads what is already there; `None` if that is nothing. Through TLS, since a session has
+    /// things of its own to say, such as the tickets of TLS 1.3, that are no bytes of the
+    /// peer's. It does not wait, in either direction.
     pub(crate) fn try_read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Halt> {
         let result = match &mut self.channel {
             Transport::Plain(socket) => socket.try_read(buffer),
             Transport::Tls(session) => {
                 session.stream_mut().set_deadline(None);
                 let result = session.read(buffer);
-                // A half may be of a ticket, and it may be of a late answer. What cannot be told apart cannot be trusted.
+                // A half may be of a ticket, and it may be of a late answer. What cannot be told apart cannot be
+                // trusted.
                 let doubt = if session.stream().is_write_blocked() {
                     Some("the peer takes nothing, while TLS has something to say to it")
                 } else {
@@ -156,7 +162,8 @@ impl Stream {
         }
     }
 
-    /// Writes all parts, in order, as one frame. A failure says how many of their bytes may have left.
+    /// Writes all parts, in order, as one frame. A failure says how many of their bytes may have
+    /// left.
     pub(crate) fn write_frame(&mut self, parts: [&[u8]; 3], deadline: &Deadline) -> Result<(), (usize, Halt)> {
         let mut written = 0;
         let buffer = &mut self.buffer;
@@ -177,7 +184,8 @@ impl Stream {
         result.map_err(|error| (written, self.halt(error, Some(deadline))))
     }
 
-    /// Tells the peer the end where the protocol has a word for it, without waiting, and ends both directions.
+    /// Tells the peer the end where the protocol has a word for it, without waiting, and ends both
+    /// directions.
     pub(crate) fn close(&mut self) -> io::Result<()> {
         match &mut self.channel {
             Transport::Plain(socket) => socket.close(),
@@ -192,9 +200,10 @@ impl Stream {
         }
     }
 
-    /// Makes sure that what was written can arrive, before the connection is closed for good, on a peer of which nothing is
-    /// awaited. A session of TLS 1.3 has tickets that nobody reads, and a socket that is closed with something unread throws away
-    /// what it has not sent: so this side ends, and the peer's end is read to its own, until the deadline.
+    /// Makes sure that what was written can arrive, before the connection is closed for good, on a
+    /// peer of which nothing is awaited. A session of TLS 1.3 has tickets that nobody reads,
+    /// and a socket that is closed with something unread throws away what it has not sent: so
+    /// this side ends, and the peer's end is read to its own, until the deadline.
     pub(crate) fn finish(&mut self, deadline: &Deadline) {
         let Transport::Tls(session) = &mut self.channel else { return };
         session.stream_mut().set_deadline(Some(*deadline));
@@ -223,14 +232,16 @@ impl Stream {
         }
     }
 
-    /// Turns an error into its reason: after a shutdown or a deadline these are the reason, whatever the socket reports.
+    /// Turns an error into its reason: after a shutdown or a deadline these are the reason,
+    /// whatever the socket reports.
     fn halt(&self, error: io::Error, deadline: Option<&Deadline>) -> Halt {
         if self.is_shut() {
             Halt::Shutdown
         } else if deadline.is_some_and(|deadline| deadline.remaining().is_none()) {
             Halt::Deadline
         } else if self.has_ended() {
-            // Without a word of farewell in TLS. A frame has an end of its own, so that nothing can be cut off unnoticed.
+            // Without a word of farewell in TLS. A frame has an end of its own, so that nothing can be cut off
+            // unnoticed.
             Halt::Peer(None)
         } else if error.kind() == io::ErrorKind::InvalidData {
             Halt::Peer(Some(error))
@@ -240,7 +251,8 @@ impl Stream {
     }
 }
 
-/// Writes the parts of a frame: put together in the buffer where that is the faster, and otherwise without copying.
+/// Writes the parts of a frame: put together in the buffer where that is the faster, and otherwise
+/// without copying.
 fn write_plain(
     parts: [&[u8]; 3],
     buffer: &mut Vec<u8>,
@@ -292,8 +304,9 @@ fn stride(parts: [&[u8]; 3], mut skip: usize) -> [IoSlice<'_>; 3] {
     })
 }
 
-/// Writes the parts in whole records: what is smaller than one is put together in the buffer, the rest is not copied. The first
-/// is made shorter where the last would have nothing but framing bytes: the start and the end of a frame never stand alone.
+/// Writes the parts in whole records: what is smaller than one is put together in the buffer, the
+/// rest is not copied. The first is made shorter where the last would have nothing but framing
+/// bytes: the start and the end of a frame never stand alone.
 fn write_records(
     parts: [&[u8]; 3],
     record: &mut Vec<u8>,

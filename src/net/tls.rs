@@ -52,7 +52,8 @@ impl<S: Read + Write> Session<S> {
         &mut self.native.get_mut().stream
     }
 
-    /// Whether a part of a record has been read, and not yet all of it: what it will say is not known.
+    /// Whether a part of a record has been read, and not yet all of it: what it will say is not
+    /// known.
     pub(crate) fn is_inside_a_record(&self) -> bool {
         self.native.get_ref().is_inside_one()
     }
@@ -71,7 +72,8 @@ impl<S: Read + Write> Session<S> {
     }
 }
 
-/// A stream of TLS records (RFC 8446, section 5.1: five bytes of header, the last two a length), of which it is known where one ends.
+/// A stream of TLS records (RFC 8446, section 5.1: five bytes of header, the last two a length), of
+/// which it is known where one ends.
 struct Records<S> {
     stream: S,
     header: [u8; 5],
@@ -79,7 +81,8 @@ struct Records<S> {
     seen: usize,
     /// How many bytes of the current record are still to come.
     left: usize,
-    /// Whether the stream has ended or failed; shared, since a handshake that fails keeps the rest to itself.
+    /// Whether the stream has ended or failed; shared, since a handshake that fails keeps the rest
+    /// to itself.
     lost: Arc<AtomicBool>,
 }
 
@@ -139,7 +142,8 @@ impl<S: Write> Write for Records<S> {
     }
 }
 
-/// Why a TLS session could not be made, or broke: what the system's TLS library says, and which name was expected.
+/// Why a TLS session could not be made, or broke: what the system's TLS library says, and which
+/// name was expected.
 #[derive(Clone, Debug)]
 pub struct TlsError {
     name: Option<String>,
@@ -155,8 +159,8 @@ impl TlsError {
         made_up.then(|| TlsError { name: None, cause: error.to_string(), broken_off: false })
     }
 
-    /// Whether the connection ended in the middle of the handshake, without a word against it: so does a proxy whose receiver is
-    /// not there.
+    /// Whether the connection ended in the middle of the handshake, without a word against it: so
+    /// does a proxy whose receiver is not there.
     pub(crate) fn is_broken_off(&self) -> bool {
         self.broken_off
     }

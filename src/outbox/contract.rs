@@ -8,61 +8,72 @@ use crate::hl7::MessageError;
 use crate::hl7::header::Header;
 use crate::outbox::OutboxError;
 
-/// Messages that wait for one destination, in order, and what became of those that could not be delivered.
+/// Messages that wait for one destination, in order, and what became of those that could not be
+/// delivered.
 ///
-/// [`MemoryOutbox`](super::MemoryOutbox), `SqliteOutbox` and `RedisOutbox` are three; implement it for a storage of your own, and run
-/// `testing::OutboxSuite` on it. A handle is for one destination, and is shared by threads: those that push, and the one that forwards.
+/// [`MemoryOutbox`](super::MemoryOutbox), `SqliteOutbox` and `RedisOutbox` are three; implement it
+/// for a storage of your own, and run `testing::OutboxSuite` on it. A handle is for one
+/// destination, and is shared by threads: those that push, and the one that forwards.
 ///
 /// # Contract
 ///
-/// - **Order.** Entries are numbered in the order in which `push` stored them, and handed out by `claim` in the order of their numbers. The
-///   oldest waiting entry is the *head*; no entry overtakes it.
-/// - **One claim.** At most one entry of a destination is claimed at a time, over all handles, processes and machines that share the
-///   storage. A claim ends by `settle`, by `release`, or with its holder: one that is killed must not keep the line for ever.
-/// - **Nothing is lost.** An entry leaves the queue by `settle` alone, as delivered or dead; not by being claimed. What is dead or held
-///   is kept until somebody asks for it to be queued again or discarded.
+/// - **Order.** Entries are numbered in the order in which `push` stored them, and handed out by
+///   `claim` in the order of their numbers. The oldest waiting entry is the *head*; no entry
+///   overtakes it.
+/// - **One claim.** At most one entry of a destination is claimed at a time, over all handles,
+///   processes and machines that share the storage. A claim ends by `settle`, by `release`, or with
+///   its holder: one that is killed must not keep the line for ever.
+/// - **Nothing is lost.** An entry leaves the queue by `settle` alone, as delivered or dead; not by
+///   being claimed. What is dead or held is kept until somebody asks for it to be queued again or
+///   discarded.
 /// - **Nothing is mixed.** Each destination has its own queue, its own claim and its own dead.
 /// - **Nothing is changed.** An entry's bytes are those that were pushed.
 /// - **Nothing is told.** Message content appears in no error, no `Debug` and no log record.
 pub trait Outbox: Send + Sync {
-    /// Puts a message at the end of the queue and returns its number. When it returns, the message survives what this outbox promises to
-    /// survive.
+    /// Puts a message at the end of the queue and returns its number. When it returns, the message
+    /// survives what this outbox promises to survive.
     ///
     /// # Errors
     ///
-    /// [`OutboxError::InvalidMessage`], or any failure to store it. Then the message is not stored, unless the error says that this is not
-    /// known.
+    /// [`OutboxError::InvalidMessage`], or any failure to store it. Then the message is not stored,
+    /// unless the error says that this is not known.
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError>;
 
-    /// Claims the head, and hands it out. `None` if there is nothing for this handle to do now: nothing waits, the head is claimed already
-    /// (through this handle or another), is held, or was settled to be retried later.
+    /// Claims the head, and hands it out. `None` if there is nothing for this handle to do now:
+    /// nothing waits, the head is claimed already (through this handle or another), is held, or
+    /// was settled to be retried later.
     ///
-    /// A head for which [`begin`](Outbox::begin) was called and whose holder ended before it was settled is held from now on.
+    /// A head for which [`begin`](Outbox::begin) was called and whose holder ended before it was
+    /// settled is held from now on.
     ///
     /// # Errors
     ///
     /// Any failure of the storage. Nothing is claimed then.
     fn claim(&self) -> Result<Option<Claim>, OutboxError>;
 
-    /// Records that the claimed entry is about to be sent, and must not be sent again should its holder end before it is settled.
+    /// Records that the claimed entry is about to be sent, and must not be sent again should its
+    /// holder end before it is settled.
     ///
     /// # Errors
     ///
     /// As [`settle`](Outbox::settle).
     fn begin(&self, claim: &Claim) -> Result<(), OutboxError>;
 
-    /// Records what became of the claimed entry, and ends the claim. When it returns, that survives as a pushed message does.
+    /// Records what became of the claimed entry, and ends the claim. When it returns, that survives
+    /// as a pushed message does.
     ///
-    /// The entry's attempts grow by one from those that the claim names, so that settling once more after a failure does not count twice.
+    /// The entry's attempts grow by one from those that the claim names, so that settling once more
+    /// after a failure does not count twice.
     ///
     /// # Errors
     ///
-    /// [`OutboxError::ClaimLost`] if the claim is no more: it was settled before, or another holder has taken over. Nothing is changed
-    /// then. After any other failure the claim stays, and can be settled again.
+    /// [`OutboxError::ClaimLost`] if the claim is no more: it was settled before, or another holder
+    /// has taken over. Nothing is changed then. After any other failure the claim stays, and
+    /// can be settled again.
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError>;
 
-    /// Gives up the claim of this handle, if it has one, and with it the right to the next one: another holder can claim at once. The entry
-    /// waits on, as if its holder had ended.
+    /// Gives up the claim of this handle, if it has one, and with it the right to the next one:
+    /// another holder can claim at once. The entry waits on, as if its holder had ended.
     fn release(&self);
 
     /// How much waits, and how much is dead.
@@ -72,15 +83,16 @@ pub trait Outbox: Send + Sync {
     /// Any failure of the storage.
     fn pending(&self) -> Result<Pending, OutboxError>;
 
-    /// The entries that are held or dead, in the order of their numbers: at most so many, of those with numbers above `after`.
+    /// The entries that are held or dead, in the order of their numbers: at most so many, of those
+    /// with numbers above `after`.
     ///
     /// # Errors
     ///
     /// Any failure of the storage.
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError>;
 
-    /// Lets a held or dead entry wait again, at its old place: it is older than what waits, and so goes next. Its refusals are forgotten.
-    /// `false` if no held or dead entry has this number.
+    /// Lets a held or dead entry wait again, at its old place: it is older than what waits, and so
+    /// goes next. Its refusals are forgotten. `false` if no held or dead entry has this number.
     ///
     /// # Errors
     ///
@@ -167,7 +179,8 @@ impl Entry {
     ///
     /// # Errors
     ///
-    /// If nothing could be known of its acknowledgment: it is empty, no HL7, or without a control ID.
+    /// If nothing could be known of its acknowledgment: it is empty, no HL7, or without a control
+    /// ID.
     pub fn new(id: u64, message: impl Into<Vec<u8>>) -> Result<Entry, MessageError> {
         let message = message.into();
         let control_id = Entry::control_id_of(&message)?;
@@ -232,7 +245,8 @@ pub enum EntryState {
     Waiting,
     /// It is being sent by a holder that must not send it twice ([`Outbox::begin`]).
     Sending,
-    /// It may have arrived, and is not sent again before somebody has decided. It keeps its place, and what is younger waits behind it.
+    /// It may have arrived, and is not sent again before somebody has decided. It keeps its place,
+    /// and what is younger waits behind it.
     Held,
     /// It is not sent again, and the others go on without it.
     Dead,
@@ -262,7 +276,8 @@ impl EntryState {
 pub struct Claim {
     /// The entry.
     pub entry: Entry,
-    /// When the right ends by itself; `None` if it lasts as long as its holder. Nothing of the entry may be sent after this instant.
+    /// When the right ends by itself; `None` if it lasts as long as its holder. Nothing of the
+    /// entry may be sent after this instant.
     pub until: Option<Instant>,
     /// A token by which the outbox tells this claim from those of earlier and later holders.
     pub token: u64,
@@ -281,8 +296,8 @@ impl Claim {
 pub enum Settlement<'a> {
     /// The receiver has it.
     Delivered,
-    /// It waits on, and is the head: it is not handed out again before so much time has passed, by the clock of this holder. A holder that
-    /// comes after this one may have it at once.
+    /// It waits on, and is the head: it is not handed out again before so much time has passed, by
+    /// the clock of this holder. A holder that comes after this one may have it at once.
     Retry {
         /// The time.
         after: Duration,
@@ -340,7 +355,8 @@ impl<'a> Settlement<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pending {
-    /// How many entries have not been delivered and are not dead; those that are claimed or held are among them.
+    /// How many entries have not been delivered and are not dead; those that are claimed or held
+    /// are among them.
     pub waiting: u64,
     /// When the oldest of them was pushed.
     pub oldest: Option<SystemTime>,

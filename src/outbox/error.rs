@@ -8,8 +8,8 @@ type Cause = Box<dyn StdError + Send + Sync>;
 
 /// A failed call of an [`Outbox`](super::Outbox).
 ///
-/// `Display` says what this library knows, without message content; the cause beneath it, where there is one, is
-/// [`source()`](StdError::source).
+/// `Display` says what this library knows, without message content; the cause beneath it, where
+/// there is one, is [`source()`](StdError::source).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OutboxError {
@@ -19,8 +19,9 @@ pub enum OutboxError {
     /// The message could never be delivered, and is not stored. Mend it.
     #[error("the message cannot be sent")]
     InvalidMessage(#[source] MessageError),
-    /// There is no room: the bound of a [`MemoryOutbox`](super::MemoryOutbox) is reached, the disk is full, or the server out of memory.
-    /// The entries in the outbox are untouched; it goes on once there is room.
+    /// There is no room: the bound of a [`MemoryOutbox`](super::MemoryOutbox) is reached, the disk
+    /// is full, or the server out of memory. The entries in the outbox are untouched; it goes
+    /// on once there is room.
     #[error("{what}")]
     Full {
         /// The storage that is full.
@@ -47,7 +48,8 @@ pub enum OutboxError {
         #[source]
         source: Option<Cause>,
     },
-    /// The claim is no more: it was settled or released, or its time had passed and another holder has taken over.
+    /// The claim is no more: it was settled or released, or its time had passed and another holder
+    /// has taken over.
     #[error("the claim is no more: it was settled or given up, or another holder has taken over")]
     ClaimLost,
 }

@@ -29,13 +29,16 @@ const IDLE: Duration = Duration::from_millis(100);
 /// | refused by AE or CE, or not stored (MLLP release 2) | tried again, 3 times, then dead: [`refusals`](ForwarderBuilder::refusals) |
 /// | refused by AR or CR, or it cannot be sent as it is | dead at once |
 ///
-/// A message that is tried again keeps its place, and those behind it wait. One that is dead is kept in the outbox
-/// ([`Outbox::stopped`]), and the others go on, unless [`pause_on_dead`](ForwarderBuilder::pause_on_dead) is asked for.
+/// A message that is tried again keeps its place, and those behind it wait. One that is dead is
+/// kept in the outbox ([`Outbox::stopped`]), and the others go on, unless
+/// [`pause_on_dead`](ForwarderBuilder::pause_on_dead) is asked for.
 ///
-/// An outbox has one forwarder at a time, its clones included: stop one before you start another on a clone, since stopping gives up the
-/// claim that clones share. Handles of their own, in one process or several, stand by for each other.
+/// An outbox has one forwarder at a time, its clones included: stop one before you start another on
+/// a clone, since stopping gives up the claim that clones share. Handles of their own, in one
+/// process or several, stand by for each other.
 ///
-/// It has the client to itself: where [`stop`](Forwarder::stop) or dropping it must end an exchange, they close the client.
+/// It has the client to itself: where [`stop`](Forwarder::stop) or dropping it must end an
+/// exchange, they close the client.
 ///
 /// # Examples
 ///
@@ -72,7 +75,8 @@ pub struct ForwarderBuilder {
 
 type Observer = Box<dyn Fn(&ForwardEvent<'_>) + Send + Sync>;
 
-/// Something that happened to a message on its way, for an observer set with [`on_event`](ForwarderBuilder::on_event).
+/// Something that happened to a message on its way, for an observer set with
+/// [`on_event`](ForwarderBuilder::on_event).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ForwardEvent<'a> {
@@ -80,8 +84,9 @@ pub enum ForwardEvent<'a> {
     Delivered {
         /// The entry.
         entry: &'a Entry,
-        /// Its acknowledgment: of a message that was committed, and whose application acknowledgment failed to come, the commit accept. Without
-        /// one in MLLP release 2 alone, where a commit block is all that came.
+        /// Its acknowledgment: of a message that was committed, and whose application
+        /// acknowledgment failed to come, the commit accept. Without one in MLLP release 2
+        /// alone, where a commit block is all that came.
         ack: Option<&'a Ack>,
     },
     /// An attempt failed, and there will be another.
@@ -93,7 +98,8 @@ pub enum ForwardEvent<'a> {
         /// In what time it is tried again.
         retry_in: Duration,
     },
-    /// It is not known whether the receiver has it, and it is not sent again before somebody has decided; those behind it wait.
+    /// It is not known whether the receiver has it, and it is not sent again before somebody has
+    /// decided; those behind it wait.
     Held {
         /// The entry, as it was before this attempt.
         entry: &'a Entry,
@@ -107,14 +113,14 @@ pub enum ForwardEvent<'a> {
         /// Why it failed.
         error: &'a Error,
     },
-    /// The result of a message was not recorded, since another holder has taken over: it will send the message again, unless it is dead or
-    /// held there.
+    /// The result of a message was not recorded, since another holder has taken over: it will send
+    /// the message again, unless it is dead or held there.
     ClaimLost {
         /// The entry.
         entry: &'a Entry,
     },
-    /// The outbox failed; it is asked again after a delay. A message that was sent before it failed is not sent again for that, as long as
-    /// this forwarder lives.
+    /// The outbox failed; it is asked again after a delay. A message that was sent before it failed
+    /// is not sent again for that, as long as this forwarder lives.
     OutboxFailed {
         /// Why.
         error: &'a OutboxError,
@@ -139,7 +145,8 @@ pub struct Status {
     pub last_failure: Option<String>,
     /// Whether it is paused.
     pub paused: bool,
-    /// Whether its thread runs. One that has not been stopped and does not run has panicked, in an outbox of your own.
+    /// Whether its thread runs. One that has not been stopped and does not run has panicked, in an
+    /// outbox of your own.
     pub running: bool,
 }
 
@@ -188,8 +195,8 @@ impl Forwarder {
         self.shared.changed.notify_all();
     }
 
-    /// Waits until nothing waits any more, at most for so long; `false` if something still does. What is dead does not count; what is held,
-    /// or waits while it is paused, does.
+    /// Waits until nothing waits any more, at most for so long; `false` if something still does.
+    /// What is dead does not count; what is held, or waits while it is paused, does.
     ///
     /// # Errors
     ///
@@ -238,8 +245,9 @@ impl Forwarder {
         })
     }
 
-    /// Stops: finishes the exchange under way, at most for so long; one that takes longer is ended, and its message waits on. Gives up the
-    /// claim, so that another can take over at once. `true` if nothing had to be cut short.
+    /// Stops: finishes the exchange under way, at most for so long; one that takes longer is ended,
+    /// and its message waits on. Gives up the claim, so that another can take over at once.
+    /// `true` if nothing had to be cut short.
     pub fn stop(mut self, limit: Duration) -> bool {
         self.end(limit)
     }
@@ -270,20 +278,22 @@ impl Drop for Forwarder {
 }
 
 impl ForwarderBuilder {
-    /// Sets the treatment of a message of which it is not known whether the receiver has it. Defaults to [`OnUnknown::Resend`].
+    /// Sets the treatment of a message of which it is not known whether the receiver has it.
+    /// Defaults to [`OnUnknown::Resend`].
     pub fn unknown(mut self, choice: OnUnknown) -> Self {
         self.policy.unknown = choice;
         self
     }
 
-    /// How often a message that the receiver refused by AE or CE is tried again before it is dead. Defaults to 3.
+    /// How often a message that the receiver refused by AE or CE is tried again before it is dead.
+    /// Defaults to 3.
     pub fn refusals(mut self, times: u32) -> Self {
         self.policy.refusals = times;
         self
     }
 
-    /// The delay before a message is tried again, and before the outbox is asked again where it failed; each further one is twice as long.
-    /// Defaults to 1 second.
+    /// The delay before a message is tried again, and before the outbox is asked again where it
+    /// failed; each further one is twice as long. Defaults to 1 second.
     pub fn initial_delay(mut self, delay: Duration) -> Self {
         self.policy.initial_delay = delay;
         self
@@ -295,7 +305,8 @@ impl ForwarderBuilder {
         self
     }
 
-    /// Pauses as soon as a message is dead, until [`Forwarder::resume`]. Defaults to going on with the others.
+    /// Pauses as soon as a message is dead, until [`Forwarder::resume`]. Defaults to going on with
+    /// the others.
     pub fn pause_on_dead(self, pause: bool) -> Self {
         ForwarderBuilder { pause_on_dead: pause, ..self }
     }
@@ -389,8 +400,9 @@ impl ForwarderShared {
         }
     }
 
-    /// Records something about a claimed entry, as often as it takes: what was sent must not be forgotten because a disk was full for a
-    /// while. `false` if the claim is lost, or it is to stop.
+    /// Records something about a claimed entry, as often as it takes: what was sent must not be
+    /// forgotten because a disk was full for a while. `false` if the claim is lost, or it is to
+    /// stop.
     fn record(&self, entry: &Entry, record: impl Fn() -> Result<(), OutboxError>) -> bool {
         let mut failures = 0;
         loop {

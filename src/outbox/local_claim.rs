@@ -1,4 +1,5 @@
-//! A handle's knowledge of its own claim: the entry that it holds, and the one that rests before it is tried again.
+//! A handle's knowledge of its own claim: the entry that it holds, and the one that rests before it
+//! is tried again.
 
 use std::time::Duration;
 

@@ -12,9 +12,11 @@ use crate::deadline::Deadline;
 use crate::hl7::MessageError;
 use crate::locks::lock;
 
-/// An [`Outbox`] in memory, bounded by count and bytes. It survives nothing but its receiver: what it holds is gone with the process.
+/// An [`Outbox`] in memory, bounded by count and bytes. It survives nothing but its receiver: what
+/// it holds is gone with the process.
 ///
-/// Clones share its content. What is held or dead counts towards the bounds, until it is discarded or delivered.
+/// Clones share its content. What is held or dead counts towards the bounds, until it is discarded
+/// or delivered.
 ///
 /// # Examples
 ///
@@ -58,7 +60,8 @@ struct MemoryQueue {
 }
 
 impl MemoryOutbox {
-    /// An empty outbox for at most so many entries and so many bytes of messages. When it is full, `push` says so at once.
+    /// An empty outbox for at most so many entries and so many bytes of messages. When it is full,
+    /// `push` says so at once.
     pub fn new(max_entries: usize, max_bytes: usize) -> MemoryOutbox {
         MemoryOutbox { max_entries, max_bytes, when_full: WhenFull::Wait(Duration::ZERO), shared: Arc::default() }
     }
@@ -68,8 +71,9 @@ impl MemoryOutbox {
         MemoryOutbox { when_full: WhenFull::Wait(limit), ..self }
     }
 
-    /// This handle's `push` makes room by throwing away the oldest entries that wait: those messages are **lost**. An entry that is being
-    /// sent, is held or is dead is never thrown away. Defaults to not.
+    /// This handle's `push` makes room by throwing away the oldest entries that wait: those
+    /// messages are **lost**. An entry that is being sent, is held or is dead is never thrown
+    /// away. Defaults to not.
     pub fn drop_oldest_when_full(self) -> MemoryOutbox {
         MemoryOutbox { when_full: WhenFull::DropOldest, ..self }
     }

@@ -1,5 +1,5 @@
-//! Store and forward: a message handed over is a message delivered, though the receiver be away for the night, the machine restart, or
-//! the program be killed between sending and the answer.
+//! Store and forward: a message handed over is a message delivered, though the receiver be away for
+//! the night, the machine restart, or the program be killed between sending and the answer.
 //!
 //! ```
 //! # use mllp_client::testing::Receiver;
@@ -17,8 +17,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! An [`Outbox`] keeps messages for one destination, in order; a [`Forwarder`] is the thread that drains it through a
-//! [`Client`](crate::Client).
+//! An [`Outbox`] keeps messages for one destination, in order; a [`Forwarder`] is the thread that
+//! drains it through a [`Client`](crate::Client).
 //!
 //! | outbox | feature | survives | for |
 //! |---|---|---|---|
@@ -27,37 +27,45 @@
 //! | `RedisOutbox` | `redis` | what the server does, see there | several machines |
 //! | your own | | what you say | see [`Outbox`], and `testing::OutboxSuite` |
 //!
-//! The features `sqlite` and `redis` take a later Rust than the rest of this crate, as their libraries do: 1.89.
+//! The features `sqlite` and `redis` take a later Rust than the rest of this crate, as their
+//! libraries do: 1.89.
 //!
 //! # What is promised
 //!
-//! - **At least once.** A message whose [`push`](Outbox::push) has returned is sent until the receiver has acknowledged it, or until it is dead
-//!   or held, and then it is there to read and to queue again. Nothing is removed before its acknowledgment.
-//! - **In order.** The receiver sees the messages of a destination in the order in which they were pushed, one after the other: the next is sent
-//!   when the one before it is delivered or dead. What threads push at the same time has the order in which it was stored.
-//! - **Per destination.** Each destination has its own queue, its own forwarder, its own dead. One that is away does not hold up the
-//!   others.
-//! - **The same bytes.** A message that is sent again is the same, with the same control ID (MSH-10).
+//! - **At least once.** A message whose [`push`](Outbox::push) has returned is sent until the
+//!   receiver has acknowledged it, or until it is dead or held, and then it is there to read and to
+//!   queue again. Nothing is removed before its acknowledgment.
+//! - **In order.** The receiver sees the messages of a destination in the order in which they were
+//!   pushed, one after the other: the next is sent when the one before it is delivered or dead.
+//!   What threads push at the same time has the order in which it was stored.
+//! - **Per destination.** Each destination has its own queue, its own forwarder, its own dead. One
+//!   that is away does not hold up the others.
+//! - **The same bytes.** A message that is sent again is the same, with the same control ID
+//!   (MSH-10).
 //!
 //! # What is not promised
 //!
-//! **Exactly once.** Where the answer does not come, nobody on this side can know whether the receiver has the message (it was received and
-//! the answer lost, or it was not), and after a crash between sending and recording nobody knows either. A forwarder sends it
-//! again; so the receiver may see it twice, at most once more for each crash and each lost answer. With [`OnUnknown::Hold`] it does not, and
-//! asks a person instead.
+//! **Exactly once.** Where the answer does not come, nobody on this side can know whether the
+//! receiver has the message (it was received and the answer lost, or it was not), and after a crash
+//! between sending and recording nobody knows either. A forwarder sends it again; so the receiver
+//! may see it twice, at most once more for each crash and each lost answer. With
+//! [`OnUnknown::Hold`] it does not, and asks a person instead.
 //!
 //! # How a receiver recognises a repeated message
 //!
-//! By its control ID: HL7 v2 asks that MSH-10 identify a message uniquely for its sender (MSH-3 and MSH-4), and that an acknowledgment name it in
-//! MSA-2. A receiver keeps the control IDs of each sender for as long as a message may be repeated, a few days for instance, in the same
-//! transaction as what the message changes. One that comes again, with the same bytes, is acknowledged as the first time and changes nothing.
-//! This needs a sender whose control IDs do not begin anew; interface engines have a setting for it.
+//! By its control ID: HL7 v2 asks that MSH-10 identify a message uniquely for its sender (MSH-3 and
+//! MSH-4), and that an acknowledgment name it in MSA-2. A receiver keeps the control IDs of each
+//! sender for as long as a message may be repeated, a few days for instance, in the same
+//! transaction as what the message changes. One that comes again, with the same bytes, is
+//! acknowledged as the first time and changes nothing. This needs a sender whose control IDs do not
+//! begin anew; interface engines have a setting for it.
 //!
 //! # What went wrong
 //!
-//! [`Forwarder::status`] tells what waits, how old the oldest is, what failed last and how much is dead; [`ForwarderBuilder::on_event`] tells
-//! each step. [`Outbox::stopped`] lists what is dead or held, each entry with its control ID, attempts and last failure;
-//! [`Outbox::requeue`] sends it after all and [`Outbox::discard`] gives it up.
+//! [`Forwarder::status`] tells what waits, how old the oldest is, what failed last and how much is
+//! dead; [`ForwarderBuilder::on_event`] tells each step. [`Outbox::stopped`] lists what is dead or
+//! held, each entry with its control ID, attempts and last failure; [`Outbox::requeue`] sends it
+//! after all and [`Outbox::discard`] gives it up.
 
 mod contract;
 mod error;

@@ -9,17 +9,20 @@ use crate::error::{Delivery, Error, ErrorKind};
 use crate::hl7::ack::Ack;
 use crate::hl7::ack::AckCode::{ApplicationReject, CommitReject};
 
-/// The treatment, by a [`Forwarder`](super::Forwarder), of a message of which it is not known whether the receiver has it.
+/// The treatment, by a [`Forwarder`](super::Forwarder), of a message of which it is not known
+/// whether the receiver has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnUnknown {
-    /// It sends the same bytes with the same control ID again, until it knows. A receiver recognises the repeated control ID, as HL7 asks
-    /// of it.
+    /// It sends the same bytes with the same control ID again, until it knows. A receiver
+    /// recognises the repeated control ID, as HL7 asks of it.
     #[default]
     Resend,
-    /// It holds the message, and those behind it, until somebody has found out and says what to do: [`Outbox::requeue`](super::Outbox::requeue)
-    /// to send it again, [`Outbox::discard`](super::Outbox::discard) if the receiver has it. So no message is sent twice, even if the forwarder is
-    /// killed: it is recorded as being sent before it is, which costs a second write for each message.
+    /// It holds the message, and those behind it, until somebody has found out and says what to do:
+    /// [`Outbox::requeue`](super::Outbox::requeue) to send it again,
+    /// [`Outbox::discard`](super::Outbox::discard) if the receiver has it. So no message is sent
+    /// twice, even if the forwarder is killed: it is recorded as being sent before it is, which
+    /// costs a second write for each message.
     Hold,
 }
 
@@ -88,7 +91,8 @@ impl Policy {
     }
 }
 
-/// A failure in words: what is known of it and of its causes, and the error codes of a refusal that are numbers (HL7 Table 0357).
+/// A failure in words: what is known of it and of its causes, and the error codes of a refusal that
+/// are numbers (HL7 Table 0357).
 pub(super) fn in_words(error: &Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();

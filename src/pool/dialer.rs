@@ -1,4 +1,5 @@
-//! Which call tries to connect while the receiver may be unreachable, and when. The other calls wait for its result.
+//! Which call tries to connect while the receiver may be unreachable, and when. The other calls
+//! wait for its result.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,7 +26,8 @@ pub(crate) struct Dialer {
 struct Reachability {
     /// Whether the receiver was ever reached.
     reached: bool,
-    /// Whether the receiver may be unreachable: at first, and after a connection was lost. Only one call at a time tries then.
+    /// Whether the receiver may be unreachable: at first, and after a connection was lost. Only one
+    /// call at a time tries then.
     doubtful: bool,
     /// Whether a call is trying.
     trying: bool,
@@ -46,7 +48,8 @@ struct LastFailure {
     recent_until: Deadline,
 }
 
-/// The number of failures when a call began. Later ones are failures of that call too, whichever call tried.
+/// The number of failures when a call began. Later ones are failures of that call too, whichever
+/// call tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Epoch(u64);
 
@@ -81,7 +84,8 @@ impl Dialer {
         self.lock().doubtful = true;
     }
 
-    /// The last failure of a call that began at this moment, if the receiver has not been reached since.
+    /// The last failure of a call that began at this moment, if the receiver has not been reached
+    /// since.
     pub(crate) fn failure_since(&self, began: Epoch) -> Option<Error> {
         let state = self.lock();
         let last = state.last.as_ref().filter(|_| self.has_failed_since(began));
@@ -94,7 +98,8 @@ impl Dialer {
         self.changed.notify_all();
     }
 
-    /// Reaches the receiver for a call that began at this moment, by attempts of its own or after those of others.
+    /// Reaches the receiver for a call that began at this moment, by attempts of its own or after
+    /// those of others.
     pub(crate) fn reach<T>(
         &self,
         began: Epoch,
@@ -173,7 +178,8 @@ impl Reachability {
             }
             Some(failure) if failed_since && failure.recent_until.remaining().is_some() => Err(failure.error.shared()),
             _ => {
-                // There is no failure since this call began to wait for or to return: it begins a new series of attempts.
+                // There is no failure since this call began to wait for or to return: it begins a new series of
+                // attempts.
                 self.attempts = 0;
                 Ok(None)
             }
@@ -196,7 +202,8 @@ impl<'d> Permit<'d> {
         state.last = None;
     }
 
-    /// Which attempt it was, and the delay until the same call makes the next one, for which it waits from now on.
+    /// Which attempt it was, and the delay until the same call makes the next one, for which it
+    /// waits from now on.
     fn failed(self, error: &Error, deadline: &Deadline) -> (u32, Option<(Duration, Waiter<'d>)>) {
         let mut state = self.dialer.lock();
         if deadline.remaining().is_none() || matches!(error.kind(), ErrorKind::Closed) {
@@ -435,8 +442,8 @@ mod tests {
     }
 }
 
-/// Every interleaving of a few calls, by `RUSTFLAGS="--cfg loom" cargo test --lib pool`. A wake-up that is lost is a deadlock, which the
-/// model reports.
+/// Every interleaving of a few calls, by `RUSTFLAGS="--cfg loom" cargo test --lib pool`. A wake-up
+/// that is lost is a deadlock, which the model reports.
 #[cfg(all(test, loom))]
 mod model {
     use std::sync::Arc;
@@ -461,7 +468,8 @@ mod model {
     }
 
     impl DialerModel {
-        /// Runs what threads do with a receiver that was lost and is away for this many attempts, and looks at what is left.
+        /// Runs what threads do with a receiver that was lost and is away for this many attempts,
+        /// and looks at what is left.
         fn check(away: usize, attempts: u32, threads: &'static [fn(&DialerModel)]) {
             let mut explorer = loom::model::Builder::new();
             explorer.preemption_bound = Some(3);
@@ -488,8 +496,8 @@ mod model {
 
         fn call(&self) -> Result<(), Error> {
             let attempt = || {
-                // While it is not known whether the receiver is there, one call at a time tries. Where a connection is lost
-                // meanwhile, others may have begun before.
+                // While it is not known whether the receiver is there, one call at a time tries. Where a connection
+                // is lost meanwhile, others may have begun before.
                 let doubtful = self.dialer.lock().doubtful && self.lost.load(Ordering::SeqCst) == 0;
                 let others = self.dialling.fetch_add(1, Ordering::SeqCst);
                 assert!(!doubtful || others == 0, "two dial at a time");

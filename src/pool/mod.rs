@@ -46,7 +46,8 @@ pub(crate) struct Pool {
     handles: Mutex<Vec<ShutdownHandle>>,
 }
 
-/// A connection, and until when it may be used. Boxed, since it moves between the pool and a lease for every message.
+/// A connection, and until when it may be used. Boxed, since it moves between the pool and a lease
+/// for every message.
 #[derive(Debug)]
 struct Kept {
     connection: Connection,
@@ -164,7 +165,8 @@ pub(crate) struct Lease<'p> {
     pool: &'p Pool,
     slot: Slot<'p, Box<Kept>>,
     began: Epoch,
-    /// Whether the connection has been used since it was idle. A probe is no use of it, since it sends nothing.
+    /// Whether the connection has been used since it was idle. A probe is no use of it, since it
+    /// sends nothing.
     is_used: bool,
 }
 
@@ -173,7 +175,8 @@ impl Lease<'_> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Timeout`] if the deadline passed while acknowledgments of earlier messages were coming in.
+    /// [`ErrorKind::Timeout`] if the deadline passed while acknowledgments of earlier messages were
+    /// coming in.
     pub(crate) fn is_fit(&mut self, deadline: &Deadline) -> Result<bool, Error> {
         let Some(kept) = self.slot.content() else { return Ok(false) };
         if kept.is_spent() {
@@ -200,7 +203,8 @@ impl Lease<'_> {
         self.slot.content().map(|kept| &mut kept.connection)
     }
 
-    /// A fresh connection, which replaces the one there was, after as many attempts as the deadline and the policy allow.
+    /// A fresh connection, which replaces the one there was, after as many attempts as the deadline
+    /// and the policy allow.
     pub(crate) fn connect(&mut self, deadline: &Deadline) -> Result<&mut Connection, Error> {
         self.slot.empty();
         let Settings { endpoint, monitor, .. } = &*self.pool.settings;
@@ -227,7 +231,8 @@ impl Lease<'_> {
         }
     }
 
-    /// After an exchange: the connection is idle from now on, or ends if it is not to be used again.
+    /// After an exchange: the connection is idle from now on, or ends if it is not to be used
+    /// again.
     pub(crate) fn rest(&mut self) {
         let idle_timeout = self.pool.idle_timeout;
         let is_used = std::mem::take(&mut self.is_used);
@@ -244,7 +249,8 @@ impl Lease<'_> {
         }
     }
 
-    /// Closes a connection that must not be used again. Until another one is open, the receiver counts as possibly unreachable.
+    /// Closes a connection that must not be used again. Until another one is open, the receiver
+    /// counts as possibly unreachable.
     pub(crate) fn lose(&mut self) {
         self.slot.empty();
         self.pool.dialer.suspect();

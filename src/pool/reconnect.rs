@@ -8,15 +8,18 @@ use std::time::Duration;
 use crate::backoff::doubled;
 use crate::error::ErrorKind;
 
-/// How a [`Client`](crate::Client) that has reached its receiver before tries to reach it again: at once, then after a delay that
-/// doubles from attempt to attempt, always inside the limit of the call that needs the connection.
+/// How a [`Client`](crate::Client) that has reached its receiver before tries to reach it again: at
+/// once, then after a delay that doubles from attempt to attempt, always inside the limit of the
+/// call that needs the connection.
 ///
-/// The delays are shortened at random by up to a quarter, so that senders which lost the same receiver do not come back in step. A
-/// call whose limit would pass before the next attempt ends with the last attempt's failure. Failures that trying again does not mend (a
-/// certificate that is not trusted, a connection that this machine's rules forbid) are reported at once, and so is any failure of a client that
-/// has never reached its receiver: its address is probably wrong.
+/// The delays are shortened at random by up to a quarter, so that senders which lost the same
+/// receiver do not come back in step. A call whose limit would pass before the next attempt ends
+/// with the last attempt's failure. Failures that trying again does not mend (a certificate that is
+/// not trusted, a connection that this machine's rules forbid) are reported at once, and so is any
+/// failure of a client that has never reached its receiver: its address is probably wrong.
 ///
-/// Calls that need a connection at the same time share the attempts: one tries, the others wait for what becomes of it.
+/// Calls that need a connection at the same time share the attempts: one tries, the others wait for
+/// what becomes of it.
 ///
 /// Defaults to 10 attempts with delays from 1 to 30 seconds.
 ///
@@ -44,7 +47,8 @@ impl Default for Reconnect {
 }
 
 impl Reconnect {
-    /// One attempt, whose failure is the call's. A connection that has ended is still replaced before the next message.
+    /// One attempt, whose failure is the call's. A connection that has ended is still replaced
+    /// before the next message.
     pub fn never() -> Self {
         Reconnect::attempts(1)
     }
@@ -54,7 +58,8 @@ impl Reconnect {
         Reconnect { attempts: n, ..Reconnect::default() }
     }
 
-    /// The delay before the second attempt; each further one is twice as long. Defaults to 1 second.
+    /// The delay before the second attempt; each further one is twice as long. Defaults to 1
+    /// second.
     pub fn initial_delay(self, delay: Duration) -> Self {
         Reconnect { initial_delay: delay, ..self }
     }
@@ -64,7 +69,8 @@ impl Reconnect {
         Reconnect { max_delay: delay, ..self }
     }
 
-    /// How long to wait after so many attempts have failed with this at last; `None` if there is to be no further one.
+    /// How long to wait after so many attempts have failed with this at last; `None` if there is to
+    /// be no further one.
     pub(crate) fn delay_after(&self, attempts: u32, failure: &ErrorKind) -> Option<Duration> {
         (attempts < self.attempts && may_pass(failure)).then(|| {
             // Unlike any other hasher, and so as good as random.
@@ -82,7 +88,8 @@ impl Reconnect {
 /// Whether a failure to connect may be gone the next time.
 fn may_pass(failure: &ErrorKind) -> bool {
     match failure {
-        // A name that led to the receiver before is not wrong: that it cannot be resolved now is the resolver's trouble.
+        // A name that led to the receiver before is not wrong: that it cannot be resolved now is the resolver's
+        // trouble.
         ErrorKind::Connect { source, .. } => !matches!(
             source.kind(),
             io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported

@@ -1,4 +1,5 @@
-//! A hard cap on connections: a fixed number of slots, handed over in order of arrival and by a deadline. No thread.
+//! A hard cap on connections: a fixed number of slots, handed over in order of arrival and by a
+//! deadline. No thread.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -7,7 +8,8 @@ use std::sync::Arc;
 use super::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::deadline::Deadline;
 
-/// A fixed number of slots, each empty or filled. What is in a slot stays there for whoever acquires it next.
+/// A fixed number of slots, each empty or filled. What is in a slot stays there for whoever
+/// acquires it next.
 #[derive(Debug)]
 pub(crate) struct Slots<T> {
     most: usize,
@@ -22,7 +24,8 @@ struct Occupancy<T> {
     taken: usize,
     /// How many of those are filled.
     filled: usize,
-    /// Those that wait, in order of arrival. Only the first may acquire a slot, and is notified when there is one.
+    /// Those that wait, in order of arrival. Only the first may acquire a slot, and is notified
+    /// when there is one.
     waiting: VecDeque<Arc<Condvar>>,
     closed: bool,
 }
@@ -51,7 +54,8 @@ impl<T> Slots<T> {
         Slots { most, state: Mutex::new(Occupancy { idle, taken: 0, filled: 0, waiting, closed: false }) }
     }
 
-    /// Acquires a slot, preferably the filled one that was returned last. Waits in order of arrival, until the deadline.
+    /// Acquires a slot, preferably the filled one that was returned last. Waits in order of
+    /// arrival, until the deadline.
     pub(crate) fn acquire(&self, deadline: &Deadline) -> Result<Slot<'_, T>, Refusal> {
         let state = self.lock();
         if state.closed {
@@ -299,8 +303,8 @@ mod tests {
     }
 }
 
-/// Every interleaving of a few threads, by `RUSTFLAGS="--cfg loom" cargo test --lib pool`. A wake-up that is lost
-/// is a deadlock, which the model reports.
+/// Every interleaving of a few threads, by `RUSTFLAGS="--cfg loom" cargo test --lib pool`. A
+/// wake-up that is lost is a deadlock, which the model reports.
 #[cfg(all(test, loom))]
 mod model {
     use std::time::Duration;
@@ -338,7 +342,8 @@ mod model {
     }
 
     impl SlotsModel {
-        /// Runs what threads do with so many slots, and looks whether the slots are all free at the end.
+        /// Runs what threads do with so many slots, and looks whether the slots are all free at the
+        /// end.
         fn check(most: usize, threads: &'static [fn(&SlotsModel)]) {
             // More switches than the threads ask for themselves find nothing new, and take minutes.
             let mut explorer = loom::model::Builder::new();

@@ -8,7 +8,8 @@ pub(super) use loom::sync::{Condvar, Mutex, MutexGuard, atomic::AtomicU64};
 #[cfg(not(all(test, loom)))]
 pub(super) use std::sync::{Condvar, Mutex, MutexGuard, atomic::AtomicU64};
 
-/// Locks. Every change of what is locked in this folder is a few assignments, so that a panic cannot leave it half done.
+/// Locks. Every change of what is locked in this folder is a few assignments, so that a panic
+/// cannot leave it half done.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,9 @@
-//! Simulated peers, and a clock that advances only while the thread waits: a third kind of channel beside plain and TLS, for tests and
-//! fuzzers. A connection then behaves the same each time, and time-outs take no time.
+//! Simulated peers, and a clock that advances only while the thread waits: a third kind of channel
+//! beside plain and TLS, for tests and fuzzers. A connection then behaves the same each time, and
+//! time-outs take no time.
 //!
-//! A simulation holds for the thread that has begun it. There, connections are opened to the described peers, and the clock of
-//! `deadline.rs` is the simulation's.
+//! A simulation holds for the thread that has begun it. There, connections are opened to the
+//! described peers, and the clock of `deadline.rs` is the simulation's.
 
 mod channel;
 
@@ -21,7 +22,8 @@ use crate::net::{OpenError, ShutdownHandle};
 /// The actions of one peer, in order.
 #[derive(Debug, Default)]
 pub struct Peer {
-    /// The bytes that the peer sends. Each delay counts from the entry before, the first one from the opening of the connection.
+    /// The bytes that the peer sends. Each delay counts from the entry before, the first one from
+    /// the opening of the connection.
     pub says: VecDeque<(Duration, Says)>,
     /// How it takes what it is sent. Afterwards it takes all there is, at once.
     pub takes: VecDeque<Takes>,
@@ -37,7 +39,8 @@ pub enum Says {
     End,
     /// That there is no connection.
     Reset,
-    /// The bytes that this closure makes of all that has been sent to it; `None` if it waits for more, and then for the pause once more.
+    /// The bytes that this closure makes of all that has been sent to it; `None` if it waits for
+    /// more, and then for the pause once more.
     InReply(Box<dyn FnMut(&[u8]) -> Option<Says>>),
 }
 
@@ -70,12 +73,13 @@ pub struct Record {
     pub sent: Vec<u8>,
     /// All that was received.
     pub received: Vec<u8>,
-    /// Each thing that the peer said: where in what is received it begins, and how many bytes had been sent by then, one of which
-    /// may still be offered.
+    /// Each thing that the peer said: where in what is received it begins, and how many bytes had
+    /// been sent by then, one of which may still be offered.
     pub said: Vec<(usize, usize)>,
     /// How many bytes the peer said.
     pub spoken: usize,
-    /// Each write that was taken: where in what was sent it begins, and how many bytes lay unread when it was asked for.
+    /// Each write that was taken: where in what was sent it begins, and how many bytes lay unread
+    /// when it was asked for.
     pub writes: Vec<(usize, usize)>,
     /// Whether it was closed.
     pub closed: bool,
@@ -129,10 +133,11 @@ pub struct Simulation {
 }
 
 impl Simulation {
-    /// Begins anew, with these peers behind the next connections, one each. Further connections are refused.
+    /// Begins anew, with these peers behind the next connections, one each. Further connections are
+    /// refused.
     ///
-    /// `most_sent` is how much will be sent over one of them at most: room is made for it now, so that what the client needs can be
-    /// told from what the record of it takes.
+    /// `most_sent` is how much will be sent over one of them at most: room is made for it now, so
+    /// that what the client needs can be told from what the record of it takes.
     pub fn begin(peers: Vec<Peer>, most_sent: usize) -> Simulation {
         LazyLock::force(&BEGINNING);
         let links = peers.into_iter().map(|peer| Link::new(peer, most_sent)).collect();
@@ -347,7 +352,8 @@ impl Link {
 
 #[cfg(test)]
 impl Peer {
-    /// A peer that says these things after each message, in order, each so long after the one before; commit blocks are no messages.
+    /// A peer that says these things after each message, in order, each so long after the one
+    /// before; commit blocks are no messages.
     pub(crate) fn answering(answers: impl IntoIterator<Item = Vec<(Duration, Vec<u8>)>>) -> Peer {
         let mut says = VecDeque::new();
         for (index, answer) in answers.into_iter().enumerate() {

@@ -1,8 +1,10 @@
-//! A receiver to test against, for programs that use this crate as for the crate itself (feature `testing`).
+//! A receiver to test against, for programs that use this crate as for the crate itself (feature
+//! `testing`).
 //!
-//! It listens on 127.0.0.1 on a port of the system's choice, reads MLLP frames, and does what it is told: accept everything,
-//! answer by a closure, or play a script of [`Step`]s, the well-behaved and the others. It says what it received, and when it
-//! is dropped it ends its connections and joins its threads, whatever its peers do. With the feature `testing-tls` it speaks TLS
+//! It listens on 127.0.0.1 on a port of the system's choice, reads MLLP frames, and does what it is
+//! told: accept everything, answer by a closure, or play a script of [`Step`]s, the well-behaved
+//! and the others. It says what it received, and when it is dropped it ends its connections and
+//! joins its threads, whatever its peers do. With the feature `testing-tls` it speaks TLS
 //! 1.2 and 1.3 too.
 //!
 //! # Examples

@@ -19,13 +19,15 @@ use crate::connection::RecvBuffer;
 use crate::frame::Framing;
 use crate::locks::lock;
 
-/// The largest number of connections served at the same time; further ones wait in the system's queue.
+/// The largest number of connections served at the same time; further ones wait in the system's
+/// queue.
 const MAX_CONNECTIONS: usize = 64;
 
 /// The largest message that is read, in bytes. A connection that sends a larger one is closed.
 const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 
-/// The largest number of bytes of messages kept for [`Receiver::received`]; later messages are only counted.
+/// The largest number of bytes of messages kept for [`Receiver::received`]; later messages are only
+/// counted.
 const MAX_RECORD: usize = 512 * 1024 * 1024;
 
 /// A blocking MLLP receiver that does what it is told. See the [module](super).
@@ -34,8 +36,8 @@ const MAX_RECORD: usize = 512 * 1024 * 1024;
 pub struct Receiver {
     shared: Arc<ReceiverShared>,
     acceptor: Option<JoinHandle<()>>,
-    /// Connects to the receiver when it is dropped, so that `accept` returns once more. It exists from the beginning, since there may
-    /// be no descriptor left then.
+    /// Connects to the receiver when it is dropped, so that `accept` returns once more. It exists
+    /// from the beginning, since there may be no descriptor left then.
     waker: Socket,
 }
 
@@ -90,8 +92,8 @@ impl Receiver {
         Receiver::builder().answering(respond)
     }
 
-    /// A receiver on 127.0.0.1 that plays one step for each message, whatever connection it comes on, and accepts what comes
-    /// after the last.
+    /// A receiver on 127.0.0.1 that plays one step for each message, whatever connection it comes
+    /// on, and accepts what comes after the last.
     ///
     /// # Errors
     ///
@@ -110,7 +112,8 @@ impl Receiver {
         }
     }
 
-    /// Where it listens, as a client wants it: `mllp://127.0.0.1:40123`, or `mllps://` if it speaks TLS.
+    /// Where it listens, as a client wants it: `mllp://127.0.0.1:40123`, or `mllps://` if it speaks
+    /// TLS.
     pub fn endpoint(&self) -> String {
         let scheme = if self.shared.speaks_tls() { "mllps" } else { "mllp" };
         format!("{scheme}://{}", self.shared.address)

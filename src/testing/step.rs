@@ -11,8 +11,9 @@ use crate::hl7::segment::{Delimiters, segments};
 
 /// The steps of a [`Receiver`](super::Receiver) after it has read a message.
 ///
-/// A step is an answer, how it is sent, and what follows: `Step::accept().after(delay)`, `Step::accept().half().close()`,
-/// `Step::accept().then(Step::accept())`. Answers that nothing separates leave in one write.
+/// A step is an answer, how it is sent, and what follows: `Step::accept().after(delay)`,
+/// `Step::accept().half().close()`, `Step::accept().then(Step::accept())`. Answers that nothing
+/// separates leave in one write.
 #[derive(Clone, Debug)]
 #[must_use = "a step does nothing until a receiver plays it"]
 pub struct Step {
@@ -55,7 +56,8 @@ pub(super) enum Ending {
 }
 
 impl Step {
-    /// Accepts the message: AA. As with every step that acknowledges, nothing is sent where the message is an acknowledgment itself.
+    /// Accepts the message: AA. As with every step that acknowledges, nothing is sent where the
+    /// message is an acknowledgment itself.
     pub fn accept() -> Step {
         Step::acknowledge(AckCode::ApplicationAccept)
     }
@@ -116,7 +118,8 @@ impl Step {
         self
     }
 
-    /// Does another step after this one, without waiting for a message: a second answer, or bytes while the client is idle.
+    /// Does another step after this one, without waiting for a message: a second answer, or bytes
+    /// while the client is idle.
     pub fn then(mut self, next: Step) -> Step {
         self.parts.extend(next.parts);
         Step { ending: next.ending, ..self }
@@ -153,9 +156,10 @@ impl Part {
     }
 }
 
-/// An acknowledgment in the message's own delimiters, back to where it came from (HL7 v2.5, chapter 2.9.2). Its time is
-/// the message's, so that a test sees the same bytes each time.
-/// Whether a frame acknowledges something: it is a commit block of MLLP release 2, or holds an MSA segment, by itself or in a batch.
+/// An acknowledgment in the message's own delimiters, back to where it came from (HL7 v2.5, chapter
+/// 2.9.2). Its time is the message's, so that a test sees the same bytes each time.
+/// Whether a frame acknowledges something: it is a commit block of MLLP release 2, or holds an MSA
+/// segment, by itself or in a batch.
 fn acknowledges(content: &[u8]) -> bool {
     matches!(content, frame::STORED | frame::NOT_STORED)
         || segments(content).any(|segment| messages::is_named(segment, &[b"MSA"]))

@@ -14,8 +14,8 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVer
 
 use crate::locks::lock;
 
-/// How a [`Receiver`](super::Receiver) speaks TLS: with which certificate, in which versions, and whether it asks for the
-/// client's certificate.
+/// How a [`Receiver`](super::Receiver) speaks TLS: with which certificate, in which versions, and
+/// whether it asks for the client's certificate.
 pub struct ServerTls {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,

@@ -1,4 +1,5 @@
-//! What several themes need: messages of invented people, peers that a script cannot play, and a clock for limits.
+//! What several themes need: messages of invented people, peers that a script cannot play, and a
+//! clock for limits.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
@@ -46,7 +47,8 @@ pub fn message_of(control_id: &str, size: usize) -> Vec<u8> {
     message
 }
 
-/// Chooses numbers that look like chance, and are the same each time (a linear congruential generator).
+/// Chooses numbers that look like chance, and are the same each time (a linear congruential
+/// generator).
 pub struct Seeded(pub u64);
 
 impl Seeded {
@@ -104,8 +106,8 @@ pub fn connection(endpoint: &str, timeout: Duration) -> Connection {
     Client::builder(endpoint).timeout(timeout).connect().unwrap()
 }
 
-/// Runs what ends by a limit, and checks both sides of it: not before, and not much after. What this thread had to wait for a core does not
-/// count.
+/// Runs what ends by a limit, and checks both sides of it: not before, and not much after. What
+/// this thread had to wait for a core does not count.
 pub fn limited<T>(limit: Duration, call: impl FnOnce() -> T) -> T {
     let (begun, waited) = (Instant::now(), waited_for_a_core());
     let result = call();
@@ -125,7 +127,8 @@ pub fn waited_for_a_core() -> Duration {
     Duration::from_nanos(nanoseconds.unwrap_or(0))
 }
 
-/// Makes a connection whose limit is meant for what comes after: if it passes while connecting, again. How often it was tried.
+/// Makes a connection whose limit is meant for what comes after: if it passes while connecting,
+/// again. How often it was tried.
 pub fn connected<T>(mut connect: impl FnMut() -> Result<T, Error>) -> (T, usize) {
     for attempt in 1..20 {
         match connect() {
@@ -137,7 +140,8 @@ pub fn connected<T>(mut connect: impl FnMut() -> Result<T, Error>) -> (T, usize)
     panic!("no connection");
 }
 
-/// Runs what is to end at once when something happens on another thread; `limit` is one it must not wait for.
+/// Runs what is to end at once when something happens on another thread; `limit` is one it must not
+/// wait for.
 pub fn prompt<T>(call: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
     let result = call();
@@ -155,8 +159,8 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Holds tests to leaving neither a thread nor a file descriptor behind: looked at when the last of those that run at the same time
-/// has ended. Counted in `/proc`, where there is one.
+/// Holds tests to leaving neither a thread nor a file descriptor behind: looked at when the last of
+/// those that run at the same time has ended. Counted in `/proc`, where there is one.
 pub struct Tidy;
 
 /// The tests that are held to it now, and what there was before the first of them.
@@ -183,8 +187,8 @@ impl Tidy {
         TESTS.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those that a tidy test has started, or that one of those has: a thread has the name of the one that started it, unless it
-    /// is given another.
+    /// Those that a tidy test has started, or that one of those has: a thread has the name of the
+    /// one that started it, unless it is given another.
     fn threads() -> usize {
         let name = |thread: PathBuf| fs::read_to_string(thread.join("comm")).unwrap_or_default();
         let own = ["the-tidy-test\n", "mllp-receiver\n", "mllp-forwarder\n"];
@@ -234,7 +238,8 @@ impl Deaf {
     }
 }
 
-/// An address whose queue of connections is full: a connection attempt is left without an answer, as by a firewall.
+/// An address whose queue of connections is full: a connection attempt is left without an answer,
+/// as by a firewall.
 pub struct Unreachable {
     listener: Socket,
     _queue: Vec<TcpStream>,

@@ -30,7 +30,8 @@ pub enum Direction {
     ToClient,
 }
 
-/// Passes bytes on, until the one at which a fault is due. Ends its connections and its threads when dropped.
+/// Passes bytes on, until the one at which a fault is due. Ends its connections and its threads
+/// when dropped.
 pub struct Proxy {
     shared: Arc<Shared>,
     endpoint: String,
@@ -85,8 +86,8 @@ impl Proxy {
         self.endpoint.clone()
     }
 
-    /// Lets so many of the bytes pass that come from now on in this direction, and has the fault happen then: to the connection on
-    /// which they are.
+    /// Lets so many of the bytes pass that come from now on in this direction, and has the fault
+    /// happen then: to the connection on which they are.
     pub fn arm(&self, direction: Direction, offset: usize, fault: Fault) {
         let mut state = self.shared.lock();
         state.armed = Some((direction, offset, fault));
@@ -234,7 +235,8 @@ impl Line {
         self.shutdown(Shutdown::Both);
     }
 
-    /// What is closed without waiting for what it has not sent is reset. That is done by whoever has the sockets last.
+    /// What is closed without waiting for what it has not sent is reset. That is done by whoever
+    /// has the sockets last.
     fn reset(&self) {
         *self.lock() = Fate::Ended;
         for socket in [&self.client, &self.receiver] {

@@ -17,7 +17,8 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// A server that has each change on the disk before it answers; `None` if there is no `redis-server` here, which is said.
+    /// A server that has each change on the disk before it answers; `None` if there is no
+    /// `redis-server` here, which is said.
     pub fn start() -> Option<Redis> {
         if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
             assert!(env::var_os("MLLP_REDIS_REQUIRED").is_none(), "there is no redis-server here");
@@ -38,7 +39,8 @@ impl Redis {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// Starts it again, on what it has on its disk; fails if it ends, as where another has the port.
+    /// Starts it again, on what it has on its disk; fails if it ends, as where another has the
+    /// port.
     pub fn restart(&mut self) -> io::Result<()> {
         let server = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "yes"])

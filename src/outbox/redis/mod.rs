@@ -25,21 +25,26 @@ const LEASE: Duration = Duration::from_secs(45);
 
 /// An [`Outbox`] in Redis, for several machines (feature `redis`; Redis 7 or later, or Valkey).
 ///
-/// *What it promises to survive* is what the server does. With `appendonly yes` and `appendfsync always`, a message whose `push` has returned
-/// survives the end of the server and of its machine. With `appendfsync everysec`, which is Redis's own default, it survives the end of the
-/// server, and what was pushed or settled in about the last second before its *machine* ends may be lost or sent again. Without `appendonly`, all since the
-/// last snapshot. A replica that takes over may lack what had not reached it. `maxmemory-policy` has to be `noeviction`, lest Redis throws
+/// *What it promises to survive* is what the server does. With `appendonly yes` and `appendfsync
+/// always`, a message whose `push` has returned survives the end of the server and of its machine.
+/// With `appendfsync everysec`, which is Redis's own default, it survives the end of the
+/// server, and what was pushed or settled in about the last second before its *machine* ends may be
+/// lost or sent again. Without `appendonly`, all since the last snapshot. A replica that takes over
+/// may lack what had not reached it. `maxmemory-policy` has to be `noeviction`, lest Redis throws
 /// messages away.
 ///
-/// Each destination has keys of its own, beginning with `mllp-outbox:{destination}:`. Many handles may push; one at a time may claim,
-/// by a lease that it renews with each claim. A holder that has ended, or is cut off, loses the lease when its time is over, and another takes
-/// over, with a higher fencing token: what the former holder settles after that is refused ([`OutboxError::ClaimLost`]), and since
-/// [`Claim::until`] is the limit of its exchange, it does not send any more either. The holder's clock for this is its machine's monotonic one, the
-/// server's is the time of day there: where that is set forward by more than a lease, or a machine is suspended as a whole, two may send
-/// for a moment.
+/// Each destination has keys of its own, beginning with `mllp-outbox:{destination}:`. Many handles
+/// may push; one at a time may claim, by a lease that it renews with each claim. A holder that has
+/// ended, or is cut off, loses the lease when its time is over, and another takes over, with a
+/// higher fencing token: what the former holder settles after that is refused
+/// ([`OutboxError::ClaimLost`]), and since [`Claim::until`] is the limit of its exchange, it does
+/// not send any more either. The holder's clock for this is its machine's monotonic one, the
+/// server's is the time of day there: where that is set forward by more than a lease, or a machine
+/// is suspended as a whole, two may send for a moment.
 ///
-/// A push whose answer is lost is repeated once over a new connection, without the message being stored twice. If that fails too, the
-/// message may be stored or not; to push it again is safe where the receiver recognises a repeated control ID.
+/// A push whose answer is lost is repeated once over a new connection, without the message being
+/// stored twice. If that fails too, the message may be stored or not; to push it again is safe
+/// where the receiver recognises a repeated control ID.
 ///
 /// Delivered entries are removed. Clones share the connection and the claim.
 ///
@@ -90,16 +95,18 @@ struct Scripts {
     release: Script,
 }
 
-/// An entry as the scripts return it: control ID, time, state, attempts, refusals, last failure, message.
+/// An entry as the scripts return it: control ID, time, state, attempts, refusals, last failure,
+/// message.
 type Fields = (Option<String>, Option<i64>, Option<String>, Option<u32>, Option<u32>, Option<String>, Option<Vec<u8>>);
 
 impl RedisOutbox {
-    /// The outbox of a destination on a server, such as `redis://host:6379/0`, or `rediss://` for TLS (with the feature `tls`). Connects, to
-    /// learn early that the server is there.
+    /// The outbox of a destination on a server, such as `redis://host:6379/0`, or `rediss://` for
+    /// TLS (with the feature `tls`). Connects, to learn early that the server is there.
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Config`] if the address is none, [`OutboxError::Storage`] if the server cannot be reached.
+    /// [`OutboxError::Config`] if the address is none, [`OutboxError::Storage`] if the server
+    /// cannot be reached.
     pub fn open(url: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
         // The library's text may repeat the address, with its password.
         let client = Client::open(url).map_err(|_| {
@@ -122,8 +129,9 @@ impl RedisOutbox {
         Ok(outbox)
     }
 
-    /// How long a claim of this handle lasts unless it claims again: after this time another handle takes over from one that has ended. No
-    /// exchange lasts longer, so it ought to be more than the limit of an exchange, with that of the application's acknowledgment where it has
+    /// How long a claim of this handle lasts unless it claims again: after this time another handle
+    /// takes over from one that has ended. No exchange lasts longer, so it ought to be more
+    /// than the limit of an exchange, with that of the application's acknowledgment where it has
     /// one of its own. Defaults to 45 seconds; less than a millisecond counts as one.
     pub fn lease(self, time: Duration) -> RedisOutbox {
         RedisOutbox { lease: time, ..self }
@@ -168,7 +176,8 @@ impl RedisShared {
         script.key(&self.base)
     }
 
-    /// Runs a script, once more over a new connection if the one at hand fails: every script may be run twice.
+    /// Runs a script, once more over a new connection if the one at hand fails: every script may be
+    /// run twice.
     fn run<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, OutboxError> {
         self.run_on(&mut self.wire(), call)
     }

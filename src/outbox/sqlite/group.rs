@@ -1,7 +1,9 @@
-//! Group commit: changes that threads ask for at the same time share a transaction, and so the disk's time.
+//! Group commit: changes that threads ask for at the same time share a transaction, and so the
+//! disk's time.
 //!
-//! There is no thread for it. The first to come leads: it makes the transaction for all who have asked by then; those who come meanwhile are
-//! the next group. Threads that change one thing after another would fall into two groups that take turns, so a leader waits a little for those
+//! There is no thread for it. The first to come leads: it makes the transaction for all who have
+//! asked by then; those who come meanwhile are the next group. Threads that change one thing after
+//! another would fall into two groups that take turns, so a leader waits a little for those
 //! who were there the last time; where there was nobody else, it does not wait.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -51,8 +53,8 @@ impl Group {
         }
     }
 
-    /// Makes a change, together with those of other threads. When it returns without an error, the change is durable. The work may be done
-    /// more than once, of which one counts.
+    /// Makes a change, together with those of other threads. When it returns without an error, the
+    /// change is durable. The work may be done more than once, of which one counts.
     pub(super) fn change(
         &self,
         work: impl FnMut(&Connection) -> rusqlite::Result<i64> + Send + 'static,

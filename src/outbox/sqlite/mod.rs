@@ -37,16 +37,19 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// An [`Outbox`] in a file, by SQLite (feature `sqlite`).
 ///
-/// *What it promises to survive*: the end of the process and of the machine, from the moment when `push` returns: the file is written with a
-/// write-ahead log and `synchronous=FULL`, and the disk is asked to have it. It lies on a local disk; network file systems lack the locks.
+/// *What it promises to survive*: the end of the process and of the machine, from the moment when
+/// `push` returns: the file is written with a write-ahead log and `synchronous=FULL`, and the disk
+/// is asked to have it. It lies on a local disk; network file systems lack the locks.
 ///
-/// A file has several destinations, and several processes may push to each while one forwards: the right to claim is a lock on a file
-/// beside it, which the system takes back when its holder ends, however it ends. Clones share the connections and the claim, and the
-/// changes of threads that push at the same time share one write to the disk. On Unix the file is made readable by its owner alone, since it
-/// holds patients' data.
+/// A file has several destinations, and several processes may push to each while one forwards: the
+/// right to claim is a lock on a file beside it, which the system takes back when its holder ends,
+/// however it ends. Clones share the connections and the claim, and the changes of threads that
+/// push at the same time share one write to the disk. On Unix the file is made readable by its
+/// owner alone, since it holds patients' data.
 ///
-/// Delivered entries are kept for 7 days, with their messages, unless [`keep_delivered`](SqliteOutbox::keep_delivered) says otherwise. They are
-/// removed by the one who forwards, a few at a time.
+/// Delivered entries are kept for 7 days, with their messages, unless
+/// [`keep_delivered`](SqliteOutbox::keep_delivered) says otherwise. They are removed by the one who
+/// forwards, a few at a time.
 ///
 /// # Reading it
 ///
@@ -107,8 +110,9 @@ impl SqliteOutbox {
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Config`] if the file is of another kind, or of a later version; [`OutboxError::Damaged`], [`OutboxError::Full`] or
-    /// [`OutboxError::Storage`] if it cannot be read and written.
+    /// [`OutboxError::Config`] if the file is of another kind, or of a later version;
+    /// [`OutboxError::Damaged`], [`OutboxError::Full`] or [`OutboxError::Storage`] if it cannot
+    /// be read and written.
     pub fn open(path: impl AsRef<Path>, destination: &str) -> Result<SqliteOutbox, OutboxError> {
         let path = path.as_ref();
         let shown = path.display().to_string();
@@ -386,7 +390,8 @@ impl Outbox for SqliteOutbox {
             return Ok(None);
         }
         if holding.next_purge.is_none_or(|next| next.remaining().is_none()) {
-            // The rest is removed the next time. Damage among delivered entries does not concern those that wait.
+            // The rest is removed the next time. Damage among delivered entries does not concern those that
+            // wait.
             let purged = self.shared.purge(self.keep.unwrap_or_default());
             let left_over = matches!(purged, Ok(PURGE_AT_ONCE));
             holding.next_purge = (!left_over).then(|| Deadline::after(PURGE));
@@ -516,7 +521,8 @@ fn milliseconds(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Makes the file if it is not there, for its owner alone: SQLite gives its other files the same rights.
+/// Makes the file if it is not there, for its owner alone: SQLite gives its other files the same
+/// rights.
 fn create(path: &Path) -> io::Result<()> {
     private(OpenOptions::new().read(true).append(true).create(true)).open(path).map(drop)
 }
@@ -536,7 +542,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
-    // Otherwise each use of a statement plans it anew for its parameters, where SQLite is built with STAT4 as here.
+    // Otherwise each use of a statement plans it anew for its parameters, where SQLite is built with
+    // STAT4 as here.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     write_ahead(&connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -545,7 +552,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Changes the file to a write-ahead log. For this SQLite does not wait for others, as it does elsewhere.
+/// Changes the file to a write-ahead log. For this SQLite does not wait for others, as it does
+/// elsewhere.
 fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
     let deadline = Deadline::after(BUSY);
     loop {

@@ -8,10 +8,12 @@ use crate::outbox::OutboxError;
 /// `MLLP`, by which `file` and this crate know an outbox.
 const APPLICATION_ID: i64 = 0x4D4C_4C50;
 
-/// The tables that each version adds to the one before it. A file's version is how many of them it has.
+/// The tables that each version adds to the one before it. A file's version is how many of them it
+/// has.
 ///
-/// An entry's message is written once and not touched when its state changes; the entry itself moves from `waiting` to `delivered` or `dead`,
-/// so that what waits is as quickly found among a million delivered as alone. The types are such that old `sqlite3` shells read them.
+/// An entry's message is written once and not touched when its state changes; the entry itself
+/// moves from `waiting` to `delivered` or `dead`, so that what waits is as quickly found among a
+/// million delivered as alone. The types are such that old `sqlite3` shells read them.
 const VERSIONS: [&str; 2] = [
     "
     CREATE TABLE destination (
