@@ -167,6 +167,7 @@ pub enum ErrorKind {
     /// No connection: the name is unknown, or the address refused or cannot be reached. Check the
     /// address and whether the receiver runs.
     #[error("cannot connect{}", address.map(|address| format!(" to {address}")).unwrap_or_default())]
+    #[non_exhaustive]
     Connect {
         /// The address that was tried last; `None` if the name did not resolve.
         address: Option<SocketAddr>,
@@ -185,6 +186,7 @@ pub enum ErrorKind {
     /// ([`Send`](Phase::Send)). Where a part of an answer had come, the error's `Display` says
     /// how much, and whether it had a Start Block; where a setting helps, it names it.
     #[error("timed out after {limit:?} while {phase}")]
+    #[non_exhaustive]
     Timeout {
         /// The step of the call in which it happened.
         phase: Phase,
@@ -193,6 +195,7 @@ pub enum ErrorKind {
     },
     /// The peer closed or reset the connection.
     #[error("the connection ended while {phase}{}", received_so_far(*received))]
+    #[non_exhaustive]
     Disconnected {
         /// The step of the call in which it happened.
         phase: Phase,
@@ -208,6 +211,7 @@ pub enum ErrorKind {
     /// receiver that sends something as soon as it is connected needs
     /// [`allow_leading_bytes`](crate::frame::Framing::allow_leading_bytes).
     #[error("{stale} bytes had come that belong to no exchange, so the connection was closed")]
+    #[non_exhaustive]
     Desync {
         /// How many bytes, on the wire.
         stale: usize,
@@ -219,6 +223,7 @@ pub enum ErrorKind {
     /// The answer's content, or all acknowledgments that a call keeps together, are longer than
     /// [`max_ack_size`](crate::ClientBuilder::max_ack_size).
     #[error("the answer needs more than {limit} bytes, the limit set by max_ack_size")]
+    #[non_exhaustive]
     AckTooLarge {
         /// The limit in bytes.
         limit: usize,
@@ -238,6 +243,7 @@ pub enum ErrorKind {
     /// MLLP release 2: the receiver says that it has not stored the message, as often as it was
     /// sent. The connection stays open.
     #[error("the receiver did not store the message, {sendings} times (negative commit block)")]
+    #[non_exhaustive]
     NotStored {
         /// How often it was sent.
         sendings: u32,

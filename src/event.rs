@@ -20,6 +20,7 @@ use crate::hl7::ack::{Ack, AckCode};
 #[non_exhaustive]
 pub enum Event<'a> {
     /// A connection was opened.
+    #[non_exhaustive]
     Connected {
         /// The receiver.
         endpoint: &'a Endpoint,
@@ -27,6 +28,7 @@ pub enum Event<'a> {
         elapsed: Duration,
     },
     /// A connection could not be opened.
+    #[non_exhaustive]
     ConnectFailed {
         /// The receiver.
         endpoint: &'a Endpoint,
@@ -40,12 +42,14 @@ pub enum Event<'a> {
         retry_in: Option<Duration>,
     },
     /// A whole frame has been handed to the operating system.
+    #[non_exhaustive]
     Sent {
         /// Its length on the wire, in bytes.
         bytes: usize,
     },
     /// An accepting acknowledgment ended an exchange. Replies to a raw
     /// [`exchange`](crate::Client::exchange) are not read and not told.
+    #[non_exhaustive]
     Acknowledged {
         /// Its code.
         code: AckCode,
@@ -61,6 +65,7 @@ pub enum Event<'a> {
     /// recognised; none with [`verify_control_id(false)`](crate::ClientBuilder::verify_control_id),
     /// and no answered one with
     /// [`allow_repeated_control_ids(true)`](crate::ClientBuilder::allow_repeated_control_ids).
+    #[non_exhaustive]
     LateAck {
         /// The control ID of the message that it acknowledges (MSA-2).
         control_id: &'a str,
@@ -70,6 +75,7 @@ pub enum Event<'a> {
         ack: &'a Ack,
     },
     /// A call failed; told once for each, refusals included.
+    #[non_exhaustive]
     Failed {
         /// The result that the caller gets.
         error: &'a Error,
@@ -78,6 +84,7 @@ pub enum Event<'a> {
     },
     /// Bytes had come that belong to no exchange: a late or second answer. The connection is
     /// closed; a [`Client`](crate::Client) opens another for the next message.
+    #[non_exhaustive]
     Surplus {
         /// The receiver.
         endpoint: &'a Endpoint,
@@ -85,6 +92,7 @@ pub enum Event<'a> {
         stale: usize,
     },
     /// An open connection is open no more, whoever ended it.
+    #[non_exhaustive]
     Disconnected {
         /// The receiver.
         endpoint: &'a Endpoint,

@@ -438,12 +438,14 @@ pub enum FrameError {
     /// The bytes do not begin with a Start Block: the peer answers without MLLP framing, or is not
     /// an MLLP receiver.
     #[error("byte 0x{first:02X} where the Start Block was expected: the peer does not speak MLLP, or frames otherwise")]
+    #[non_exhaustive]
     NoStartBlock {
         /// The byte that stood in its place.
         first: u8,
     },
     /// A Start Block inside the content: a frame was cut off and a new one begins.
     #[error("Start Block inside the content at offset {offset}: a truncated frame is followed by another")]
+    #[non_exhaustive]
     StartBlockInContent {
         /// Where in the content.
         offset: usize,
@@ -453,18 +455,21 @@ pub enum FrameError {
     #[error(
         "End Block without Carriage Return at offset {offset}; Framing::allow_missing_carriage_return accepts that"
     )]
+    #[non_exhaustive]
     EndBlockWithoutCarriageReturn {
         /// Where in the content.
         offset: usize,
     },
     /// The content is longer than the limit.
     #[error("no end of the frame within {limit} bytes")]
+    #[non_exhaustive]
     TooLarge {
         /// The limit in bytes.
         limit: usize,
     },
     /// Nothing but filler, or other bytes that are skipped, and no Start Block.
     #[error("no Start Block within {limit} bytes")]
+    #[non_exhaustive]
     NoFrame {
         /// The limit in bytes.
         limit: usize,

@@ -21,6 +21,7 @@ pub enum MessageError {
     /// It holds a byte that would end the frame or begin another. A message that is framed already
     /// has 0x0B at offset 0: hand over the content alone.
     #[error("framing byte 0x{byte:02X} at offset {offset}")]
+    #[non_exhaustive]
     FramingByte {
         /// The byte.
         byte: u8,
@@ -29,6 +30,7 @@ pub enum MessageError {
     },
     /// It is longer than [`max_message_size`](crate::ClientBuilder::max_message_size).
     #[error("{size} bytes are more than the limit of {limit}")]
+    #[non_exhaustive]
     TooLarge {
         /// Its length in bytes.
         size: usize,
@@ -58,6 +60,7 @@ pub enum MessageError {
     RepeatedControlId,
     /// A batch's trailer (BTS-1, FTS-1) counts other than what is there: something is missing.
     #[error("the trailer counts {said}, and there are {found}")]
+    #[non_exhaustive]
     WrongCount {
         /// The count in the trailer.
         said: usize,
@@ -66,6 +69,7 @@ pub enum MessageError {
     },
     /// A character that the message's character set (MSH-18, or the builder's) does not have.
     #[error("the character at offset {offset} is not in the character set {charset}")]
+    #[non_exhaustive]
     Unencodable {
         /// Its place in the text, in bytes.
         offset: usize,
@@ -74,6 +78,7 @@ pub enum MessageError {
     },
     /// A character set of Table 0211 that a message cannot be sent in.
     #[error("the character set {charset} cannot be used: {reason}")]
+    #[non_exhaustive]
     UnsupportedCharset {
         /// Its name.
         charset: &'static str,
