@@ -70,7 +70,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
                         eprintln!("attempt {attempt}: {error}; next in {retry_in:?}");
                     }
                     Event::Disconnected { .. } => seen.disconnects += 1,
-                    Event::Sent { bytes } => seen.bytes += bytes,
+                    Event::Sent { bytes, .. } => seen.bytes += bytes,
                     Event::Acknowledged { elapsed, .. } => {
                         seen.latency.saturating_record(elapsed.as_micros().try_into().unwrap_or(u64::MAX));
                     }

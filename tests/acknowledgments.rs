@@ -28,7 +28,7 @@ fn watched(endpoint: &str) -> (ClientBuilder, Told) {
     let builder = Client::builder(endpoint).timeout(LONG).on_event({
         let told = Arc::clone(&told);
         move |event| match event {
-            Event::LateAck { control_id, code, ack } => {
+            Event::LateAck { control_id, code, ack, .. } => {
                 assert_eq!((ack.control_id().as_ref(), ack.code()), (*control_id, *code));
                 told.lock().unwrap().push(format!("{code} {control_id}"));
             }
@@ -150,7 +150,7 @@ fn the_application_acknowledgment_has_a_limit_of_its_own() {
     let client = builder.build().unwrap();
     let error = limited(limit * 19 / 10, || client.send(&both)).unwrap_err();
     assert!(
-        matches!(error.kind(), ErrorKind::Timeout { phase: Phase::ApplicationAck, limit: named } if *named == limit)
+        matches!(error.kind(), ErrorKind::Timeout { phase: Phase::ApplicationAck, limit: named, .. } if *named == limit)
     );
     assert_eq!(error.delivery(), Delivery::Committed);
     assert_eq!(error.commit().unwrap().control_id(), "1");

@@ -34,7 +34,7 @@ fn observed(transport: Transport, endpoint: &str) -> (ClientBuilder, Arc<Mutex<V
             told.lock().unwrap().push(match event {
                 Event::Connected { endpoint, .. } => format!("connected {endpoint}"),
                 Event::ConnectFailed { attempt, retry_in: None, .. } => format!("connect failed {attempt}"),
-                Event::Sent { bytes } => format!("sent {bytes}"),
+                Event::Sent { bytes, .. } => format!("sent {bytes}"),
                 Event::Acknowledged { code, .. } => format!("acknowledged {code}"),
                 Event::Failed { error, .. } => format!("failed {:?}", error.delivery()),
                 Event::Surplus { stale, .. } => format!("surplus {stale}"),
@@ -205,7 +205,7 @@ fn a_connection_is_told_of_bytes_while_idle() {
     }
     let error = result.unwrap_err();
     match error.kind() {
-        ErrorKind::Desync { stale: 4 } => assert_eq!(error.delivery(), Delivery::NotSent),
+        ErrorKind::Desync { stale: 4, .. } => assert_eq!(error.delivery(), Delivery::NotSent),
         // They came between the probe and the answer.
         ErrorKind::MalformedFrame(_) => assert_eq!(error.delivery(), Delivery::Unknown),
         other => panic!("{other:?}"),

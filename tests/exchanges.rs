@@ -45,8 +45,8 @@ fn unknown(result: Result<Ack, Error>, kind: impl FnOnce(&ErrorKind) -> bool) ->
     fails(result, Delivery::Unknown, kind)
 }
 
-fn malformed(result: Result<Ack, Error>, expected: FrameError) -> bool {
-    unknown(result, |kind| matches!(kind, ErrorKind::MalformedFrame(error) if *error == expected))
+fn malformed(result: Result<Ack, Error>, expected: &str) -> bool {
+    unknown(result, |kind| matches!(kind, ErrorKind::MalformedFrame(error) if format!("{error:?}") == expected))
 }
 
 fn no_acknowledgment(result: Result<Ack, Error>, expected: AckParseError) -> bool {
@@ -168,7 +168,7 @@ fn cases() -> Vec<Case> {
         case(
             "unframed",
             || Step::bytes("MSH|^~\\&|\rMSA|AA|FIRST\r"),
-            |result| malformed(result, FrameError::NoStartBlock { first: b'M' }),
+            |result| malformed(result, "NoStartBlock { first: 77 }"),
             Then::Ends,
         ),
         case(
@@ -176,7 +176,7 @@ fn cases() -> Vec<Case> {
             || Step::accept().half().then(Step::accept()),
             |result| {
                 unknown(result, |kind| {
-                    matches!(kind, ErrorKind::MalformedFrame(FrameError::StartBlockInContent { offset: 1.. }))
+                    matches!(kind, ErrorKind::MalformedFrame(FrameError::StartBlockInContent { offset: 1.., .. }))
                 })
             },
             Then::Ends,
@@ -184,7 +184,7 @@ fn cases() -> Vec<Case> {
         case(
             "without the Carriage Return",
             || Step::bytes("\x0BMSH|^~\\&|\rMSA|AA|FIRST\r\x1C\n"),
-            |result| malformed(result, FrameError::EndBlockWithoutCarriageReturn { offset: 23 }),
+            |result| malformed(result, "EndBlockWithoutCarriageReturn { offset: 23 }"),
             Then::Ends,
         ),
         case("an empty frame, then accepted", || Step::frame("").then(Step::accept()), accepted, Then::Stays),
@@ -262,20 +262,20 @@ fn cases() -> Vec<Case> {
             "larger than may be",
             |builder| builder.max_ack_size(100),
             || Step::frame([b'x'; 101]),
-            |result| unknown(result, |kind| matches!(kind, ErrorKind::AckTooLarge { limit: 100 })),
+            |result| unknown(result, |kind| matches!(kind, ErrorKind::AckTooLarge { limit: 100, .. })),
             Then::Ends,
         ),
         with(
             "endless",
             |builder| builder.max_ack_size(100_000),
             || Step::bytes([&[0x0B][..], &[b'x'; 1_000_000]].concat()),
-            |result| unknown(result, |kind| matches!(kind, ErrorKind::AckTooLarge { limit: 100_000 })),
+            |result| unknown(result, |kind| matches!(kind, ErrorKind::AckTooLarge { limit: 100_000, .. })),
             Then::Ends,
         ),
         case(
             "filler without end",
             || Step::bytes([b'\n'; 70_000]),
-            |result| malformed(result, FrameError::NoFrame { limit: 65_536 }),
+            |result| malformed(result, "NoFrame { limit: 65536 }"),
             Then::Ends,
         ),
         with(
@@ -292,7 +292,7 @@ fn cases() -> Vec<Case> {
             |result| {
                 unknown(
                     result,
-                    |kind| matches!(kind, ErrorKind::Timeout { phase: Phase::ApplicationAck, limit } if *limit == SHORT),
+                    |kind| matches!(kind, ErrorKind::Timeout { phase: Phase::ApplicationAck, limit, .. } if *limit == SHORT),
                 )
             },
             Then::Ends,
@@ -423,7 +423,7 @@ fn a_second_answer_is_a_desync_once() {
     let mut connection = connection(&receiver.endpoint(), LONG);
     connection.send(message("FIRST").as_bytes()).unwrap();
     let error = connection.send(message("SECOND").as_bytes()).unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::Desync { stale: 3 }), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::Desync { stale: 3, .. }), "{error:?}");
     assert!(matches!(connection.send(b"").unwrap_err().kind(), ErrorKind::Closed));
 }
 
@@ -475,7 +475,7 @@ fn an_answer_may_have_10_mebibytes() {
     let client = client(&receiver.endpoint(), LONG);
     assert_eq!(client.exchange("10485760").unwrap().len(), 10_485_760);
     let error = client.exchange("10485761").unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::AckTooLarge { limit: 10_485_760 }), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::AckTooLarge { limit: 10_485_760, .. }), "{error:?}");
 }
 
 #[test]

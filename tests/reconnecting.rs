@@ -237,7 +237,10 @@ fn who_waits_for_anothers_attempt_keeps_its_own_limit() {
         for (call, limit) in [(hasty, SHORT), (patient, SHORT * 4)] {
             let error = call.join().unwrap();
             let kind = error.kind();
-            assert!(matches!(kind, ErrorKind::Timeout { phase: Phase::Connect, limit: l } if *l == limit), "{error:?}");
+            assert!(
+                matches!(kind, ErrorKind::Timeout { phase: Phase::Connect, limit: l, .. } if *l == limit),
+                "{error:?}"
+            );
         }
     });
     drop(full);

@@ -108,7 +108,10 @@ fn what_was_not_stored_is_sent_again_a_few_times() {
         match (&result, expected) {
             (Ok(ack), Ok(id)) => assert_eq!(ack.control_id(), id, "{name}"),
             (Err(error), Err(times)) => {
-                assert!(matches!(error.kind(), ErrorKind::NotStored { sendings } if *sendings == times), "{error:?}");
+                assert!(
+                    matches!(error.kind(), ErrorKind::NotStored { sendings, .. } if *sendings == times),
+                    "{error:?}"
+                );
                 assert_eq!(error.delivery(), Delivery::Refused);
                 assert_eq!((client.stats().refused, client.stats().failed), (1, 0));
                 assert!(client.is_connected(), "a refusal is no doubt");

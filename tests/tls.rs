@@ -157,7 +157,7 @@ fn a_peer_without_tls() {
 
 fn handshake_timed_out(error: &Error) {
     let phase = Phase::TlsHandshake;
-    assert!(matches!(error.kind(), ErrorKind::Timeout { phase: at, limit: SHORT } if *at == phase), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::Timeout { phase: at, limit: SHORT, .. } if *at == phase), "{error:?}");
     assert_eq!(error.delivery(), Delivery::NotSent);
 }
 

@@ -205,14 +205,6 @@ impl Entry {
         }
     }
 
-    /// The entry's state after this settlement of its claim.
-    pub(super) fn apply(&mut self, claim: &Claim, outcome: Settlement<'_>) {
-        self.attempts = claim.entry.attempts.saturating_add(1);
-        self.refusals = claim.entry.refusals.saturating_add(outcome.refused().into());
-        self.state = outcome.leads_to();
-        self.last_failure = outcome.why().map(str::to_owned);
-    }
-
     /// The control ID of a message, if it can be sent at all.
     pub(super) fn control_id_of(message: &[u8]) -> Result<String, MessageError> {
         if message.is_empty() {
@@ -288,6 +280,35 @@ impl Claim {
     pub fn new(entry: Entry) -> Claim {
         Claim { entry, until: None, token: 0 }
     }
+
+    /// The entry's fields after this settlement. Storages only store them.
+    pub(super) fn settled<'w>(&self, outcome: Settlement<'w>) -> Settled<'w> {
+        let (state, rest) = match outcome {
+            Settlement::Delivered => (None, None),
+            Settlement::Retry { after, .. } => (Some(EntryState::Waiting), Some(after)),
+            Settlement::Held { .. } => (Some(EntryState::Held), None),
+            Settlement::Dead { .. } => (Some(EntryState::Dead), None),
+        };
+        let refused = matches!(outcome, Settlement::Retry { refused: true, .. });
+        Settled {
+            state,
+            attempts: self.entry.attempts.saturating_add(1),
+            refusals: self.entry.refusals.saturating_add(refused.into()),
+            last_failure: outcome.why(),
+            rest,
+        }
+    }
+}
+
+/// The fields of an entry after a settlement of its claim.
+pub(super) struct Settled<'w> {
+    /// `None` once it is delivered, and leaves the outbox.
+    pub(super) state: Option<EntryState>,
+    pub(super) attempts: u32,
+    pub(super) refusals: u32,
+    pub(super) last_failure: Option<&'w str>,
+    /// The time for which it is not handed out again.
+    pub(super) rest: Option<Duration>,
 }
 
 /// The result of a claimed entry, for [`Outbox::settle`].
@@ -327,26 +348,6 @@ impl<'a> Settlement<'a> {
         match self {
             Settlement::Delivered => None,
             Settlement::Retry { why, .. } | Settlement::Held { why } | Settlement::Dead { why } => Some(why),
-        }
-    }
-
-    pub(super) fn refused(self) -> bool {
-        matches!(self, Settlement::Retry { refused: true, .. })
-    }
-
-    pub(super) fn rest(self) -> Option<Duration> {
-        match self {
-            Settlement::Retry { after, .. } => Some(after),
-            _ => None,
-        }
-    }
-
-    /// The state of an entry that stays in the outbox.
-    pub(super) fn leads_to(self) -> EntryState {
-        match self {
-            Settlement::Delivered | Settlement::Retry { .. } => EntryState::Waiting,
-            Settlement::Held { .. } => EntryState::Held,
-            Settlement::Dead { .. } => EntryState::Dead,
         }
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
-use super::policy::{Fate, OnUnknown, Policy, in_words};
-use super::{Claim, Entry, Outbox, OutboxError};
+use super::policy::{OnUnknown, Policy, in_words};
+use super::{Claim, Entry, Outbox, OutboxError, Settlement};
 use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::error::Error;
@@ -392,11 +392,10 @@ impl ForwarderShared {
             Some(until) => request.until(until).send(),
             None => request.send(),
         };
-        let fate = self.policy.judge(entry, &sent);
-        let why = sent.as_ref().err().map(in_words);
-        let settlement = fate.clone().settlement(why.as_deref().unwrap_or_default());
+        let why = sent.as_ref().err().map(in_words).unwrap_or_default();
+        let settlement = self.policy.judge(entry, &sent, &why);
         if self.record(entry, || self.outbox.settle(claim, settlement)) {
-            self.conclude(entry, &fate, &sent, why);
+            self.conclude(entry, settlement, &sent);
         }
     }
 
@@ -420,25 +419,20 @@ impl ForwarderShared {
         }
     }
 
-    fn conclude(&self, entry: &Entry, fate: &Fate, sent: &Result<Ack, Error>, why: Option<String>) {
+    fn conclude(&self, entry: &Entry, settlement: Settlement<'_>, sent: &Result<Ack, Error>) {
         let mut state = self.lock();
-        match fate {
-            Fate::Delivered => {
-                state.delivered += 1;
-                state.last_failure = None;
-            }
-            _ => state.last_failure = why,
-        }
-        state.paused |= *fate == Fate::Dead && self.pause_on_dead;
+        state.delivered += u64::from(settlement == Settlement::Delivered);
+        state.last_failure = settlement.why().map(str::to_owned);
+        state.paused |= matches!(settlement, Settlement::Dead { .. }) && self.pause_on_dead;
         drop(state);
-        match (fate, sent) {
-            (Fate::Delivered, Ok(ack)) => self.tell(&ForwardEvent::Delivered { entry, ack: Some(ack) }),
-            (Fate::Delivered, Err(error)) => self.tell(&ForwardEvent::Delivered { entry, ack: error.commit() }),
-            (Fate::Retry { after, .. }, Err(error)) => {
-                self.tell(&ForwardEvent::Retrying { entry, error, retry_in: *after });
+        match (settlement, sent) {
+            (Settlement::Delivered, Ok(ack)) => self.tell(&ForwardEvent::Delivered { entry, ack: Some(ack) }),
+            (Settlement::Delivered, Err(error)) => self.tell(&ForwardEvent::Delivered { entry, ack: error.commit() }),
+            (Settlement::Retry { after, .. }, Err(error)) => {
+                self.tell(&ForwardEvent::Retrying { entry, error, retry_in: after });
             }
-            (Fate::Held, Err(error)) => self.tell(&ForwardEvent::Held { entry, error }),
-            (Fate::Dead, Err(error)) => self.tell(&ForwardEvent::Dead { entry, error }),
+            (Settlement::Held { .. }, Err(error)) => self.tell(&ForwardEvent::Held { entry, error }),
+            (Settlement::Dead { .. }, Err(error)) => self.tell(&ForwardEvent::Dead { entry, error }),
             // A message that succeeded is delivered.
             (_, Ok(_)) => {}
         }

@@ -200,18 +200,20 @@ impl Outbox for MemoryOutbox {
         if queue.local_claim.claimed() != Some(id) {
             return Err(OutboxError::ClaimLost);
         }
-        queue.local_claim.end(outcome.rest());
+        let settled = claim.settled(outcome);
+        queue.local_claim.end(settled.rest);
         let mut entry = queue.waiting.remove(&id).ok_or(OutboxError::ClaimLost)?;
-        entry.apply(claim, outcome);
-        match outcome {
-            Settlement::Delivered => {
+        entry.attempts = settled.attempts;
+        entry.refusals = settled.refusals;
+        entry.last_failure = settled.last_failure.map(str::to_owned);
+        match settled.state {
+            None => {
                 queue.forget(Some(entry));
             }
-            Settlement::Dead { .. } => {
-                queue.dead.insert(id, entry);
-            }
-            Settlement::Retry { .. } | Settlement::Held { .. } => {
-                queue.waiting.insert(id, entry);
+            Some(state) => {
+                entry.state = state;
+                let entries = if state == EntryState::Dead { &mut queue.dead } else { &mut queue.waiting };
+                entries.insert(id, entry);
             }
         }
         drop(queue);

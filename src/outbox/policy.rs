@@ -46,41 +46,23 @@ impl Default for Policy {
     }
 }
 
-/// The next state of an entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    Delivered,
-    Retry { after: Duration, refused: bool },
-    Held,
-    Dead,
-}
-
-impl Fate {
-    pub(super) fn settlement(self, why: &str) -> Settlement<'_> {
-        match self {
-            Fate::Delivered => Settlement::Delivered,
-            Fate::Retry { after, refused } => Settlement::Retry { after, refused, why },
-            Fate::Held => Settlement::Held { why },
-            Fate::Dead => Settlement::Dead { why },
-        }
-    }
-}
-
 impl Policy {
-    /// The next state of an entry after this attempt.
-    pub(super) fn judge(&self, entry: &Entry, sent: &Result<Ack, Error>) -> Fate {
-        let Err(error) = sent else { return Fate::Delivered };
-        let retry = |refused| Fate::Retry { after: self.delay_after(entry.attempts), refused };
+    /// The settlement of an entry after this attempt; `why` are the words of a failure.
+    pub(super) fn judge<'w>(&self, entry: &Entry, sent: &Result<Ack, Error>, why: &'w str) -> Settlement<'w> {
+        let Err(error) = sent else { return Settlement::Delivered };
+        let retry = |refused| Settlement::Retry { after: self.delay_after(entry.attempts), refused, why };
         match (error.delivery(), error.kind()) {
-            (Delivery::Committed, _) => Fate::Delivered,
+            (Delivery::Committed, _) => Settlement::Delivered,
             // It would be refused the next time as well.
-            (_, ErrorKind::InvalidMessage(_)) => Fate::Dead,
+            (_, ErrorKind::InvalidMessage(_)) => Settlement::Dead { why },
             (Delivery::Refused, kind) => match kind {
-                ErrorKind::Nak(ack) if matches!(ack.code(), ApplicationReject | CommitReject) => Fate::Dead,
-                _ if entry.refusals >= self.refusals => Fate::Dead,
+                ErrorKind::Nak(ack) if matches!(ack.code(), ApplicationReject | CommitReject) => {
+                    Settlement::Dead { why }
+                }
+                _ if entry.refusals >= self.refusals => Settlement::Dead { why },
                 _ => retry(true),
             },
-            (Delivery::Unknown, _) if self.unknown == OnUnknown::Hold => Fate::Held,
+            (Delivery::Unknown, _) if self.unknown == OnUnknown::Hold => Settlement::Held { why },
             (Delivery::Unknown | Delivery::NotSent, _) => retry(false),
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation};
 
-use super::contract::ORPHANED;
+use super::contract::{ORPHANED, Settled};
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
@@ -346,17 +346,11 @@ impl Outbox for RedisOutbox {
 
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
         let shared = &*self.shared;
-        let state = match outcome {
-            Settlement::Delivered => "delivered",
-            stays => stays.leads_to().as_str(),
-        };
-        let attempts = claim.entry.attempts.saturating_add(1);
-        let refusals = claim.entry.refusals.saturating_add(outcome.refused().into());
-        let settled = shared.change_claimed(claim, state, attempts, refusals, outcome.why().unwrap_or_default());
-        if settled.is_ok() {
-            shared.local_claim().end(outcome.rest());
-        }
-        settled
+        let Settled { state, attempts, refusals, last_failure, rest } = claim.settled(outcome);
+        let word = state.map_or("delivered", EntryState::as_str);
+        shared.change_claimed(claim, word, attempts, refusals, last_failure.unwrap_or_default())?;
+        shared.local_claim().end(rest);
+        Ok(())
     }
 
     fn release(&self) {

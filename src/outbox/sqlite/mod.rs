@@ -14,7 +14,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, named_params, params};
 
-use super::contract::ORPHANED;
+use super::contract::{ORPHANED, Settled};
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
@@ -252,8 +252,8 @@ impl SqliteShared {
 
     /// Changes an entry that waits; says how many there were.
     fn change(&self, id: u64, change: Change) -> Result<i64, OutboxError> {
-        let canonical = (self.destination, id as i64);
-        self.storage.change(move |writer| change.make(writer, canonical))
+        let key = (self.destination, id as i64);
+        self.storage.change(move |writer| change.make(writer, key))
     }
 
     /// Removes what was delivered too long ago, a little at a time; says how many.
@@ -273,16 +273,15 @@ enum Change {
 
 impl Change {
     fn settlement(claim: &Claim, outcome: Settlement<'_>, keep: bool) -> Change {
-        let attempts = claim.entry.attempts.saturating_add(1);
-        let refusals = claim.entry.refusals.saturating_add(outcome.refused().into());
-        let why = outcome.why().unwrap_or_default().to_owned();
-        match outcome {
-            Settlement::Delivered => Change::Deliver { attempts, keep },
-            Settlement::Retry { .. } | Settlement::Held { .. } => {
-                let retry_at = outcome.rest().map(|rest| unix_millis::now().saturating_add(milliseconds(rest)));
-                Change::Stay { state: outcome.leads_to(), attempts, refusals, retry_at, why }
+        let Settled { state, attempts, refusals, last_failure, rest } = claim.settled(outcome);
+        let why = last_failure.unwrap_or_default().to_owned();
+        match state {
+            None => Change::Deliver { attempts, keep },
+            Some(EntryState::Dead) => Change::Bury { attempts, refusals, why },
+            Some(state) => {
+                let retry_at = rest.map(|rest| unix_millis::now().saturating_add(milliseconds(rest)));
+                Change::Stay { state, attempts, refusals, retry_at, why }
             }
-            Settlement::Dead { .. } => Change::Bury { attempts, refusals, why },
         }
     }
 
@@ -434,7 +433,7 @@ impl Outbox for SqliteOutbox {
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
         let settled = self.shared.change_claimed(claim, Change::settlement(claim, outcome, self.keep.is_some()));
         if settled.is_ok() {
-            self.shared.lock().local_claim.end(outcome.rest());
+            self.shared.lock().local_claim.end(claim.settled(outcome).rest);
         }
         settled
     }
