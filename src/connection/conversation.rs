@@ -689,6 +689,52 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_began_before_the_message_left_is_not_its_answer() {
+        let whole = |code: &str, id: &str| ack(code, id);
+        for (name, early, at, then, expected) in [
+            ("a late acknowledgment", whole("AA", "1"), 20, Some(whole("CA", "2")), "CA"),
+            ("one that refuses", whole("AE", "1"), 20, Some(whole("CA", "2")), "CA"),
+            ("one byte of one", whole("AA", "1"), 1, Some(whole("CA", "2")), "CA"),
+            ("all but its last byte", whole("AA", "1"), whole("AA", "1").len() - 1, Some(whole("CA", "2")), "CA"),
+            ("one that names the message", whole("CA", "2"), 20, None, "Unknown, Desync { stale: 27 }"),
+            ("a refusal that names it", whole("CE", "2"), 20, None, "Unknown, Desync { stale: 27 }"),
+            ("one that names nobody", whole("CA", "9"), 20, None, "Unknown, Desync { stale: 27 }"),
+            ("half an empty frame", b"\x0B\x1C\r".to_vec(), 1, Some(whole("CA", "2")), "CA"),
+        ] {
+            let (half, rest) = early.split_at(at);
+            let first = vec![(Duration::ZERO, [&ack("CA", "1"), half].concat())];
+            let mut second = vec![(Duration::ZERO, rest.to_vec())];
+            second.extend(then.map(|bytes| (TICK, bytes)));
+            let (mut connection, simulation) =
+                connected(vec![first, second], |builder| builder.timeout(TICK * 10).ack_mode(AckMode::Commit));
+            connection.send(&message("1", "|||AL|AL")).unwrap();
+            assert_eq!(in_words(&connection.send(&message("2", "|||AL|AL"))), expected, "{name}");
+            assert_eq!(connection.is_open(), expected == "CA", "{name}");
+            drop((connection, simulation));
+        }
+    }
+
+    #[test]
+    fn each_acknowledgment_of_release_2_is_answered_by_a_commit_block() {
+        for (name, answer, expected) in [
+            ("one", vec![(TICK, ack("AA", "1"))], 1),
+            ("both", vec![(TICK, ack("CA", "1")), (TICK, ack("AA", "1"))], 2),
+            ("both in one packet", vec![(TICK, [ack("CA", "1"), ack("AA", "1")].concat())], 2),
+            ("a refusal", vec![(TICK, ack("AE", "1"))], 1),
+        ] {
+            let answers = [vec![(Duration::ZERO, STORED.to_vec())], answer].concat();
+            let (mut connection, simulation) = connected(vec![answers], |builder| builder.release2(true));
+            drop(connection.send(&message("1", "|||AL|AL")));
+            assert!(connection.is_open(), "{name}");
+            let blocks = simulation.with_records(|records| {
+                records[0].sent.windows(STORED.len()).filter(|window| *window == STORED).count()
+            });
+            assert_eq!(blocks, expected, "{name}");
+            drop((connection, simulation));
+        }
+    }
+
+    #[test]
     fn the_application_acknowledgment_has_a_limit_of_its_own() {
         let at = |ticks: u32, code: &str| (TICK * ticks, ack(code, "1"));
         for (name, answer, timeout, application, expected, took) in [

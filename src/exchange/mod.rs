@@ -395,3 +395,71 @@ fn take(awaited: &mut impl Awaited, content: &[u8]) -> Result<Effect, ErrorKind>
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(id: &str) -> String {
+        format!("MSH|^~\\&|||||||ORU|{id}|P\r")
+    }
+
+    fn acks(ids: &str) -> String {
+        ids.split_whitespace().map(|id| format!("MSH|^~\\&|\rMSA|AA|{id}\r")).collect()
+    }
+
+    #[test]
+    fn a_payload_that_is_not_read_ends_with_the_first_frame_that_is_not_only_for_earlier_ones() {
+        let (one, nought) = (message("1"), message("0"));
+        for (name, payload, answer, expected) in [
+            ("its own acknowledgment", &one, acks("1"), Effect::Ends),
+            ("that of an earlier one", &one, acks("0"), Effect::PassedOver),
+            ("those of many earlier ones", &one, acks(&"0 ".repeat(3 * STRIDE)), Effect::PassedOver),
+            ("an earlier one and its own", &one, acks("0 1"), Effect::Ends),
+            ("an earlier one and another", &one, acks("0 2"), Effect::Ends),
+            ("no acknowledgment", &one, "hello".to_owned(), Effect::Ends),
+            ("nothing", &one, String::new(), Effect::Ends),
+            ("its own, of an ID that is used again", &nought, acks("0"), Effect::Ends),
+            ("one of its messages", &[&*one, &*nought].concat(), acks("0"), Effect::Ends),
+            ("an earlier one, for no HL7", &"hello".to_owned(), acks("0"), Effect::PassedOver),
+        ] {
+            let mut frame = AnyFrame::after(payload.as_bytes());
+            assert_eq!(take(&mut frame, answer.as_bytes()).unwrap(), expected, "{name}");
+            assert_eq!((frame.is_over, frame.is_committed(), frame.kept()), (expected == Effect::Ends, false, 0));
+        }
+    }
+
+    #[test]
+    fn control_ids_of_a_payload_are_those_of_all_its_messages_once() {
+        let of = |payload: String| {
+            let frame = AnyFrame::after(payload.as_bytes());
+            frame.control_ids().map(|id| String::from_utf8_lossy(id).into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(of("hello".to_owned()), "");
+        assert_eq!(of(message("1")), "1");
+        assert_eq!(of(message("2") + &message("1") + &message("2") + &message("1")), "2 1");
+        assert_eq!(of(format!("BHS|^~\\&|||||||||B\r{}BTS|1\r", message("1"))), "B 1");
+    }
+
+    #[test]
+    fn acknowledgments_are_found_one_by_one() {
+        for (content, expected) in [
+            ("", &[][..]),
+            ("\r\n", &[]),
+            ("BHS|\rBTS|\r", &[]),
+            ("MSH|\rMSA|", &["MSH|\rMSA|"]),
+            ("MSH|\rMSA|\r", &["MSH|\rMSA|\r"]),
+            ("MSH|\nMSA|\nMSH|\nMSA|\n", &["MSH|\nMSA|\n", "MSH|\nMSA|\n"]),
+            ("BHS|\rMSH|\rMSA|\rBTS|\rFTS|\r", &["MSH|\rMSA|\r"]),
+            ("\rMSH|1\r\rMSH|2\r", &["MSH|1\r\r", "MSH|2\r"]),
+            ("hello", &["hello"]),
+        ] {
+            let (mut from, mut found) = (0, Vec::new());
+            while let Some(at) = next_acknowledgment(content.as_bytes(), from) {
+                found.push(&content[at.clone()]);
+                from = at.end;
+            }
+            assert_eq!(found, expected, "{content:?}");
+        }
+    }
+}
