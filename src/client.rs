@@ -369,7 +369,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// The limit of this call, in place of the client's. Zero is refused when it is sent.
+    /// The limit of this call, in place of the client's. With zero, sending fails ([`ErrorKind::Config`]).
     pub fn timeout(self, limit: Duration) -> Self {
         Request { timeout: limit, ..self }
     }

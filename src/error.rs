@@ -270,8 +270,8 @@ impl ErrorKind {
         ErrorKind::Connect { address, source: Arc::new(source) }
     }
 
-    /// The kind of failure when reading or writing has ended in this phase, after `received` bytes
-    /// of an answer.
+    /// The kind of failure for a read or a write that failed in this phase. `received` bytes of an
+    /// answer had come before; `limit` is the call's, for a time-out to name.
     pub(crate) fn halted(halt: Halt, phase: Phase, received: usize, limit: Duration) -> ErrorKind {
         match halt {
             Halt::Deadline => ErrorKind::Timeout { phase, limit },

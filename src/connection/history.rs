@@ -31,7 +31,7 @@ pub(crate) struct History {
     /// Whether any of them was read, and whether any was not.
     has_read: bool,
     has_unread: bool,
-    /// How many of those that are remembered have [`Expectation::Awaiting`].
+    /// How many of those that are remembered have [`RememberedAs::Awaiting`].
     awaiting: usize,
     /// Whether one had to be overwritten whose application acknowledgment may still come.
     overflowed: bool,
@@ -45,11 +45,11 @@ struct Carried {
     hash: u64,
     /// The next older entry of the same chain, as in `chains`.
     older: u32,
-    state: Expectation,
+    state: RememberedAs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Expectation {
+enum RememberedAs {
     /// A commit accept has ended the exchange, and the application acknowledgment may still come.
     Awaiting,
     /// All acknowledgments have come; some of them may come again.
@@ -63,7 +63,7 @@ enum Expectation {
 
 impl History {
     pub(crate) fn new(forgets_answered: bool) -> Self {
-        let none = Carried { hash: 0, older: 0, state: Expectation::Forgotten };
+        let none = Carried { hash: 0, older: 0, state: RememberedAs::Forgotten };
         History {
             entries: vec![none; REMEMBERED].into(),
             chains: vec![0; CHAINS].into(),
@@ -79,11 +79,11 @@ impl History {
     /// Remembers a control ID whose exchange has ended; `after` says what may still come for it.
     pub(crate) fn add(&mut self, control_id: &[u8], after: After) {
         let state = match after {
-            After::ApplicationAck => Expectation::Awaiting,
-            After::Unread => Expectation::Unread,
-            After::Answered | After::Doubt => Expectation::Answered,
+            After::ApplicationAck => RememberedAs::Awaiting,
+            After::Unread => RememberedAs::Unread,
+            After::Answered | After::Doubt => RememberedAs::Answered,
         };
-        if self.forgets_answered && state != Expectation::Awaiting {
+        if self.forgets_answered && state != RememberedAs::Awaiting {
             return;
         }
         if self.is_full() {
@@ -95,17 +95,17 @@ impl History {
         let chain = &mut self.chains[chain_of(hash)];
         let entry = &mut self.entries[self.count as usize % REMEMBERED];
         *entry = Carried { hash, older: *chain, state };
-        self.has_read |= state != Expectation::Unread;
-        self.has_unread |= state == Expectation::Unread;
+        self.has_read |= state != RememberedAs::Unread;
+        self.has_unread |= state == RememberedAs::Unread;
         self.count += 1;
         *chain = self.count;
-        self.awaiting += usize::from(state == Expectation::Awaiting);
+        self.awaiting += usize::from(state == RememberedAs::Awaiting);
     }
 
     /// Whether the connection has carried this control ID; `except_unread` leaves out payloads that
     /// were not read.
     pub(crate) fn remembers(&self, control_id: &[u8], except_unread: bool) -> bool {
-        self.find(control_id).is_some_and(|index| !except_unread || self.entries[index].state != Expectation::Unread)
+        self.find(control_id).is_some_and(|index| !except_unread || self.entries[index].state != RememberedAs::Unread)
     }
 
     /// Whether an acknowledgment is for a control ID that is remembered. An application
@@ -113,8 +113,8 @@ impl History {
     pub(crate) fn recognise(&mut self, control_id: &[u8], code: AckCode) -> bool {
         let Some(index) = self.find(control_id) else { return false };
         let entry = &mut self.entries[index];
-        if entry.state == Expectation::Awaiting && !code.is_commit() {
-            entry.state = if self.forgets_answered { Expectation::Forgotten } else { Expectation::Answered };
+        if entry.state == RememberedAs::Awaiting && !code.is_commit() {
+            entry.state = if self.forgets_answered { RememberedAs::Forgotten } else { RememberedAs::Answered };
             self.awaiting -= 1;
         }
         true
@@ -145,7 +145,7 @@ impl History {
     /// still come: the connection is not to carry another.
     pub(crate) fn is_full(&self) -> bool {
         let next = &self.entries[self.count as usize % REMEMBERED];
-        self.overflowed || next.state == Expectation::Awaiting || self.count == u32::MAX
+        self.overflowed || next.state == RememberedAs::Awaiting || self.count == u32::MAX
     }
 
     fn find(&self, control_id: &[u8]) -> Option<usize> {
@@ -157,7 +157,7 @@ impl History {
         while number > 0 && (self.count - number) < REMEMBERED as u32 {
             let index = (number - 1) as usize % REMEMBERED;
             let entry = &self.entries[index];
-            if entry.hash == hash && entry.state != Expectation::Forgotten {
+            if entry.hash == hash && entry.state != RememberedAs::Forgotten {
                 return Some(index);
             }
             number = entry.older;

@@ -132,7 +132,7 @@ impl<'m> Batched<'m> {
     }
 
     /// Takes one acknowledgment.
-    fn take(&mut self, raw: &[u8], answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<(), ErrorKind> {
+    fn take_acknowledgment(&mut self, raw: &[u8], answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<(), ErrorKind> {
         let layout = Layout::read(raw).map_err(ErrorKind::MalformedAck)?;
         if layout.is_contradicted(raw) {
             return Err(CONTRADICTORY);
@@ -332,7 +332,7 @@ impl Awaited for Batched<'_> {
                 });
             };
             from = at.end;
-            self.take(&content[at], answer, pass_over)?;
+            self.take_acknowledgment(&content[at], answer, pass_over)?;
         }
         Ok(Effect::Partly(from))
     }

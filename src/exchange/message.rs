@@ -43,7 +43,7 @@ impl<'m> Message<'m> {
     }
 
     /// Takes one acknowledgment.
-    fn take(
+    fn take_acknowledgment(
         &mut self,
         raw: &[u8],
         layout: Layout,
@@ -79,7 +79,7 @@ impl<'m> Message<'m> {
 
     /// Takes one acknowledgment of an answer that holds the verdict already. It is for an earlier
     /// message, or says the same again.
-    fn take_after(&mut self, raw: &[u8], pass_over: &mut PassOver<'_>) -> Result<(), ErrorKind> {
+    fn take_after_verdict(&mut self, raw: &[u8], pass_over: &mut PassOver<'_>) -> Result<(), ErrorKind> {
         let Ok(layout) = Layout::read(raw) else { return Ok(()) };
         let control_id = layout.control_id(raw);
         let is_own = control_id.is_empty() || control_id == self.asks.control_id;
@@ -119,7 +119,7 @@ impl Awaited for Message<'_> {
             self.step = Effect::PassedOver;
             // Common case: it holds one acknowledgment and no more.
             match Layout::read(content) {
-                Ok(layout) if layout.ends_with_msa(content) => return self.take(content, layout, answer, pass_over),
+                Ok(layout) if layout.ends_with_msa(content) => return self.take_acknowledgment(content, layout, answer, pass_over),
                 Err(error) if next_acknowledgment(content, 0).is_none() => return Err(ErrorKind::MalformedAck(error)),
                 _ => {}
             }
@@ -129,11 +129,11 @@ impl Awaited for Message<'_> {
             from = at.end;
             let raw = &content[at];
             if self.step == Effect::Ends {
-                self.take_after(raw, pass_over)?;
+                self.take_after_verdict(raw, pass_over)?;
                 continue;
             }
             let layout = Layout::read(raw).map_err(ErrorKind::MalformedAck)?;
-            match (self.take(raw, layout, answer, pass_over)?, self.step) {
+            match (self.take_acknowledgment(raw, layout, answer, pass_over)?, self.step) {
                 (Effect::PassedOver, _) | (Effect::GoesOn, Effect::Commits) => {}
                 (step, _) => self.step = step,
             }

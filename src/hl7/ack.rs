@@ -398,8 +398,8 @@ impl<'a> ErrorDetail<'a> {
         })
     }
 
-    /// The User Message (ERR-8); where there is none, the second component of ERR-3, or the text of
-    /// ERR-1.
+    /// The User Message (ERR-8); where there is none, the text component of ERR-3 (ERR-3.2), or, in
+    /// the form before HL7 v2.5, that of the error code in ERR-1 (ERR-1.4.2).
     pub fn text(&self) -> Option<Cow<'a, str>> {
         self.view(match self.source {
             DetailSource::Segment(segment) => match self.delimiters.field(segment, 8) {

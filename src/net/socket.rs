@@ -123,7 +123,7 @@ impl Socket {
     pub(crate) fn read_by(&mut self, buffer: &mut [u8], deadline: &Deadline) -> io::Result<usize> {
         loop {
             arm(deadline, &mut self.read_timeout, |limit| self.tcp.set_read_timeout(Some(limit)))?;
-            match self.take(buffer) {
+            match self.recv(buffer) {
                 Err(error) if is_timer(&error) => {}
                 result => return result,
             }
@@ -134,7 +134,7 @@ impl Socket {
     pub(crate) fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.peek()? {
             Waiting::Nothing => Err(io::ErrorKind::WouldBlock.into()),
-            Waiting::EndOfStream | Waiting::Bytes => self.take(buffer),
+            Waiting::EndOfStream | Waiting::Bytes => self.recv(buffer),
         }
     }
 
@@ -197,7 +197,7 @@ impl Socket {
         self.tcp.shutdown(Shutdown::Both)
     }
 
-    fn take(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn recv(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = (&*self.tcp).read(buffer)?;
         self.ended = count == 0;
         Ok(count)

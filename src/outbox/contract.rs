@@ -268,8 +268,8 @@ impl EntryState {
 pub struct Claim {
     /// The entry.
     pub entry: Entry,
-    /// When the right ends by itself; `None` if it lasts as long as its holder. Nothing of the
-    /// entry may be sent after this instant.
+    /// When the claim expires; `None` if it lasts as long as the outbox handle that holds it. After
+    /// this instant nothing of the entry may be sent, since another holder may have claimed it.
     pub until: Option<Instant>,
     /// A token by which the outbox tells this claim from those of earlier and later holders.
     pub token: u64,

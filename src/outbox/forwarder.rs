@@ -80,7 +80,7 @@ type Observer = Box<dyn Fn(&ForwardEvent<'_>) + Send + Sync>;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ForwardEvent<'a> {
-    /// The receiver has it, and the outbox has recorded that.
+    /// The receiver has accepted the message (AA or CA), and the outbox has recorded that.
     Delivered {
         /// The entry.
         entry: &'a Entry,
@@ -374,7 +374,7 @@ impl ForwarderShared {
         self.outbox.release();
     }
 
-    /// Waits while it is paused; `false` once it is to stop.
+    /// Waits while the forwarder is paused. Returns `false` once it is to stop.
     fn may_go_on(&self) -> bool {
         let paused = |state: &mut ForwarderState| state.paused && !state.stopping;
         !self.changed.wait_while(self.lock(), paused).unwrap_or_else(PoisonError::into_inner).stopping
@@ -408,7 +408,7 @@ impl ForwarderShared {
             match record() {
                 Ok(()) => return true,
                 Err(OutboxError::ClaimLost) => {
-                    self.tell(&ForwardEvent::ClaimLost { entry });
+                    self.emit(&ForwardEvent::ClaimLost { entry });
                     return false;
                 }
                 Err(error) => self.rest_after(&error, &mut failures),
@@ -426,13 +426,13 @@ impl ForwarderShared {
         state.paused |= matches!(settlement, Settlement::Dead { .. }) && self.pause_on_dead;
         drop(state);
         match (settlement, sent) {
-            (Settlement::Delivered, Ok(ack)) => self.tell(&ForwardEvent::Delivered { entry, ack: Some(ack) }),
-            (Settlement::Delivered, Err(error)) => self.tell(&ForwardEvent::Delivered { entry, ack: error.commit() }),
+            (Settlement::Delivered, Ok(ack)) => self.emit(&ForwardEvent::Delivered { entry, ack: Some(ack) }),
+            (Settlement::Delivered, Err(error)) => self.emit(&ForwardEvent::Delivered { entry, ack: error.commit() }),
             (Settlement::Retry { after, .. }, Err(error)) => {
-                self.tell(&ForwardEvent::Retrying { entry, error, retry_in: after });
+                self.emit(&ForwardEvent::Retrying { entry, error, retry_in: after });
             }
-            (Settlement::Held { .. }, Err(error)) => self.tell(&ForwardEvent::Held { entry, error }),
-            (Settlement::Dead { .. }, Err(error)) => self.tell(&ForwardEvent::Dead { entry, error }),
+            (Settlement::Held { .. }, Err(error)) => self.emit(&ForwardEvent::Held { entry, error }),
+            (Settlement::Dead { .. }, Err(error)) => self.emit(&ForwardEvent::Dead { entry, error }),
             // A message that succeeded is delivered.
             (_, Ok(_)) => {}
         }
@@ -441,14 +441,14 @@ impl ForwarderShared {
     /// Tells that the outbox failed, and lets time pass, unless it is to stop.
     fn rest_after(&self, error: &OutboxError, failures: &mut u32) {
         self.lock().last_failure = Some(error.to_string());
-        self.tell(&ForwardEvent::OutboxFailed { error });
+        self.emit(&ForwardEvent::OutboxFailed { error });
         let delay = self.policy.delay_after(*failures);
         *failures = failures.saturating_add(1);
         let going_on = |state: &mut ForwarderState| !state.stopping;
         drop(self.changed.wait_timeout_while(self.lock(), delay, going_on));
     }
 
-    fn tell(&self, event: &ForwardEvent<'_>) {
+    fn emit(&self, event: &ForwardEvent<'_>) {
         write_log(event);
         if let Some(observer) = &self.observer {
             // A panic of the observer must not change what becomes of a message.

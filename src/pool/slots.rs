@@ -359,7 +359,7 @@ mod model {
             });
         }
 
-        /// An exchange on the connection there is, or on one opened for it.
+        /// Takes a slot, as an exchange does: with the connection that is in it, or with a new one.
         fn exchange(&self) {
             if let Ok(mut slot) = self.slots.acquire(&far())
                 && slot.content().is_none()

@@ -8,7 +8,7 @@ use rusqlite::ErrorCode;
 
 use crate::outbox::OutboxError;
 
-/// How long to wait for another process that writes, before it is an error.
+/// The longest wait for another process that holds the write lock (SQLite's busy time-out).
 pub(super) const BUSY: Duration = Duration::from_secs(10);
 
 pub(super) fn full(path: &str) -> String {

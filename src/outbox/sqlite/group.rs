@@ -94,24 +94,24 @@ impl Group {
     fn commit(&self, mut group: Vec<PendingChange>) {
         let mut writer = lock(&self.writer);
         match transact(&mut writer, &mut group) {
-            Ok(answers) => group.iter().zip(answers).for_each(|(change, answer)| change.tell(Ok(answer))),
+            Ok(answers) => group.iter().zip(answers).for_each(|(change, answer)| change.answer(Ok(answer))),
             // Where one is too large for what is left of the disk, others may fit.
             Err(error) if group.len() > 1 && error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => {
                 for change in &mut group {
                     let alone = transact(&mut writer, std::slice::from_mut(change));
-                    change.tell(alone.map(|answers| answers[0]).map_err(Arc::new));
+                    change.answer(alone.map(|answers| answers[0]).map_err(Arc::new));
                 }
             }
             Err(error) => {
                 let error = Arc::new(error);
-                group.iter().for_each(|change| change.tell(Err(Arc::clone(&error))));
+                group.iter().for_each(|change| change.answer(Err(Arc::clone(&error))));
             }
         }
     }
 }
 
 impl PendingChange {
-    fn tell(&self, answer: ChangeResult) {
+    fn answer(&self, answer: ChangeResult) {
         *lock(&self.answer) = Some(answer);
     }
 }
