@@ -276,7 +276,7 @@ impl ClientBuilder {
                 settings.monitor.emit(&Event::ConnectFailed { endpoint, error, attempt: 1, retry_in: None });
             }
         }
-        settings.monitor.conclude(opened, &deadline)
+        settings.conclude(opened, None, &deadline)
     }
 
     fn settings(self) -> Result<(Arc<Settings>, PoolOptions), Error> {

@@ -112,7 +112,7 @@ impl Client {
     #[cfg_attr(docsrs, doc(cfg(feature = "charset")))]
     pub fn send_text(&self, message: &str) -> Result<Ack, Error> {
         let settings = self.pool.settings();
-        let Settings { timeout, ack_policy: policy, charset, monitor, .. } = &**settings;
+        let Settings { timeout, ack_policy: policy, charset, .. } = &**settings;
         let deadline = Deadline::after(*timeout);
         // Looked at as text: an offset is one in the text, and in some sets a byte that is the half of a
         // character looks like a delimiter.
@@ -129,7 +129,7 @@ impl Client {
             let awaited = || Message::new(&bytes, &header, settings.ack_rules(policy));
             self.run(&deadline, |connection| connection.converse(&bytes, awaited(), policy, &deadline))
         });
-        monitor.conclude(sent, &deadline)
+        settings.conclude(sent, Some(message.as_bytes()), &deadline)
     }
 
     /// Sends any payload in one frame and returns the content of the first frame that comes back,
@@ -176,7 +176,7 @@ impl Client {
     /// ```
     pub fn send_batch(&self, batch: &Batch) -> Result<Vec<Result<Ack, Error>>, Error> {
         let settings = self.pool.settings();
-        let Settings { timeout, ack_policy: policy, monitor, .. } = &**settings;
+        let Settings { timeout, ack_policy: policy, .. } = &**settings;
         let deadline = Deadline::after(*timeout);
         let mut text = batch.to_bytes();
         let checked = settings.check_payload(&text).and_then(|()| settings.check_batch(batch, policy.mode));
@@ -192,8 +192,10 @@ impl Client {
                 connection.finish(conversation)
             })
         });
-        let results = monitor.conclude(sent, &deadline)?;
-        Ok(results.into_iter().map(|result| monitor.conclude(result, &deadline)).collect())
+        let whole = batch.wholes().next().map(|(control_id, _)| control_id);
+        let sent = sent.map_err(|error| error.about(whole));
+        let results = settings.conclude(sent, None, &deadline)?;
+        Ok(results.into_iter().map(|result| settings.conclude(result, None, &deadline)).collect())
     }
 
     /// Sends messages one by one, in order and over one connection, and yields what became of each.
@@ -220,7 +222,13 @@ impl Client {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
-        SendAll { client: self, messages: messages.into_iter(), lease: None, keep_going: false, stopped: false }
+        SendAll {
+            client: self,
+            messages: messages.into_iter(),
+            lease: None,
+            goes_on_after: Box::new(|_| false),
+            stopped: false,
+        }
     }
 
     /// One message with settings of its own.
@@ -270,7 +278,7 @@ impl Client {
         let connected = self.pool.acquire(&deadline).and_then(|mut lease| {
             if suffices(&mut lease, &deadline)? { Ok(()) } else { lease.connect(&deadline).map(|_| ()) }
         });
-        settings.monitor.conclude(connected, &deadline)
+        settings.conclude(connected, None, &deadline)
     }
 
     /// Whether a connection is open: one in use is taken to be; if there is none, those that are
@@ -325,8 +333,8 @@ fn exchange_on<T>(
         }
     }
     let mut connection = lease.connect(deadline)?;
-    // Bytes that came before the message left are no answer either. Where a peer ends a connection at
-    // once, another is tried once.
+    // Bytes that the peer sent before the message left are not its acknowledgment, on a new
+    // connection as on an old one. Where the peer ends the new one at once, one more is opened.
     match connection.make_fit(deadline) {
         Err(error) if was_dead_already(&error) => {
             connection = lease.connect(deadline)?;
@@ -488,7 +496,7 @@ impl<'a> Request<'a> {
             }
             None => call(&deadline),
         };
-        self.client.pool.settings().monitor.conclude(result, &deadline)
+        self.client.pool.settings().conclude(result, Some(self.message), &deadline)
     }
 }
 
@@ -526,7 +534,7 @@ impl Iterator for Acks<'_> {
         let end = conversation.end();
         // Others may have the connection before the caller looks at what came.
         drop(lease);
-        Some(self.client.pool.settings().monitor.conclude(end, &self.deadline))
+        Some(self.client.pool.settings().conclude(end, None, &self.deadline))
     }
 }
 
@@ -542,14 +550,38 @@ pub struct SendAll<'a, I> {
     client: &'a Client,
     messages: I,
     lease: Option<Lease<'a>>,
-    keep_going: bool,
+    /// Whether it goes on after this error.
+    goes_on_after: Box<dyn Fn(&Error) -> bool + Send + Sync + 'a>,
     stopped: bool,
 }
 
-impl<I> SendAll<'_, I> {
-    /// Goes on with the next message after one has failed.
+impl<'a, I> SendAll<'a, I> {
+    /// Goes on with the next message after any failure.
     pub fn keep_going(self) -> Self {
-        SendAll { keep_going: true, ..self }
+        self.continue_after(|_| true)
+    }
+
+    /// Goes on with the next message after the failures for which this returns `true`, such as those
+    /// that concern one message alone. Defaults to none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use mllp_client::testing::Receiver;
+    /// # let receiver = Receiver::accepting()?;
+    /// # let client = mllp_client::Client::new(&receiver.endpoint())?;
+    /// use mllp_client::Advice;
+    ///
+    /// # let messages = [&b"MSH|^~\\&|||||||ORU|1|P|2.5\r"[..], b"PID|1\r", b"MSH|^~\\&|||||||ORU|2|P|2.5\r"];
+    /// // A refused message or one that cannot be sent does not hold up the others; a receiver that is away does.
+    /// let results = client
+    ///     .send_all(messages)
+    ///     .continue_after(|error| matches!(error.advice(), Advice::SeeRefusal | Advice::FixMessage));
+    /// # assert_eq!(results.filter(Result::is_ok).count(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn continue_after(self, goes_on: impl Fn(&Error) -> bool + Send + Sync + 'a) -> Self {
+        SendAll { goes_on_after: Box::new(goes_on), ..self }
     }
 }
 
@@ -570,10 +602,13 @@ where
             self.lease = None;
             return None;
         };
-        let Settings { timeout, ack_policy, monitor, .. } = &**self.client.pool.settings();
-        let deadline = Deadline::after(*timeout);
-        let sent = self.send(message.as_ref(), ack_policy, &deadline);
-        if sent.is_err() && !self.keep_going {
+        let settings = self.client.pool.settings();
+        let deadline = Deadline::after(settings.timeout);
+        let sent = self.send(message.as_ref(), &settings.ack_policy, &deadline);
+        let sent = settings.conclude(sent, Some(message.as_ref()), &deadline);
+        if let Err(error) = &sent
+            && !(self.goes_on_after)(error)
+        {
             self.stopped = true;
             self.lease = None;
         }
@@ -581,7 +616,7 @@ where
         if let Some(lease) = &mut self.lease {
             lease.rest();
         }
-        Some(monitor.conclude(sent, &deadline))
+        Some(sent)
     }
 }
 

@@ -16,8 +16,10 @@ use crate::net::{Halt, OpenError, Opening, TlsError};
 /// A failed call: what happened ([`kind`](Error::kind)), what became of the message
 /// ([`delivery`](Error::delivery)), and the evidence.
 ///
-/// `Display` says what this library knows, in one line and without message content; the cause
-/// beneath it, where there is one, is [`source()`](std::error::Error::source).
+/// `{error}` is one line without content, and without the cause beneath it, which is
+/// [`source()`](std::error::Error::source). `{error:#}` adds the endpoint, the control ID and all
+/// causes; `{error:?}` is the same, since it is what a `main` that returns a `Result` prints.
+/// `{error:#?}` shows the fields.
 ///
 /// # Examples
 ///
@@ -47,6 +49,8 @@ struct Inner {
     delivery: Delivery,
     commit: Option<Ack>,
     evidence: Evidence,
+    control_id: Option<String>,
+    endpoint: Option<Endpoint>,
 }
 
 /// The parts of an error, beside its kind, that `Display` and [`Error::response`] show.
@@ -114,6 +118,40 @@ impl fmt::Display for Delivery {
             Delivery::Unknown => "whether the receiver has the message is unknown",
             Delivery::Committed => "the receiver has committed the message",
             Delivery::Refused => "the receiver refused the message",
+        })
+    }
+}
+
+/// What to do with a message whose call failed, from [`Error::advice`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Advice {
+    /// Nobody has the message, and the cause may pass: send the same bytes again, later.
+    Retry,
+    /// Nobody has the message, and these bytes cannot be sent: they fail again. Correct them.
+    FixMessage,
+    /// Nobody has the message, and an endpoint, a certificate or a setting has to change before any
+    /// message can be sent.
+    FixSetup,
+    /// The receiver refused the message; [`Error::nak`] has its reasons. The same bytes will probably
+    /// be refused again.
+    SeeRefusal,
+    /// The receiver may have the message: ask, or send it again only where a repeated control ID is
+    /// recognised.
+    FindOut,
+    /// The receiver has the message; only its verdict is missing.
+    DoNotResend,
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Advice::Retry => "send it again later",
+            Advice::FixMessage => "correct the message",
+            Advice::FixSetup => "correct the set-up, then send it again",
+            Advice::SeeRefusal => "see the reasons of the refusal",
+            Advice::FindOut => "find out whether the receiver has it before you send it again",
+            Advice::DoNotResend => "do not send it again",
         })
     }
 }
@@ -323,12 +361,74 @@ impl Error {
 
     /// A failure, what became of the message, and what shows both.
     pub(crate) fn new(kind: ErrorKind, delivery: Delivery, commit: Option<Ack>, evidence: Evidence) -> Error {
-        Error(Box::new(Inner { kind, delivery, commit, evidence }))
+        Error(Box::new(Inner { kind, delivery, commit, evidence, control_id: None, endpoint: None }))
     }
 
     /// The same failure to connect, for another call that waited for what became of the attempt.
     pub(crate) fn shared(&self) -> Error {
-        Error::before_sending(self.0.kind.clone())
+        let mut shared = Error::before_sending(self.0.kind.clone());
+        shared.0.endpoint = self.0.endpoint.clone();
+        shared
+    }
+
+    /// The same, of the message with this control ID, unless it names one already.
+    pub(crate) fn about(mut self, control_id: Option<&[u8]>) -> Error {
+        if self.0.control_id.is_none() {
+            self.0.control_id = control_id.map(|control_id| String::from_utf8_lossy(control_id).into_owned());
+        }
+        self
+    }
+
+    /// The same, on a client of this endpoint.
+    pub(crate) fn at(mut self, endpoint: &Endpoint) -> Error {
+        self.0.endpoint.get_or_insert_with(|| endpoint.clone());
+        self
+    }
+
+    /// The one line, and all causes beneath it.
+    pub(crate) fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+
+    /// The advice for the message: what a program or a person does with it now.
+    pub fn advice(&self) -> Advice {
+        match (self.0.delivery, &self.0.kind) {
+            (Delivery::Refused, _) => Advice::SeeRefusal,
+            (Delivery::Unknown, _) => Advice::FindOut,
+            (Delivery::Committed, _) => Advice::DoNotResend,
+            (Delivery::NotSent, ErrorKind::InvalidMessage(_)) => Advice::FixMessage,
+            (Delivery::NotSent, ErrorKind::Config(_)) => Advice::FixSetup,
+            (Delivery::NotSent, ErrorKind::Tls(error)) if !error.is_broken_off() => Advice::FixSetup,
+            // A rule of this machine forbids it.
+            (Delivery::NotSent, ErrorKind::Connect { source, .. })
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
+                ) =>
+            {
+                Advice::FixSetup
+            }
+            (Delivery::NotSent, _) => Advice::Retry,
+        }
+    }
+
+    /// The control ID of the message (MSH-10; of a batch BHS-11 or FHS-11), in which bytes that are no
+    /// UTF-8 are replaced. `None` where there was no message, or it has none.
+    pub fn control_id(&self) -> Option<&str> {
+        self.0.control_id.as_deref()
+    }
+
+    /// The endpoint of the client that it happened on. `None` if there is no client, since its settings
+    /// were refused.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        self.0.endpoint.as_ref()
     }
 
     /// The kind of failure.
@@ -378,8 +478,21 @@ impl Error {
     }
 }
 
+/// The most characters of a control ID that a text shows.
+const SHOWN: usize = 60;
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if f.alternate() {
+            if let Some(endpoint) = &self.0.endpoint {
+                write!(f, "{endpoint}: ")?;
+            }
+            if let Some(control_id) = &self.0.control_id {
+                let shown: String = control_id.chars().take(SHOWN).collect();
+                write!(f, "message {shown:?}{}: ", if shown.len() < control_id.len() { "…" } else { "" })?;
+            }
+            return f.write_str(&self.with_causes());
+        }
         write!(f, "{}", self.0.kind)?;
         if let Some(hint) = &self.0.evidence.hint {
             write!(f, "; {hint}")?;
@@ -397,7 +510,12 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return write!(f, "{self:#}");
+        }
         f.debug_struct("Error")
+            .field("endpoint", &self.0.endpoint)
+            .field("control_id", &self.0.control_id)
             .field("kind", &self.0.kind)
             .field("delivery", &self.0.delivery)
             .field("commit", &self.0.commit)
@@ -517,6 +635,130 @@ mod tests {
         ] {
             assert_eq!(error.to_string(), said);
             assert_eq!(error.source().map(ToString::to_string), cause);
+        }
+    }
+
+    /// Every kind of failure, its advice, and its one line.
+    #[test]
+    fn an_error_says_what_to_do() {
+        use Advice::{DoNotResend, FindOut, FixMessage, FixSetup, Retry, SeeRefusal};
+
+        let io = |kind: io::ErrorKind| Arc::new(io::Error::from(kind));
+        let timeout = |phase| ErrorKind::Timeout { phase, limit: Duration::from_secs(30) };
+        let ended = |received| ErrorKind::Disconnected { phase: Phase::ApplicationAck, received, source: None };
+        let address = Some(SocketAddr::from(([127, 0, 0, 1], 2575)));
+        let connect = |kind| ErrorKind::Connect { address, source: io(kind) };
+        let before = Error::before_sending;
+        let stored = |kind| Error::new(kind, Delivery::Committed, None, Evidence::default());
+        let rows = [
+            (before(ErrorKind::Config("no port".to_owned())), FixSetup, "configuration: no port"),
+            (
+                before(ErrorKind::InvalidMessage(MessageError::NoControlId)),
+                FixMessage,
+                "the message cannot be sent: it has no Message Control ID (MSH-10)",
+            ),
+            (
+                before(connect(io::ErrorKind::ConnectionRefused)),
+                Retry,
+                "cannot connect to 127.0.0.1:2575; the message was not sent: connection refused",
+            ),
+            (
+                before(connect(io::ErrorKind::PermissionDenied)),
+                FixSetup,
+                "cannot connect to 127.0.0.1:2575; the message was not sent: permission denied",
+            ),
+            (before(timeout(Phase::Connect)), Retry, "timed out after 30s while connecting; the message was not sent"),
+            (
+                sent(timeout(Phase::ApplicationAck), None),
+                FindOut,
+                "timed out after 30s while waiting for the application acknowledgment; whether the receiver has the \
+                 message is unknown",
+            ),
+            (
+                sent(timeout(Phase::ApplicationAck), Some(ack("CA"))),
+                DoNotResend,
+                "timed out after 30s while waiting for the application acknowledgment; the receiver has committed the \
+                 message",
+            ),
+            (
+                sent(ended(12), None),
+                FindOut,
+                "the connection ended while waiting for the application acknowledgment, after 12 bytes of an answer; \
+                 whether the receiver has the message is unknown",
+            ),
+            (
+                before(ended(0)),
+                Retry,
+                "the connection ended while waiting for the application acknowledgment; the message was not sent",
+            ),
+            (
+                before(ErrorKind::Desync { stale: 4 }),
+                Retry,
+                "4 bytes had come that belong to no exchange, so the connection was closed; the message was not sent",
+            ),
+            (
+                sent(ErrorKind::MalformedFrame(FrameError::NoStartBlock { first: b'M' }), None),
+                FindOut,
+                "the answer is not an MLLP frame; whether the receiver has the message is unknown: byte 0x4D where the \
+                 Start Block was expected: the peer does not speak MLLP, or frames otherwise",
+            ),
+            (
+                sent(ErrorKind::AckTooLarge { limit: 10 }, None),
+                FindOut,
+                "the answer needs more than 10 bytes, the limit set by max_ack_size; whether the receiver has the \
+                 message is unknown",
+            ),
+            (
+                sent(ErrorKind::MalformedAck(AckParseError::NoMsa), None),
+                FindOut,
+                "the answer is not an acknowledgment; whether the receiver has the message is unknown: the answer has no MSA segment",
+            ),
+            (
+                sent(ErrorKind::UnmatchedAck(ack("AA")), None),
+                FindOut,
+                "the answer acknowledges another message, with control ID \"1\"; whether the receiver has the message \
+                 is unknown",
+            ),
+            (sent(ErrorKind::Nak(ack("AE")), None), SeeRefusal, "the receiver answered AE"),
+            (
+                Error::new(ErrorKind::NotStored { sendings: 3 }, Delivery::Refused, None, Evidence::default()),
+                SeeRefusal,
+                "the receiver did not store the message, 3 times (negative commit block)",
+            ),
+            (
+                sent(ErrorKind::NoCommitBlock, None),
+                FindOut,
+                "the answer came without a commit block of MLLP release 2 before it: the receiver seems to speak \
+                 release 1; whether the receiver has the message is unknown",
+            ),
+            (
+                stored(ErrorKind::StrayCommitBlock),
+                DoNotResend,
+                "a commit block of MLLP release 2 came that belongs to no sending; the receiver has committed the \
+                 message",
+            ),
+            (before(ErrorKind::Closed), Retry, "the connection is closed; the message was not sent"),
+            (
+                sent(ErrorKind::Closed, None),
+                FindOut,
+                "the connection is closed; whether the receiver has the message is unknown",
+            ),
+        ];
+        let endpoint: Endpoint = "mllp://ehr.example.org:2575".parse().unwrap();
+        for (error, advice, line) in rows {
+            assert_eq!(error.advice(), advice, "{line}");
+            assert_eq!((error.control_id(), error.endpoint()), (None, None));
+            assert_eq!(format!("{error:#}"), line);
+            assert!(line.starts_with(&error.to_string()), "{error}");
+            let error = error.at(&endpoint).about(Some(b"MSG\"1"));
+            assert_eq!((error.control_id(), error.endpoint()), (Some("MSG\"1"), Some(&endpoint)));
+            let named = format!("mllp://ehr.example.org:2575: message \"MSG\\\"1\": {line}");
+            assert_eq!((format!("{error:#}"), format!("{error:?}")), (named.clone(), named));
+            assert!(format!("{error:#?}").starts_with("Error {\n"));
+            let error = error.about(Some(b"another")).at(&"mllp://other:1".parse().unwrap());
+            assert_eq!((error.control_id(), error.endpoint()), (Some("MSG\"1"), Some(&endpoint)), "the first counts");
+            let long = Error::before_sending(error.kind().clone()).at(&endpoint).about(Some(&[b'x'; 10_000]));
+            assert!(format!("{long:#}").chars().count() <= 300, "{long:#}");
         }
     }
 }

@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Delivery, Error};
 use crate::hl7::ack::{Ack, AckCode};
@@ -44,6 +43,11 @@ pub enum Event<'a> {
     /// A whole frame has been handed to the operating system.
     #[non_exhaustive]
     Sent {
+        /// The receiver.
+        endpoint: &'a Endpoint,
+        /// The control ID of the message (MSH-10; of a batch BHS-11 or FHS-11); `None` for a payload
+        /// without one.
+        control_id: Option<&'a str>,
         /// Its length on the wire, in bytes.
         bytes: usize,
     },
@@ -51,6 +55,10 @@ pub enum Event<'a> {
     /// [`exchange`](crate::Client::exchange) are not read and not told.
     #[non_exhaustive]
     Acknowledged {
+        /// The receiver.
+        endpoint: &'a Endpoint,
+        /// The control ID of the message (MSH-10).
+        control_id: &'a str,
         /// Its code.
         code: AckCode,
         /// Time since the call began.
@@ -67,6 +75,8 @@ pub enum Event<'a> {
     /// [`allow_repeated_control_ids(true)`](crate::ClientBuilder::allow_repeated_control_ids).
     #[non_exhaustive]
     LateAck {
+        /// The receiver.
+        endpoint: &'a Endpoint,
         /// The control ID of the message that it acknowledges (MSA-2).
         control_id: &'a str,
         /// Its code.
@@ -77,7 +87,9 @@ pub enum Event<'a> {
     /// A call failed; told once for each, refusals included.
     #[non_exhaustive]
     Failed {
-        /// The result that the caller gets.
+        /// The receiver.
+        endpoint: &'a Endpoint,
+        /// The error that the caller gets. [`Error::control_id`] names the message.
         error: &'a Error,
         /// Time since the call began.
         elapsed: Duration,
@@ -150,11 +162,6 @@ impl Monitor {
         }
     }
 
-    /// Passes on a call's result, telling of its failure.
-    pub(crate) fn conclude<T>(&self, result: Result<T, Error>, deadline: &Deadline) -> Result<T, Error> {
-        result.inspect_err(|error| self.emit(&Event::Failed { error, elapsed: deadline.elapsed() }))
-    }
-
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.counters.count(event);
         write_log(event);
@@ -188,17 +195,22 @@ fn write_log(event: &Event<'_>) {
     match event {
         Event::Connected { endpoint, elapsed } => log::debug!("{endpoint}: connected in {elapsed:?}"),
         // The caller knows nothing of this one.
-        Event::ConnectFailed { endpoint, error, attempt, retry_in: Some(retry_in) } => {
-            log::warn!("{endpoint}: attempt {attempt} to connect failed, the next is in {retry_in:?}: {error}");
+        Event::ConnectFailed { error, attempt, retry_in: Some(retry_in), .. } => {
+            log::warn!("attempt {attempt} to connect failed, the next is in {retry_in:?}: {error:#}");
         }
-        Event::ConnectFailed { endpoint, error, attempt, retry_in: None } => {
-            log::debug!("{endpoint}: attempt {attempt} to connect failed: {error}");
+        Event::ConnectFailed { error, attempt, retry_in: None, .. } => {
+            log::debug!("attempt {attempt} to connect failed: {error:#}");
         }
-        Event::Sent { bytes } => log::trace!("sent a frame of {bytes} bytes"),
-        Event::Acknowledged { code, elapsed } => log::trace!("acknowledged with {code} after {elapsed:?}"),
-        Event::Failed { error, elapsed } => log::debug!("failed after {elapsed:?}: {error}"),
-        Event::LateAck { code, ack, .. } => {
-            log::debug!("late acknowledgment {code} for {:?}", ack.control_id_in_short());
+        Event::Sent { endpoint, control_id: Some(control_id), bytes } => {
+            log::trace!("{endpoint}: sent message {control_id:?}, a frame of {bytes} bytes");
+        }
+        Event::Sent { endpoint, control_id: None, bytes } => log::trace!("{endpoint}: sent a frame of {bytes} bytes"),
+        Event::Acknowledged { endpoint, control_id, code, elapsed } => {
+            log::trace!("{endpoint}: message {control_id:?} acknowledged with {code} after {elapsed:?}");
+        }
+        Event::Failed { error, elapsed, .. } => log::debug!("failed after {elapsed:?}: {error:#}"),
+        Event::LateAck { endpoint, code, ack, .. } => {
+            log::debug!("{endpoint}: late acknowledgment {code} for {:?}", ack.control_id_in_short());
         }
         Event::Surplus { endpoint, stale } => {
             log::warn!("{endpoint}: {stale} bytes had come that belong to no exchange; closing the connection");

@@ -237,7 +237,7 @@ pub use builder::ClientBuilder;
 pub use client::{Acks, Client, Request, SendAll};
 pub use connection::Connection;
 pub use endpoint::Endpoint;
-pub use error::{Delivery, Error, ErrorKind, Phase};
+pub use error::{Advice, Delivery, Error, ErrorKind, Phase};
 pub use event::{Event, Stats};
 pub use hl7::ack::{Ack, AckCode, AckMode, AckParseError, ErrorDetail};
 pub use hl7::batch::Batch;

@@ -3,16 +3,17 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind};
-use crate::event::Monitor;
+use crate::event::{Event, Monitor};
 use crate::exchange::AckRules;
 use crate::frame::Framing;
 use crate::hl7::MessageError;
 use crate::hl7::ack::AckMode;
 use crate::hl7::batch::Batch;
 use crate::hl7::charset::Charset;
-use crate::hl7::header::Header;
+use crate::hl7::header::{self, Header};
 use crate::net::StreamOptions;
 
 /// The settings that a client and all its connections share.
@@ -50,6 +51,21 @@ impl Settings {
             charset: self.charset,
             max_kept: self.max_ack_size,
         }
+    }
+
+    /// Passes on a call's result. An error gets the endpoint and the control ID of the payload, and
+    /// is reported.
+    pub(crate) fn conclude<T>(
+        &self,
+        result: Result<T, Error>,
+        payload: Option<&[u8]>,
+        deadline: &Deadline,
+    ) -> Result<T, Error> {
+        result.map_err(|error| {
+            let error = error.about(payload.and_then(header::control_id)).at(&self.endpoint);
+            self.monitor.emit(&Event::Failed { endpoint: &self.endpoint, error: &error, elapsed: deadline.elapsed() });
+            error
+        })
     }
 
     /// Whether a payload can be sent at all.

@@ -497,7 +497,7 @@ fn debug_tells_where_not_what() {
     assert!(shown.contains(&port) && shown.contains("sent: 1"), "{shown}");
     let shown = format!("{:?}", connection(&receiver.endpoint(), LONG));
     assert!(shown.contains(&port) && shown.contains("open: true"), "{shown}");
-    let shown = format!("{:?}", client.send("PID|PROBE\r").unwrap_err());
+    let shown = format!("{:#?}", client.send("PID|PROBE\r").unwrap_err());
     assert!(shown.contains("NotHl7") && shown.contains("NotSent") && !shown.contains("PROBE"), "{shown}");
     let shown = format!("{client:?} {:?}", client.request(&text));
     assert!(!shown.contains("PROBE"), "{shown}");

@@ -37,8 +37,13 @@ fn marked() -> String {
 }
 
 fn shown(error: &Error) -> Vec<String> {
-    let mut shown =
-        vec![format!("{error}"), format!("{error:?}"), format!("{error:#?}"), format!("{:?}", error.kind())];
+    let mut shown = vec![
+        format!("{error}"),
+        format!("{error:#}"),
+        format!("{error:?}"),
+        format!("{error:#?}"),
+        format!("{:?}", error.kind()),
+    ];
     shown.push(error.kind().to_string());
     if let Some(ack) = error.nak().or(error.commit()) {
         shown.push(format!("{ack:?}"));

@@ -135,7 +135,7 @@ impl Connection {
             self.make_fit(&deadline)?;
             self.converse(message, Message::new(message, &header, settings.ack_rules(policy)), policy, &deadline)
         });
-        settings.monitor.conclude(result, &deadline)
+        settings.conclude(result, Some(message), &deadline)
     }
 
     /// Sends any payload and returns the content of the first frame that comes back, as it came,
@@ -158,7 +158,7 @@ impl Connection {
             .and_then(|()| self.settings.check_payload(payload))
             .and_then(|()| self.make_fit(&deadline))
             .and_then(|()| self.converse_unread(payload, &deadline));
-        let reply = self.settings.monitor.conclude(result, &deadline)?;
+        let reply = self.settings.conclude(result, Some(payload), &deadline)?;
         Ok(self.intake.content(reply))
     }
 
@@ -285,13 +285,14 @@ impl Connection {
         live: &mut Live,
         payload: &[u8],
     ) -> Result<(), Cause> {
-        let Settings { framing, monitor, .. } = &*self.settings;
+        let Settings { endpoint, framing, monitor, .. } = &*self.settings;
         let (head, tail) = (framing.head(), framing.tail());
         let bytes = head.len() + payload.len() + tail.len();
         match live.stream.write_frame([head, payload, tail], &conversation.call) {
             Ok(()) => {
                 conversation.progress = Progress::Sent;
-                monitor.emit(&Event::Sent { bytes });
+                let control_id = conversation.awaited.control_id().map(String::from_utf8_lossy);
+                monitor.emit(&Event::Sent { endpoint, control_id: control_id.as_deref(), bytes });
                 Ok(())
             }
             Err((written, halt)) => {
@@ -422,7 +423,12 @@ impl Connection {
         let settings = &*self.settings;
         awaited.decided(|decided| {
             if let Some(verdict) = decided.verdict.filter(|verdict| verdict.code().is_accept()) {
-                settings.monitor.emit(&Event::Acknowledged { code: verdict.code(), elapsed: call.elapsed() });
+                settings.monitor.emit(&Event::Acknowledged {
+                    endpoint: &settings.endpoint,
+                    control_id: &String::from_utf8_lossy(decided.control_id),
+                    code: verdict.code(),
+                    elapsed: call.elapsed(),
+                });
             }
             *leaves_doubt |= !self.intake.remember(&decided, settings);
         });

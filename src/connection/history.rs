@@ -52,7 +52,7 @@ struct Carried {
 enum RememberedAs {
     /// A commit accept has ended the exchange, and the application acknowledgment may still come.
     Awaiting,
-    /// All acknowledgments have come; some of them may come again.
+    /// All awaited acknowledgments have come. A receiver may send one of them a second time.
     Answered,
     /// It was carried by a payload that was not read, and whose reply has come; that may come
     /// again.

@@ -239,7 +239,12 @@ fn recognise(history: &mut History, raw: &[u8], layout: &Layout, settings: &Sett
     let recognised = settings.verify_control_id && history.recognise(layout.control_id(raw), layout.code());
     if recognised {
         let ack = layout.to_ack(raw).in_charset(settings.charset);
-        settings.monitor.emit(&Event::LateAck { control_id: &ack.control_id(), code: ack.code(), ack: &ack });
+        settings.monitor.emit(&Event::LateAck {
+            endpoint: &settings.endpoint,
+            control_id: &ack.control_id(),
+            code: ack.code(),
+            ack: &ack,
+        });
     }
     recognised
 }

@@ -94,7 +94,8 @@ impl Connection {
     /// Opens a connection. The caller emits [`Event::Connected`] or [`Event::ConnectFailed`].
     pub(crate) fn open(settings: &Arc<Settings>, deadline: &Deadline, handle: ShutdownHandle) -> Result<Self, Error> {
         let begun = Deadline::after(settings.stream.connect_timeout);
-        let stream = Stream::open(&settings.endpoint, &settings.stream, deadline, handle.clone())?;
+        let opened = Stream::open(&settings.endpoint, &settings.stream, deadline, handle.clone());
+        let stream = opened.map_err(|error| Error::from(error).at(&settings.endpoint))?;
         Ok(Connection {
             peer: stream.peer_addr(),
             live: Some(Box::new(Live { stream, settings: Arc::clone(settings) })),

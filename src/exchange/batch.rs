@@ -132,7 +132,12 @@ impl<'m> Batched<'m> {
     }
 
     /// Takes one acknowledgment.
-    fn take_acknowledgment(&mut self, raw: &[u8], answer: Answer<'_>, pass_over: &mut PassOver<'_>) -> Result<(), ErrorKind> {
+    fn take_acknowledgment(
+        &mut self,
+        raw: &[u8],
+        answer: Answer<'_>,
+        pass_over: &mut PassOver<'_>,
+    ) -> Result<(), ErrorKind> {
         let layout = Layout::read(raw).map_err(ErrorKind::MalformedAck)?;
         if layout.is_contradicted(raw) {
             return Err(CONTRADICTORY);
@@ -303,6 +308,11 @@ impl Awaited for Batched<'_> {
 
     const HOLDS_MANY: bool = true;
 
+    fn control_id(&self) -> Option<&[u8]> {
+        let whole = self.wholes.first().map(|whole| whole.control_id);
+        whole.or_else(|| self.asks.first().map(|asks| asks.control_id))
+    }
+
     fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
         self.asks.iter().map(|asks| asks.control_id).chain(self.wholes.iter().map(|whole| whole.control_id))
     }
@@ -372,7 +382,8 @@ impl Awaited for Batched<'_> {
                         Some(ack) if ack.code().is_accept() => Ok(ack),
                         Some(refusal) => {
                             let progress = commit().map_or(Progress::Sent, Progress::Committed);
-                            Err(progress.fail(ErrorKind::Nak(refusal), Evidence::default()))
+                            let refused = progress.fail(ErrorKind::Nak(refusal), Evidence::default());
+                            Err(refused.about(Some(asks.control_id)))
                         }
                         None => Err(failure.clone().of_message(asks, commit())),
                     }

@@ -101,6 +101,10 @@ impl<'m> Message<'m> {
 impl Awaited for Message<'_> {
     type End = Ack;
 
+    fn control_id(&self) -> Option<&[u8]> {
+        Some(self.asks.control_id)
+    }
+
     fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
         iter::once(self.asks.control_id).chain(self.batch.into_iter().flat_map(header::control_ids))
     }
@@ -119,7 +123,9 @@ impl Awaited for Message<'_> {
             self.step = Effect::PassedOver;
             // Common case: it holds one acknowledgment and no more.
             match Layout::read(content) {
-                Ok(layout) if layout.ends_with_msa(content) => return self.take_acknowledgment(content, layout, answer, pass_over),
+                Ok(layout) if layout.ends_with_msa(content) => {
+                    return self.take_acknowledgment(content, layout, answer, pass_over);
+                }
                 Err(error) if next_acknowledgment(content, 0).is_none() => return Err(ErrorKind::MalformedAck(error)),
                 _ => {}
             }

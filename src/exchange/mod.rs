@@ -124,7 +124,7 @@ impl Failure {
         if let Some(commit) = commit {
             progress = Progress::Committed(commit);
         }
-        progress.fail(kind, evidence)
+        progress.fail(kind, evidence).about(Some(asks.control_id))
     }
 }
 
@@ -197,6 +197,9 @@ pub(crate) trait Awaited {
     /// Whether one answer may hold many acknowledgments, so that its bytes are better kept than
     /// copied.
     const HOLDS_MANY: bool = false;
+
+    /// The control ID of the payload as a whole, if it has one.
+    fn control_id(&self) -> Option<&[u8]>;
 
     /// The control IDs that acknowledgments of the payload may carry.
     fn control_ids(&self) -> impl Iterator<Item = &[u8]>;
@@ -310,6 +313,10 @@ impl Awaited for AnyFrame<'_> {
     type End = ();
 
     const IS_READ: bool = false;
+
+    fn control_id(&self) -> Option<&[u8]> {
+        self.control_id
+    }
 
     fn control_ids(&self) -> impl Iterator<Item = &[u8]> {
         self.control_id.into_iter().chain(self.others.iter().copied())

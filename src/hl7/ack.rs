@@ -195,7 +195,8 @@ impl Ack {
         self.raw.bytes()
     }
 
-    /// How many bytes it keeps that it shares with no other acknowledgment of the same frame.
+    /// The bytes of memory that this acknowledgment alone keeps; the frame that it stands in, and
+    /// shares with others, is not counted.
     pub(crate) fn kept(&self) -> usize {
         let raw = if let Raw::Whole(raw) = &self.raw { raw.len() } else { 0 };
         raw + self.decoded.as_ref().map_or(0, |decoded| decoded.len())

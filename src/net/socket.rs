@@ -17,8 +17,8 @@ use crate::endpoint::Endpoint;
 /// kernel's own timer is no finer, and an exchange then needs no system call for it.
 const ARMING_TOLERANCE: Duration = Duration::from_millis(1);
 
-/// The largest number of looks, without waiting, of a TLS session from which no answer comes; its
-/// tickets take about four.
+/// The largest number of reads, none of which waits, that one probe of a TLS session makes: a peer
+/// that sends records without content cannot keep it busy. The tickets of TLS 1.3 take about four.
 const MAX_LOOKS: u32 = 256;
 
 /// The flag that makes one call not wait (`MSG_DONTWAIT`), where the system has it.

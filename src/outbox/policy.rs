@@ -1,11 +1,10 @@
 //! The rules for a message after an attempt to deliver it: no I/O.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use super::{Entry, Settlement};
 use crate::backoff::doubled;
-use crate::error::{Delivery, Error, ErrorKind};
+use crate::error::{Advice, Error};
 use crate::hl7::ack::Ack;
 use crate::hl7::ack::AckCode::{ApplicationReject, CommitReject};
 
@@ -51,19 +50,15 @@ impl Policy {
     pub(super) fn judge<'w>(&self, entry: &Entry, sent: &Result<Ack, Error>, why: &'w str) -> Settlement<'w> {
         let Err(error) = sent else { return Settlement::Delivered };
         let retry = |refused| Settlement::Retry { after: self.delay_after(entry.attempts), refused, why };
-        match (error.delivery(), error.kind()) {
-            (Delivery::Committed, _) => Settlement::Delivered,
-            // It would be refused the next time as well.
-            (_, ErrorKind::InvalidMessage(_)) => Settlement::Dead { why },
-            (Delivery::Refused, kind) => match kind {
-                ErrorKind::Nak(ack) if matches!(ack.code(), ApplicationReject | CommitReject) => {
-                    Settlement::Dead { why }
-                }
-                _ if entry.refusals >= self.refusals => Settlement::Dead { why },
-                _ => retry(true),
-            },
-            (Delivery::Unknown, _) if self.unknown == OnUnknown::Hold => Settlement::Held { why },
-            (Delivery::Unknown | Delivery::NotSent, _) => retry(false),
+        match error.advice() {
+            Advice::DoNotResend => Settlement::Delivered,
+            Advice::FixMessage => Settlement::Dead { why },
+            Advice::SeeRefusal => {
+                let is_final = error.nak().is_some_and(|nak| matches!(nak.code(), ApplicationReject | CommitReject));
+                if is_final || entry.refusals >= self.refusals { Settlement::Dead { why } } else { retry(true) }
+            }
+            Advice::FindOut if self.unknown == OnUnknown::Hold => Settlement::Held { why },
+            Advice::FindOut | Advice::Retry | Advice::FixSetup => retry(false),
         }
     }
 
@@ -76,13 +71,7 @@ impl Policy {
 /// A failure in words: what is known of it and of its causes, and the error codes of a refusal that
 /// are numbers (HL7 Table 0357).
 pub(super) fn in_words(error: &Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(beneath) = cause {
-        words.push_str(": ");
-        words.push_str(&beneath.to_string());
-        cause = beneath.source();
-    }
+    let mut words = error.with_causes();
     let details = error.nak().into_iter().flat_map(Ack::errors);
     let is_code = |code: &str| (1..=3).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_digit());
     for code in details.filter_map(|detail| detail.code().filter(|code| is_code(code)).map(|code| code.into_owned())) {

@@ -213,7 +213,7 @@ impl<'d> Permit<'d> {
         // Several calls may have tried at the same time. Only the first failure is counted.
         if self.alone || state.last.is_none() {
             state.attempts = state.attempts.saturating_add(1);
-            let delay = self.dialer.policy.delay_after(state.attempts, error.kind()).filter(|_| state.reached);
+            let delay = self.dialer.policy.delay_after(state.attempts, error).filter(|_| state.reached);
             let (next, recent_until) = (delay.map(Deadline::after), Deadline::after(RECENT));
             state.last = Some(LastFailure { error: error.shared(), next, recent_until });
             state.doubtful = true;

@@ -2,11 +2,10 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::io;
 use std::time::Duration;
 
 use crate::backoff::doubled;
-use crate::error::ErrorKind;
+use crate::error::{Advice, Error};
 
 /// How a [`Client`](crate::Client) that has reached its receiver before tries to reach it again: at
 /// once, then after a delay that doubles from attempt to attempt, always inside the limit of the
@@ -71,8 +70,8 @@ impl Reconnect {
 
     /// How long to wait after so many attempts have failed with this at last; `None` if there is to
     /// be no further one.
-    pub(crate) fn delay_after(&self, attempts: u32, failure: &ErrorKind) -> Option<Duration> {
-        (attempts < self.attempts && may_pass(failure)).then(|| {
+    pub(crate) fn delay_after(&self, attempts: u32, failure: &Error) -> Option<Duration> {
+        (attempts < self.attempts && failure.advice() == Advice::Retry).then(|| {
             // Unlike any other hasher, and so as good as random.
             let number = RandomState::new().build_hasher().finish();
             let longest = self.longest_delay_after(attempts);
@@ -85,28 +84,15 @@ impl Reconnect {
     }
 }
 
-/// Whether a failure to connect may be gone the next time.
-fn may_pass(failure: &ErrorKind) -> bool {
-    match failure {
-        // A name that led to the receiver before is not wrong: that it cannot be resolved now is the resolver's
-        // trouble.
-        ErrorKind::Connect { source, .. } => !matches!(
-            source.kind(),
-            io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
-        ),
-        ErrorKind::Timeout { .. } => true,
-        ErrorKind::Tls(error) => error.is_broken_off(),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::error::Phase;
+    use std::io;
 
-    fn refused() -> ErrorKind {
-        ErrorKind::connect(None, io::ErrorKind::ConnectionRefused.into())
+    use super::*;
+    use crate::error::{ErrorKind, Phase};
+
+    fn refused() -> Error {
+        Error::before_sending(ErrorKind::connect(None, io::ErrorKind::ConnectionRefused.into()))
     }
 
     #[test]
@@ -151,8 +137,8 @@ mod tests {
             (connect(io::ErrorKind::AddrNotAvailable), true),
             (connect(io::ErrorKind::PermissionDenied), false),
             (ErrorKind::Config(String::new()), false),
-            (ErrorKind::Closed, false),
         ] {
+            let failure = Error::before_sending(failure);
             assert_eq!(Reconnect::default().delay_after(1, &failure).is_some(), expected, "{failure:?}");
         }
     }

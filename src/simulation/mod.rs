@@ -318,7 +318,7 @@ impl Link {
         Ok(self.record.sent.len() - before)
     }
 
-    /// Waits until the peer takes something; how many bytes at most.
+    /// Lets time pass until the peer takes something. Returns how many bytes it takes at most.
     fn wait_to_take(&mut self, until: Duration, now: &mut Duration) -> io::Result<usize> {
         let mut free_at = *now;
         loop {

@@ -101,7 +101,8 @@ fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
 pub(super) struct ServerSession {
     connection: Mutex<ServerConnection>,
     incoming: Mutex<Incoming>,
-    /// Its holder may write records, in the order in which they were made.
+    /// TLS records to be written. The holder of the lock writes them, in the order in which they were
+    /// made.
     outgoing: Mutex<Vec<u8>>,
 }
 
