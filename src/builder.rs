@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::client::Client;
@@ -309,7 +310,7 @@ impl ClientBuilder {
             }
         }
         let tls = match (endpoint.is_tls(), self.tls) {
-            (true, config) => Some(TlsConfig::connector_or_default(config, endpoint.host())?),
+            (true, config) => Some(TlsConfig::connector_or_default(config, endpoint.name())?),
             (false, Some(_)) => return refuse(format!("{endpoint}: TLS is set, and the scheme is not mllps")),
             (false, None) => None,
         };
@@ -326,6 +327,7 @@ impl ClientBuilder {
             release2: self.release2,
             ack_policy: self.ack_policy,
             monitor: self.monitor,
+            has_warned: AtomicBool::new(false),
         };
         Ok((Arc::new(settings), self.pool))
     }

@@ -23,16 +23,18 @@
 //! 3. **It costs what the network costs.** One write, one read, no copy of a large message, no
 //!    task, no thread.
 //!
-//! # What became of my message?
+//! # What do I do with the message now?
 //!
-//! [`Error::delivery`] answers it after any failure:
+//! [`Error::advice`] answers it after any failure:
 //!
-//! | [`Delivery`] | means | so |
+//! | [`Advice`] | means | [`Delivery`] |
 //! |---|---|---|
-//! | [`NotSent`](Delivery::NotSent) | the End Block never left for the operating system: no conforming receiver has the message | send it again |
-//! | [`Unknown`](Delivery::Unknown) | it left, and no usable answer came | send it again only to a receiver that recognises a repeated control ID, otherwise ask |
-//! | [`Committed`](Delivery::Committed) | a commit accept (CA) came before the failure: the receiver has it | do not send it again; only the application's verdict is missing |
-//! | [`Refused`](Delivery::Refused) | the receiver said no; [`Error::nak`] has its reasons | mend the message, or the receiver's set-up |
+//! | [`Retry`](Advice::Retry) | nobody has it, and the cause may pass: send the same bytes again, later | [`NotSent`](Delivery::NotSent) |
+//! | [`FixMessage`](Advice::FixMessage) | nobody has it, and these bytes cannot be sent: they fail again | [`NotSent`](Delivery::NotSent) |
+//! | [`FixSetup`](Advice::FixSetup) | nobody has it; an endpoint, a certificate or a setting has to change first | [`NotSent`](Delivery::NotSent) |
+//! | [`SeeRefusal`](Advice::SeeRefusal) | the receiver said no; [`Error::nak`] has its reasons | [`Refused`](Delivery::Refused) |
+//! | [`FindOut`](Advice::FindOut) | it left, and no usable answer came: ask, or send it again only where a repeated control ID is recognised | [`Unknown`](Delivery::Unknown) |
+//! | [`DoNotResend`](Advice::DoNotResend) | a commit accept (CA) came before the failure: the receiver has it, only the application's verdict is missing | [`Committed`](Delivery::Committed) |
 //!
 //! [`Error::kind`] says what happened, and its documentation what to do about it. Nothing is ever
 //! sent twice by itself once the End Block may have left. Before that, on a connection that turns

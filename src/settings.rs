@@ -1,7 +1,10 @@
 //! The settings of a client, and the checks of what is to be sent before anything is opened.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use memchr::memchr2;
 
 use crate::deadline::Deadline;
 use crate::endpoint::Endpoint;
@@ -31,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) release2: bool,
     pub(crate) ack_policy: AckPolicy,
     pub(crate) monitor: Monitor,
+    /// Whether the log has been told of a message whose segments end in line feeds.
+    pub(crate) has_warned: AtomicBool,
 }
 
 /// Which acknowledgment a call waits for, and how long for the application's. A call may have a
@@ -86,7 +91,21 @@ impl Settings {
             Ok(header) if mode == AckMode::FromHeader && header.asked.nothing() => Err(MessageError::NoAckRequested),
             read => read,
         }
+        .inspect(|header| self.warn_of_line_feeds(message, header.control_id))
         .map_err(invalid)
+    }
+
+    /// Warns in the log of the first message whose first segment ends in a line feed alone.
+    fn warn_of_line_feeds(&self, message: &[u8], control_id: &[u8]) {
+        let ends_in_line_feed = memchr2(b'\r', b'\n', message).is_some_and(|end| message[end] == b'\n');
+        if ends_in_line_feed && !self.has_warned.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "{}: the segments of message {:?} end in line feeds, where HL7 asks for Carriage Returns; it is sent \
+                 as it is (messages::split corrects that; warned about once for each client)",
+                self.endpoint,
+                String::from_utf8_lossy(control_id),
+            );
+        }
     }
 
     /// Checks a batch, and that no control ID stands twice in it. Returns the headers in order.

@@ -286,6 +286,19 @@ fn a_file_stores_and_forwards() {
 }
 
 #[test]
+fn an_audit_trail_has_a_line_for_each_message() {
+    let (status, printed, explained) = told(&example("audit").output().unwrap());
+    let lines: Vec<_> = printed.lines().collect();
+    assert_eq!((status, lines.len()), (0, 4), "{explained}");
+    for (number, line) in lines.iter().enumerate() {
+        let message = format!("\"message\":\"MSG{}\"", number + 1);
+        let end = if number == 2 { "\"delivery\":\"Refused\",\"advice\":\"SeeRefusal\"}" } else { "\"ack\":\"AA\"}" };
+        assert!(line.starts_with("{\"receiver\":\"mllp://127.0.0.1:") && line.contains(&message), "{line}");
+        assert!(line.ends_with(end) && !line.contains("EXAMPLE"), "{line}");
+    }
+}
+
+#[test]
 #[cfg(feature = "redis")]
 fn redis_stores_and_forwards() {
     let Some(redis) = common::redis::Redis::start() else { return };

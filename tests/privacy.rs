@@ -7,7 +7,7 @@ use std::error::Error as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Deaf, LONG, SHORT, dead_endpoint, message_of};
+use common::{Deaf, LONG, SHORT, dead_endpoint};
 use mllp_client::outbox::{Forwarder, MemoryOutbox, Outbox};
 use mllp_client::testing::{Receiver, Step};
 use mllp_client::{AckCode, Client, Error, ErrorKind};
@@ -122,9 +122,14 @@ fn nothing_says_what_is_in_a_message() {
     ] {
         errors.push(client.send(message).unwrap_err());
     }
+    for _ in 0..2 {
+        client.send(marked().replace('\r', "\n")).unwrap();
+    }
+    let warnings = RECORDER.0.lock().unwrap().iter().filter(|record| record.contains("messages::split")).count();
+    assert_eq!(warnings, 1, "of line feeds, once for each client");
     errors.push(client.request(&marked()).timeout(Duration::ZERO).send().unwrap_err());
     let deaf = Deaf::new();
-    let large = message_of(MARKER, 64 * 1024 * 1024);
+    let large = marked() + &MARKER.repeat(64 * 1024 * 1024 / MARKER.len());
     errors.push(observed(&deaf.endpoint()).build().unwrap().exchange(&large).unwrap_err());
     errors.push(observed(&dead_endpoint()).build().unwrap().send(marked()).unwrap_err());
 

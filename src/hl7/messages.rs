@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use super::MessageError;
+use super::header::Header;
 use crate::frame::{CARRIAGE_RETURN, END_BLOCK, START_BLOCK};
 
 /// The bytes that some editors put before UTF-8.
@@ -32,6 +34,24 @@ const SUBSTITUTE: u8 = 0x1A;
 /// ```
 pub fn split(text: &[u8]) -> Split<'_> {
     Split { lines: Lines { text, at: 0, returns_until: 0 } }
+}
+
+/// The control ID that an acknowledgment of this message will carry (MSH-10; of a batch FHS-11 or
+/// BHS-11). Bytes that are no UTF-8 are replaced.
+///
+/// # Errors
+///
+/// [`MessageError::NotHl7`] or [`MessageError::NoControlId`], as sending it would say.
+///
+/// # Examples
+///
+/// ```
+/// let message = b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rPID|1||42\r";
+/// assert_eq!(mllp_client::messages::control_id(message)?, "MSG1");
+/// # Ok::<(), mllp_client::MessageError>(())
+/// ```
+pub fn control_id(message: &[u8]) -> Result<Cow<'_, str>, MessageError> {
+    Ok(String::from_utf8_lossy(Header::read(message)?.control_id))
 }
 
 /// The messages in a text, in order. See [`split`].
