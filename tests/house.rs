@@ -63,30 +63,69 @@ fn code(text: &str) -> String {
     code
 }
 
-/// Each path that begins with `crate::` or `super::`, one for each name in braces.
-fn paths(code: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for statement in code.split(';') {
-        // Re-exports show what lies beneath; they use nothing.
-        let is_reexport = statement.trim_start().starts_with("pub") && statement.contains(" use ");
-        for start in ["crate::", "super::"] {
-            for (at, _) in statement.match_indices(start).filter(|_| !is_reexport) {
-                let before = statement[..at].chars().next_back();
-                if before.is_some_and(|before| before == ':' || before.is_alphanumeric()) {
-                    continue;
+/// Whether a statement only re-exports what a module beneath declares.
+fn is_reexport(statement: &str) -> bool {
+    let statement = statement.trim_start();
+    let Some((visibility, used)) = statement.split_once(" use ") else { return false };
+    let is_public = visibility == "pub" || (visibility.starts_with("pub(") && visibility.ends_with(')'));
+    is_public && !["crate::", "super::", "self::"].iter().any(|start| used.trim_start().starts_with(start))
+}
+
+/// All paths of a use tree, such as `a::{b, c::{D as E}}`, from its beginning to where its braces close.
+fn expand(tree: &str) -> Vec<String> {
+    let length = tree.find(|letter: char| !(letter.is_alphanumeric() || "_:*".contains(letter))).unwrap_or(tree.len());
+    let (path, rest) = tree.split_at(length);
+    let Some(inner) = rest.strip_prefix('{').filter(|_| path.ends_with("::")) else { return vec![path.to_owned()] };
+    let (mut depth, mut from, mut found) = (0, 0, Vec::new());
+    for (at, letter) in inner.char_indices() {
+        match letter {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                let name = inner[from..at].trim();
+                let names = if name.is_empty() { Vec::new() } else { expand(name) };
+                found.extend(names.into_iter().map(|name| format!("{path}{name}")));
+                from = at + 1;
+                if letter == '}' {
+                    break;
                 }
-                let path: String = statement[at..]
-                    .chars()
-                    .take_while(|letter| letter.is_alphanumeric() || matches!(letter, '_' | ':'))
-                    .collect();
-                let braces = statement[at + path.len()..].strip_prefix('{').filter(|_| path.ends_with("::"));
-                match braces.and_then(|rest| rest.split_once('}')) {
-                    Some((names, _)) => found.extend(names.split(',').map(|name| format!("{path}{}", name.trim()))),
-                    None => found.push(path),
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Each path that begins with `crate::`, `super::` or the name of a module that is declared here.
+fn paths(code: &str) -> Vec<String> {
+    let declared: Vec<String> = code
+        .lines()
+        .filter_map(|line| Some(line.trim().strip_suffix(';')?.rsplit_once("mod ")?.1.to_owned()))
+        .collect();
+    let starts = ["crate", "super", "self"].iter().map(|start| (*start).to_owned()).chain(declared.iter().cloned());
+    let starts: Vec<String> = starts.map(|start| start + "::").collect();
+    let (mut found, mut reexported) = (Vec::new(), Vec::new());
+    let mut used = String::new();
+    for statement in code.split_inclusive(';') {
+        if is_reexport(statement) {
+            let tree = statement.split_once(" use ").unwrap().1.trim_end_matches(';');
+            reexported.extend(expand(tree));
+            continue;
+        }
+        used.push_str(statement);
+        for start in &starts {
+            for (at, _) in statement.match_indices(start.as_str()) {
+                let before = statement[..at].chars().next_back();
+                if before.is_none_or(|before| before != ':' && before != '_' && !before.is_alphanumeric()) {
+                    found.extend(expand(&statement[at..]));
                 }
             }
         }
     }
+    // What is re-exported may be used here as well.
+    let is_word = |letter: char| letter.is_alphanumeric() || letter == '_';
+    let uses = |name: &str| used.split(|letter| !is_word(letter)).any(|word| word == name);
+    found.extend(reexported.into_iter().filter(|path| path.rsplit("::").next().is_some_and(&uses)));
     found
 }
 
@@ -119,6 +158,26 @@ fn file_of(path: &[&str], files: &[String]) -> Option<String> {
 }
 
 #[test]
+fn paths_are_found_in_whatever_form() {
+    for (code, expected) in [
+        ("use crate::error::Error;", &["crate::error::Error"][..]),
+        ("use crate::{a::{B as _B, self as _a}, c::D,};", &["crate::a::B", "crate::a::self", "crate::c::D"]),
+        ("use crate::{\n    a::{B, C},\n    D as E,\n};", &["crate::a::B", "crate::a::C", "crate::D"]),
+        ("pub(crate) use crate::error::Error as A;", &["crate::error::Error"]),
+        ("pub(crate) use stream::Stream;", &[]),
+        ("mod stream;\npub(crate) use stream::Stream;\nfn f(_: Stream) {}", &["stream::Stream"]),
+        ("mod ack;\nfn f(_: &ack::Ack) {}", &["ack::Ack"]),
+        ("mod ack;\nuse ack::Ack as B;", &["ack::Ack"]),
+        ("pub fn f(_: &crate::error::Error) {\n    use std::fmt;\n}", &["crate::error::Error"]),
+        ("fn f() { super::super::g(); }", &["super::super::g"]),
+        ("use self::stream::Stream;", &["self::stream::Stream"]),
+        ("let a = xcrate::b;", &[]),
+    ] {
+        assert_eq!(paths(code), expected, "{code}");
+    }
+}
+
+#[test]
 fn arrows_run_down() {
     let rooms = rooms();
     let floor = |file: &str| rooms.iter().position(|room| room == file);
@@ -139,8 +198,11 @@ fn arrows_run_down() {
             let parts: Vec<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
             let ups = parts.iter().take_while(|part| **part == "super").count();
             let base = if from.ends_with("mod.rs") { ups } else { ups.saturating_sub(1) };
+            assert!(path != "crate::*", "{from} names everything");
             let full: Vec<&str> = match parts[0] {
                 "crate" => parts[1..].to_vec(),
+                "self" => folder.iter().chain(&parts[1..]).copied().collect(),
+                start if start != "super" => folder.iter().chain(&parts).copied().collect(),
                 _ => folder[..folder.len().saturating_sub(base)].iter().chain(&parts[ups..]).copied().collect(),
             };
             let Some(to) = file_of(&full, &all).filter(|to| to != from && inside(&to)) else { continue };

@@ -9,6 +9,7 @@ use super::{
 use crate::error::{Error, ErrorKind, Evidence, Phase};
 use crate::hl7::ack::{Ack, AckParseError, Layout};
 use crate::hl7::header::{self, Header};
+use crate::hl7::messages;
 
 /// The acknowledgment of one message is awaited.
 #[derive(Debug)]
@@ -125,6 +126,10 @@ impl Awaited for Message<'_> {
             match Layout::read(content) {
                 Ok(layout) if layout.ends_with_msa(content) => {
                     return self.take_acknowledgment(content, layout, answer, pass_over);
+                }
+                // A batch of acknowledgments begins with a header of its own.
+                Err(error) if !messages::is_named(content.trim_ascii_start(), &messages::WRAPPERS) => {
+                    return Err(ErrorKind::MalformedAck(error));
                 }
                 Err(error) if next_acknowledgment(content, 0).is_none() => return Err(ErrorKind::MalformedAck(error)),
                 _ => {}
@@ -308,6 +313,27 @@ mod tests {
             (COMMIT, FromHeader, "CA,AA", "done CA"),
         ] {
             assert_eq!(play(asked, mode, true, answers), expected, "{asked:?} {mode:?} {answers}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_begins_with_no_header_is_no_acknowledgment() {
+        let ack = "MSH|^~\\&|\rMSA|AA|1\r";
+        for (answer, expected) in [
+            (ack.to_owned(), None),
+            (format!("BHS|\r{ack}BTS|1\r"), None),
+            (format!("\r\nBHS|\r{ack}"), None),
+            (format!(" \r{ack}"), Some(AckParseError::NotHl7)),
+            (format!("NTE|1\r{ack}"), Some(AckParseError::NotHl7)),
+            ("MSH|^~\\&|\rMSH|^~\\&|\rMSA|XX|1\r".to_owned(), Some(AckParseError::UnknownCode)),
+            ("BHS|\rBTS|0\r".to_owned(), Some(AckParseError::NotHl7)),
+        ] {
+            let mut message = waiting(ORIGINAL, FromHeader, true);
+            match (take(&mut message, answer.as_bytes()), expected) {
+                (Ok(Effect::Ends), None) => {}
+                (Err(ErrorKind::MalformedAck(error)), Some(expected)) => assert_eq!(error, expected, "{answer:?}"),
+                other => panic!("{answer:?}: {other:?}"),
+            }
         }
     }
 

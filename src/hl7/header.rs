@@ -32,18 +32,19 @@ impl<'m> Header<'m> {
         let mut segments = segment::segments(message).peekable();
         // HL7 begins at the first byte: a receiver's parser sees nothing before MSH.
         if segments.peek().is_none_or(|first| !message.starts_with(first)) {
-            return Err(MessageError::NotHl7);
+            return Err(if is_utf16(message) { MessageError::Utf16 } else { MessageError::NotHl7 });
         }
         for segment in segments {
             // Each header names its own.
-            let delimiters = Delimiters::of_header(segment).ok_or(MessageError::NotHl7)?;
+            let not_hl7 = || if is_utf16(message) { MessageError::Utf16 } else { MessageError::NotHl7 };
+            let delimiters = Delimiters::of_header(segment).ok_or_else(not_hl7)?;
             let (control_id, asked) = match segment.get(..3) {
                 Some(b"MSH") => {
                     let [control_id, accept, application] = delimiters.header_fields(segment, [10, 15, 16]);
                     (control_id, Some(Asked::read(accept, application, delimiters)))
                 }
                 Some(b"FHS" | b"BHS") => (delimiters.header_fields(segment, [11])[0], None),
-                _ => return Err(MessageError::NotHl7),
+                _ => return Err(not_hl7()),
             };
             match (absent_if_null(control_id.trim_ascii()), asked) {
                 (b"", None) => {}
@@ -53,6 +54,11 @@ impl<'m> Header<'m> {
         }
         Err(MessageError::NoControlId)
     }
+}
+
+/// Whether a text is UTF-16, by its byte-order mark or by the header's letters.
+pub(crate) fn is_utf16(text: &[u8]) -> bool {
+    [&b"\xFF\xFE"[..], b"\xFE\xFF", b"M\0S\0H\0", b"\0M\0S\0H"].iter().any(|start| text.starts_with(start))
 }
 
 /// The control ID of what a payload is, if it is HL7 and has one: as [`Header::read`] reads it, and

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::MessageError;
-use super::header::Header;
+use super::header::{self, Header};
 use crate::frame::{CARRIAGE_RETURN, END_BLOCK, START_BLOCK};
 
 /// The bytes that some editors put before UTF-8.
@@ -20,9 +20,19 @@ const SUBSTITUTE: u8 = 0x1A;
 /// It takes what is found in practice: one message or many; bare or in MLLP frames; lines ended by
 /// CR, LF or CRLF; byte-order marks (UTF-8), form feeds and blank lines; batches, whose FHS, BHS,
 /// BTS and FTS segments are passed over. A message in which nothing has to be changed is borrowed.
-/// Inside of a frame whose segments end in CR, a line feed is content. Nothing is lost: text that
-/// belongs to no message is an item of its own, which `send` refuses
-/// ([`MessageError::NotHl7`](crate::MessageError::NotHl7)).
+///
+/// It cuts only where HL7 does:
+///
+/// - Where a message's header ends in CR or CRLF, a lone line feed or form feed in the message is
+///   content.
+/// - A line is a header or a trailer only if a field separator follows its name (`MSH angle 12` is
+///   text).
+/// - A Start Block begins a frame only at the beginning of a line, and an End Block ends one only
+///   where one has begun. In the middle of a bare message both stay where they are, and `send`
+///   refuses the whole with the offset.
+///
+/// Nothing is lost: text that belongs to no message is an item of its own, which `send` refuses
+/// ([`MessageError::NotHl7`], [`MessageError::Utf16`]).
 ///
 /// # Examples
 ///
@@ -33,7 +43,7 @@ const SUBSTITUTE: u8 = 0x1A;
 /// assert!(messages[0].ends_with(b"|2.5\rPID|1||42\r"));
 /// ```
 pub fn split(text: &[u8]) -> Split<'_> {
-    Split { lines: Lines { text, at: 0, returns_until: 0 } }
+    Split { lines: Lines { text, at: 0, framed: false, returns: false } }
 }
 
 /// The control ID that an acknowledgment of this message will carry (MSH-10; of a batch FHS-11 or
@@ -65,26 +75,33 @@ impl<'t> Iterator for Split<'t> {
 
     fn next(&mut self) -> Option<Cow<'t, [u8]>> {
         let text = self.lines.text;
-        let mut message: Option<Range<usize>> = None;
-        // Whether the lines follow each other as they are to be sent, and whether Carriage Returns alone
-        // end them.
-        let (mut as_it_is, mut returns) = (true, false);
+        if self.lines.at == 0 && header::is_utf16(text) {
+            self.lines.at = text.len();
+            return Some(Cow::Borrowed(text));
+        }
+        let mut message: Option<Message> = None;
         while let Some(line) = self.lines.next() {
             let segment = &text[line.segment.clone()];
             match (is_blank(segment), &mut message) {
-                (false, Some(_)) if is_named(segment, &[b"MSH"]) => {
-                    self.lines.at = line.segment.start;
+                (false, Some(message)) if line.is_header || message.is_wrapper(segment) => {
+                    if line.is_header {
+                        self.lines.go_back_to(line);
+                    }
                     break;
                 }
-                (false, Some(_)) if is_named(segment, &WRAPPERS) => break,
                 (false, None) if is_named(segment, &WRAPPERS) => continue,
                 (false, None) => {
-                    (as_it_is, returns) = (line.end == LineEnd::Return, line.returns);
-                    message = Some(line.segment.start..line.after);
+                    message = Some(Message {
+                        at: line.segment.start..line.after,
+                        last: line.segment.end,
+                        separator: line.is_header.then(|| segment[3]),
+                        as_it_is: line.end == LineEnd::Return,
+                    });
                 }
                 (false, Some(message)) => {
-                    as_it_is &= message.end == line.segment.start && line.end == LineEnd::Return;
-                    message.end = line.after;
+                    message.as_it_is &= message.at.end == line.segment.start && line.end == LineEnd::Return;
+                    message.at.end = line.after;
+                    message.last = line.segment.end;
                 }
                 (true, _) => {}
             }
@@ -92,13 +109,13 @@ impl<'t> Iterator for Split<'t> {
                 break;
             }
         }
-        let message = message?;
+        let Message { at, last, as_it_is, .. } = message?;
         if as_it_is {
-            return Some(Cow::Borrowed(&text[message]));
+            return Some(Cow::Borrowed(&text[at]));
         }
-        let text = &text[message];
+        let text = &text[at.start..last];
         let mut mended = Vec::with_capacity(text.len() + 1);
-        for line in (Lines { text, at: 0, returns_until: if returns { text.len() } else { 0 } }) {
+        for line in (Lines { text, at: 0, framed: false, returns: false }) {
             let segment = &text[line.segment];
             if !is_blank(segment) {
                 mended.extend_from_slice(segment);
@@ -106,6 +123,25 @@ impl<'t> Iterator for Split<'t> {
             }
         }
         Some(Cow::Owned(mended))
+    }
+}
+
+/// A message that is being put together from its lines.
+struct Message {
+    at: Range<usize>,
+    /// Where its last segment ends.
+    last: usize,
+    /// The field separator of its header; `None` for text that has none.
+    separator: Option<u8>,
+    /// Whether its lines follow each other as they are to be sent.
+    as_it_is: bool,
+}
+
+impl Message {
+    /// Whether a segment is a header or trailer of a batch, and so the end of this message.
+    fn is_wrapper(&self, segment: &[u8]) -> bool {
+        let is_own = |byte| self.separator.is_none_or(|separator| separator == byte);
+        is_named(segment, &WRAPPERS) && segment.get(3).is_none_or(|&byte| is_own(byte))
     }
 }
 
@@ -121,14 +157,33 @@ pub(crate) const WRAPPERS: [&[u8; 3]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
 
 /// Whether a segment has one of these names.
 pub(crate) fn is_named(segment: &[u8], names: &[&[u8; 3]]) -> bool {
-    // A segment's name is followed by the field separator, which is no letter and no digit; a trailer
-    // may have no field.
-    names.iter().any(|name| segment.starts_with(*name))
-        && segment.get(3).is_none_or(|separator| !separator.is_ascii_alphanumeric())
+    // A segment's name is followed by the field separator; a trailer may have no field, and end here.
+    let ends_name = |byte: &u8| is_separator(*byte) || matches!(*byte, CARRIAGE_RETURN | b'\n');
+    names.iter().any(|name| segment.starts_with(*name)) && segment.get(3).is_none_or(ends_name)
+}
+
+/// Whether a byte can separate fields.
+fn is_separator(byte: u8) -> bool {
+    byte > b' ' && !byte.is_ascii_alphanumeric()
+}
+
+/// Whether a text begins with the header of a message: its name, a field separator (MSH-1) and
+/// encoding characters (MSH-2).
+fn is_msh(text: &[u8]) -> bool {
+    let Some(rest) = text.strip_prefix(b"MSH") else { return false };
+    let encoding = |separator| rest[1..].iter().take_while(move |&&byte| byte != separator && byte >= b' ').take(8);
+    rest.first()
+        .is_some_and(|&separator| is_separator(separator) && encoding(separator).all(|&byte| is_separator(byte)))
+}
+
+/// Whether a text begins with the header or trailer of a batch, to the end of its name at least.
+fn is_wrapper(text: &[u8]) -> bool {
+    let after = |byte: &u8| is_separator(*byte) || matches!(*byte, CARRIAGE_RETURN | b'\n' | FORM_FEED | END_BLOCK);
+    WRAPPERS.iter().any(|name| text.starts_with(*name)) && text.get(3).is_none_or(after)
 }
 
 fn is_blank(segment: &[u8]) -> bool {
-    segment.iter().all(|byte| matches!(byte, b' ' | b'\t' | 0 | &SUBSTITUTE))
+    segment.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\n' | 0 | &FORM_FEED | &SUBSTITUTE))
 }
 
 /// The end of a line.
@@ -145,8 +200,10 @@ enum LineEnd {
 struct Line {
     segment: Range<usize>,
     end: LineEnd,
-    /// Whether Carriage Returns alone end the lines here.
-    returns: bool,
+    /// Whether it is the header of a message (MSH).
+    is_header: bool,
+    /// Whether it stands in a frame.
+    framed: bool,
     /// Where the next line begins.
     after: usize,
 }
@@ -155,9 +212,31 @@ struct Line {
 struct Lines<'t> {
     text: &'t [u8],
     at: usize,
-    /// So far, inside of a frame whose segments end in Carriage Returns, line feeds and form feeds
-    /// belong to the content.
-    returns_until: usize,
+    /// Whether a Start Block has come, and its End Block has not.
+    framed: bool,
+    /// Whether the last header ended in a Carriage Return, so that line feeds and form feeds are
+    /// content.
+    returns: bool,
+}
+
+impl Lines<'_> {
+    /// Lets this line be the next again.
+    fn go_back_to(&mut self, line: Line) {
+        (self.at, self.framed) = (line.segment.start, line.framed);
+    }
+
+    /// Whether a byte ends the line that it stands in. `names_itself`: a header or trailer, in which a
+    /// line feed is no content.
+    fn is_end(&self, at: usize, names_itself: bool) -> bool {
+        match self.text[at] {
+            CARRIAGE_RETURN => true,
+            b'\n' | FORM_FEED => names_itself || !self.returns || is_msh(&self.text[at + 1..]),
+            END_BLOCK => {
+                self.framed && matches!(self.text.get(at + 1), None | Some(&(CARRIAGE_RETURN | b'\n' | START_BLOCK)))
+            }
+            _ => false,
+        }
+    }
 }
 
 impl Iterator for Lines<'_> {
@@ -165,35 +244,44 @@ impl Iterator for Lines<'_> {
 
     fn next(&mut self) -> Option<Line> {
         let mut from = self.at;
-        while self.text[from..].starts_with(BYTE_ORDER_MARK) {
-            from += BYTE_ORDER_MARK.len();
+        loop {
+            match self.text[from..] {
+                [START_BLOCK, ..] => {
+                    (self.at, self.framed, self.returns) = (from + 1, true, false);
+                    let segment = from..from;
+                    return Some(Line { segment, end: LineEnd::Frame, is_header: false, framed: true, after: self.at });
+                }
+                [] => return None,
+                ref rest if rest.starts_with(BYTE_ORDER_MARK) => from += BYTE_ORDER_MARK.len(),
+                ref rest => {
+                    // A blank line that ends in a line feed is one in any mode.
+                    let blank = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | 0)).count();
+                    match rest.get(blank) {
+                        Some(&(b'\n' | FORM_FEED)) => from += blank + 1,
+                        _ => break,
+                    }
+                }
+            }
         }
-        if from == self.text.len() {
-            return None;
-        }
-        let returns = from < self.returns_until;
-        let ends = |byte: &u8| match *byte {
-            CARRIAGE_RETURN | START_BLOCK | END_BLOCK => true,
-            b'\n' | FORM_FEED => !returns,
-            _ => false,
-        };
-        let to = self.text[from..].iter().position(ends).map_or(self.text.len(), |length| from + length);
+        let framed = self.framed;
+        let is_header = is_msh(&self.text[from..]);
+        let names_itself = is_header || is_wrapper(&self.text[from..]);
+        let to = (from..self.text.len()).find(|&at| self.is_end(at, names_itself)).unwrap_or(self.text.len());
         let (end, length) = match self.text[to..] {
             [CARRIAGE_RETURN, b'\n', ..] => (LineEnd::Other, 2),
             [CARRIAGE_RETURN, ..] => (LineEnd::Return, 1),
-            [START_BLOCK | END_BLOCK, ..] => (LineEnd::Frame, 1),
+            [END_BLOCK, ..] => (LineEnd::Frame, 1),
             [_, ..] => (LineEnd::Other, 1),
             [] => (LineEnd::Other, 0),
         };
-        self.at = to + length;
-        if self.text.get(to) == Some(&START_BLOCK) {
-            let content = &self.text[self.at..];
-            let content = &content
-                [..content.iter().position(|byte| matches!(*byte, START_BLOCK | END_BLOCK)).unwrap_or(content.len())];
-            let alone = content.windows(2).any(|pair| pair[0] == CARRIAGE_RETURN && pair[1] != b'\n');
-            self.returns_until = if alone { self.at + content.len() } else { 0 };
+        if names_itself {
+            self.returns = self.text.get(to) == Some(&CARRIAGE_RETURN);
         }
-        Some(Line { segment: from..to, end, returns, after: self.at })
+        if end == LineEnd::Frame {
+            (self.framed, self.returns) = (false, false);
+        }
+        self.at = to + length;
+        Some(Line { segment: from..to, end, is_header, framed, after: self.at })
     }
 }
 
@@ -256,7 +344,7 @@ mod tests {
             ("a frame with a byte-order mark", framed(&format!("\u{FEFF}{one}")), vec![one]),
             ("a frame without the last Carriage Return", framed(one.trim_end()), vec![one]),
             ("a frame with two", framed(&both("\r")), vec![one, two]),
-            ("an LineEnd Block alone", format!("\x0B{one}\x1C\x0B{two}\x1C"), vec![one, two]),
+            ("an End Block alone", format!("\x0B{one}\x1C\x0B{two}\x1C"), vec![one, two]),
             ("a frame cut off", format!("\x0B{one}"), vec![one]),
             ("a bare one and a frame", format!("{one}{}", framed(two)), vec![one, two]),
             ("a batch", format!("BHS|^~\\&|LAB\r{one}{two}BTS|2\r"), vec![one, two]),
@@ -267,6 +355,49 @@ mod tests {
             ("text before", format!("Dear all,\n{one}"), vec!["Dear all,\r", one]),
             ("text after a frame", format!("{}yours\n", framed(one)), vec![one, "yours\r"]),
             ("text alone", "hello".into(), vec!["hello\r"]),
+            ("a line feed in a field", "MSH|^~\\&|LAB\rOBX|a\nb\x0Cc\r".into(), vec!["MSH|^~\\&|LAB\rOBX|a\nb\x0Cc\r"]),
+            ("the same with CRLF", "MSH|^~\\&|LAB\r\nOBX|a\nb\r\n".into(), vec!["MSH|^~\\&|LAB\rOBX|a\nb\r"]),
+            (
+                "a report line named MSH",
+                "MSH|^~\\&|LAB\rOBX|a\nMSH angle\rOBX|b\r".into(),
+                vec!["MSH|^~\\&|LAB\rOBX|a\nMSH angle\rOBX|b\r"],
+            ),
+            (
+                "a line named MSH",
+                "MSH|^~\\&|LAB\nMSH angle\nMSH: 3\nMSH-3\nOBX|b\n".into(),
+                vec!["MSH|^~\\&|LAB\rMSH angle\rMSH: 3\rMSH-3\rOBX|b\r"],
+            ),
+            (
+                "lines named as trailers",
+                "MSH|^~\\&|LAB\nBTS - bus\nFTS: 3\nBHSX|\n".into(),
+                vec!["MSH|^~\\&|LAB\rBTS - bus\rFTS: 3\rBHSX|\r"],
+            ),
+            (
+                "a Start Block in a field",
+                "MSH|^~\\&|LAB\rOBX|a\x0Bb\rOBX|c\r".into(),
+                vec!["MSH|^~\\&|LAB\rOBX|a\x0Bb\rOBX|c\r"],
+            ),
+            (
+                "an End Block in a field",
+                "MSH|^~\\&|LAB\rOBX|a\x1C\rOBX|c\r".into(),
+                vec!["MSH|^~\\&|LAB\rOBX|a\x1C\rOBX|c\r"],
+            ),
+            (
+                "an End Block in a field of a frame",
+                framed("MSH|^~\\&|LAB\rOBX|a\x1Cb\r"),
+                vec!["MSH|^~\\&|LAB\rOBX|a\x1Cb\r"],
+            ),
+            (
+                "a Start Block in a field of a frame",
+                framed("MSH|^~\\&|LAB\rOBX|a\x0Bb\r"),
+                vec!["MSH|^~\\&|LAB\rOBX|a\x0Bb\r"],
+            ),
+            (
+                "a remark, then one with LF",
+                format!("{one}a remark\n{}", TWO.replace('\r', "\n")),
+                vec![&format!("{one}a remark\r"), two],
+            ),
+            ("UTF-16", "\0M\0S\0H\0|\0\n".into(), vec!["\0M\0S\0H\0|\0\n"]),
             ("no header, but the like", "MSHARP|1\r".into(), vec!["MSHARP|1\r"]),
             ("a header inside of a line", "NTE|1||MSH|x\r".into(), vec!["NTE|1||MSH|x\r"]),
         ] {
@@ -292,11 +423,14 @@ mod tests {
         #[test]
         fn what_was_joined_comes_back(
             messages in prop::collection::vec(prop::collection::vec("[A-Z]{2}[0-9]\\|[ -~\u{e4}\u{4e00}]{0,20}", 0..5), 1..6),
-            ends in prop::collection::vec(prop::sample::select(vec!["\r", "\n", "\r\n", "\n\n", "\r \n", "\r\x0C"]), 1..8),
+            returns in prop::collection::vec(prop::sample::select(vec!["\r", "\r\n", "\r\r", "\r \n", "\r\x0C"]), 1..8),
+            feeds in prop::collection::vec(prop::sample::select(vec!["\n", "\n\n", "\n\x0C"]), 1..8),
+            modes in prop::collection::vec(any::<bool>(), 1..4),
             wraps in prop::collection::vec(prop::sample::select(vec![["", ""], ["\x0B", "\x1C\r"], ["\u{FEFF}", ""],
                 ["BHS|^~\\&\n", "BTS|1\n"], ["\n\n", "\x0C\n"]]), 1..4),
         ) {
-            let (mut ends, mut wraps) = (ends.iter().cycle(), wraps.iter().cycle());
+            let (mut returns, mut feeds) = (returns.iter().cycle(), feeds.iter().cycle());
+            let (mut modes, mut wraps) = (modes.iter().cycle(), wraps.iter().cycle());
             let mut joined = String::new();
             let mut expected = Vec::new();
             for (number, segments) in messages.iter().enumerate() {
@@ -304,13 +438,15 @@ mod tests {
                 let [before, after] = wraps.next().unwrap();
                 joined.push_str(before);
                 // Inside of a frame segments end in one way.
-                let framed = before.contains('\u{b}').then(|| ends.next().unwrap().trim_matches([' ', '\u{c}']));
+                let mode = *modes.next().unwrap();
+                let mut end = || if mode { *returns.next().unwrap() } else { *feeds.next().unwrap() };
+                let framed = before.contains('\u{b}').then(|| end().trim_matches([' ', '\u{c}']));
                 for segment in [&header].into_iter().chain(segments) {
                     joined.push_str(segment);
                     joined.push_str(match framed {
                         Some("\r \n") => "\r",
                         Some(end) => end,
-                        None => ends.next().unwrap(),
+                        None => end(),
                     });
                 }
                 joined.push_str(after);

@@ -41,6 +41,10 @@ pub enum MessageError {
     /// sends any payload.
     #[error("it does not begin with an MSH, BHS or FHS segment")]
     NotHl7,
+    /// It is UTF-16 text, in which HL7 is not sent over MLLP. Convert the file, to UTF-8 for
+    /// instance (`iconv -f UTF-16 -t UTF-8`), and name the character set in MSH-18.
+    #[error("it is UTF-16 text; convert it, for instance to UTF-8, before it is sent")]
+    Utf16,
     /// It has no Message Control ID (MSH-10), by which its acknowledgment is known.
     #[error("it has no Message Control ID (MSH-10)")]
     NoControlId,
