@@ -493,7 +493,7 @@ mod tests {
             answers in proptest::collection::vec(("AA|AE|AR|CA|CE|CR", "1|2|"), 0..6),
         ) {
             let asked = Asked { commit, application, conditional: false };
-            let naive = oracle::Header { control_id: b"1".to_vec(), commit, application };
+            let naive = oracle::NaiveHeader { control_id: b"1".to_vec(), commit, application };
             let mut message = waiting(asked, mode, verify);
             for (code, id) in answers {
                 let raw = format!("MSH|^~\\&|\rMSA|{code}|{id}\r");

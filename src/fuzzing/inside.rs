@@ -8,8 +8,8 @@ use crate::hl7::ack::{Ack, AckMode};
 use crate::hl7::charset::Charset;
 
 /// The header as the client reads it.
-pub fn header(message: &[u8]) -> Result<oracle::Header, MessageError> {
-    crate::hl7::header::Header::read(message).map(|header| oracle::Header {
+pub fn header(message: &[u8]) -> Result<oracle::NaiveHeader, MessageError> {
+    crate::hl7::header::Header::read(message).map(|header| oracle::NaiveHeader {
         control_id: header.control_id.to_vec(),
         commit: header.asked.commit,
         application: header.asked.application,

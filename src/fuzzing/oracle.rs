@@ -199,7 +199,7 @@ pub fn is_contradicted(raw: &[u8]) -> bool {
 
 /// The parts of a message's header that matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct NaiveHeader {
     /// MSH-10, or that of the outermost header.
     pub control_id: Vec<u8>,
     /// Whether a commit acknowledgment is asked for.
@@ -209,7 +209,7 @@ pub struct Header {
 }
 
 /// Reads one.
-pub fn header(message: &[u8]) -> Result<Header, MessageError> {
+pub fn header(message: &[u8]) -> Result<NaiveHeader, MessageError> {
     if message.first().is_none_or(|first| b"\r\n".contains(first)) {
         return Err(MessageError::NotHl7);
     }
@@ -227,7 +227,7 @@ pub fn header(message: &[u8]) -> Result<Header, MessageError> {
         };
         match &segment[..3] {
             b"FHS" | b"BHS" if id(11).is_empty() => {}
-            b"FHS" | b"BHS" => return Ok(Header { control_id: id(11), commit: false, application: true }),
+            b"FHS" | b"BHS" => return Ok(NaiveHeader { control_id: id(11), commit: false, application: true }),
             b"MSH" if id(10).is_empty() => return Err(MessageError::NoControlId),
             b"MSH" => {
                 let condition = |number| match split(&split(&part(number), repetition)[0], component)[0].trim_ascii() {
@@ -237,7 +237,7 @@ pub fn header(message: &[u8]) -> Result<Header, MessageError> {
                 let (accept, application) = (condition(15), condition(16));
                 let asks = |condition: &[u8]| !condition.is_empty() && condition != b"NE";
                 let original = accept.is_empty() && application.is_empty();
-                return Ok(Header {
+                return Ok(NaiveHeader {
                     control_id: id(10),
                     commit: asks(&accept),
                     application: original || asks(&application),
@@ -264,7 +264,7 @@ pub enum Meaning {
 
 /// The meaning by code, control ID, mode and the conditions of the message, where nothing else is
 /// outstanding.
-pub fn meaning(header: &Header, mode: AckMode, verify: bool, code: AckCode, control_id: &[u8]) -> Meaning {
+pub fn meaning(header: &NaiveHeader, mode: AckMode, verify: bool, code: AckCode, control_id: &[u8]) -> Meaning {
     let application_is_awaited = match mode {
         AckMode::FromHeader => header.application,
         AckMode::Application => true,

@@ -244,7 +244,7 @@ mod tests {
             b"MSH|^~\\&|||||||A|", b"MSH$%*$$$$$$$A$1", b"FHS|^~\\&", b"BHS|^~\\&|||||||||", b"|P|2.5|||", b"AL", b"NE", b"\r", b"\n",
             b"|", b"$", b"^", b"~", b"\"\"", b" 1 ",
         ])) {
-            let read = Header::read(&message).map(|header| oracle::Header {
+            let read = Header::read(&message).map(|header| oracle::NaiveHeader {
                 control_id: header.control_id.to_vec(),
                 commit: header.asked.commit,
                 application: header.asked.application,

@@ -79,7 +79,7 @@ impl<'t> Iterator for Split<'t> {
             self.lines.at = text.len();
             return Some(Cow::Borrowed(text));
         }
-        let mut message: Option<Message> = None;
+        let mut message: Option<Gathered> = None;
         while let Some(line) = self.lines.next() {
             let segment = &text[line.segment.clone()];
             match (is_blank(segment), &mut message) {
@@ -91,7 +91,7 @@ impl<'t> Iterator for Split<'t> {
                 }
                 (false, None) if is_named(segment, &WRAPPERS) => continue,
                 (false, None) => {
-                    message = Some(Message {
+                    message = Some(Gathered {
                         at: line.segment.start..line.after,
                         last: line.segment.end,
                         separator: line.is_header.then(|| segment[3]),
@@ -109,7 +109,7 @@ impl<'t> Iterator for Split<'t> {
                 break;
             }
         }
-        let Message { at, last, as_it_is, .. } = message?;
+        let Gathered { at, last, as_it_is, .. } = message?;
         if as_it_is {
             return Some(Cow::Borrowed(&text[at]));
         }
@@ -127,7 +127,7 @@ impl<'t> Iterator for Split<'t> {
 }
 
 /// A message that is being put together from its lines.
-struct Message {
+struct Gathered {
     at: Range<usize>,
     /// Where its last segment ends.
     last: usize,
@@ -137,7 +137,7 @@ struct Message {
     as_it_is: bool,
 }
 
-impl Message {
+impl Gathered {
     /// Whether a segment is a header or trailer of a batch, and so the end of this message.
     fn is_wrapper(&self, segment: &[u8]) -> bool {
         let is_own = |byte| self.separator.is_none_or(|separator| separator == byte);

@@ -282,7 +282,7 @@ impl Claim {
     }
 
     /// The entry's fields after this settlement. Storages only store them.
-    pub(super) fn settled<'w>(&self, outcome: Settlement<'w>) -> Settled<'w> {
+    pub(super) fn settled<'w>(&self, outcome: Settlement<'w>) -> AfterSettlement<'w> {
         let (state, rest) = match outcome {
             Settlement::Delivered => (None, None),
             Settlement::Retry { after, .. } => (Some(EntryState::Waiting), Some(after)),
@@ -290,7 +290,7 @@ impl Claim {
             Settlement::Dead { .. } => (Some(EntryState::Dead), None),
         };
         let refused = matches!(outcome, Settlement::Retry { refused: true, .. });
-        Settled {
+        AfterSettlement {
             state,
             attempts: self.entry.attempts.saturating_add(1),
             refusals: self.entry.refusals.saturating_add(refused.into()),
@@ -301,7 +301,7 @@ impl Claim {
 }
 
 /// The fields of an entry after a settlement of its claim.
-pub(super) struct Settled<'w> {
+pub(super) struct AfterSettlement<'w> {
     /// `None` once it is delivered, and leaves the outbox.
     pub(super) state: Option<EntryState>,
     pub(super) attempts: u32,

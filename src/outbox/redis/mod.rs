@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation};
 
-use super::contract::{ORPHANED, Settled};
+use super::contract::{AfterSettlement, ORPHANED};
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
@@ -346,7 +346,7 @@ impl Outbox for RedisOutbox {
 
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
         let shared = &*self.shared;
-        let Settled { state, attempts, refusals, last_failure, rest } = claim.settled(outcome);
+        let AfterSettlement { state, attempts, refusals, last_failure, rest } = claim.settled(outcome);
         let word = state.map_or("delivered", EntryState::as_str);
         shared.change_claimed(claim, word, attempts, refusals, last_failure.unwrap_or_default())?;
         shared.local_claim().end(rest);

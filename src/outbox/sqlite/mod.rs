@@ -14,7 +14,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, named_params, params};
 
-use super::contract::{ORPHANED, Settled};
+use super::contract::{AfterSettlement, ORPHANED};
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
@@ -273,7 +273,7 @@ enum Change {
 
 impl Change {
     fn settlement(claim: &Claim, outcome: Settlement<'_>, keep: bool) -> Change {
-        let Settled { state, attempts, refusals, last_failure, rest } = claim.settled(outcome);
+        let AfterSettlement { state, attempts, refusals, last_failure, rest } = claim.settled(outcome);
         let why = last_failure.unwrap_or_default().to_owned();
         match state {
             None => Change::Deliver { attempts, keep },
