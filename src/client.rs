@@ -199,7 +199,7 @@ impl Client {
     }
 
     /// Sends messages one by one, in order and over one connection, and yields what became of each.
-    /// It stops after the first error, unless told to [go on](SendAll::keep_going).
+    /// It stops after the first error, unless it is set to [go on](SendAll::keep_going).
     ///
     /// Nothing is sent before the iterator is asked for its next item. Each message has the whole
     /// limit. The connection is taken for as long as the iterator lives; one that ends is
@@ -354,8 +354,8 @@ fn was_dead_already(error: &Error) -> bool {
         && error.response().is_none()
 }
 
-/// Whether the answer could not be told from one for an earlier message on this connection, but on
-/// another can.
+/// Whether the answer could not be distinguished from one for an earlier message on this
+/// connection, but on another can.
 fn is_ambiguous_here(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::InvalidMessage(MessageError::ControlIdInUse))
 }
@@ -377,7 +377,8 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// The limit of this call, in place of the client's. With zero, sending fails ([`ErrorKind::Config`]).
+    /// The limit of this call, in place of the client's. With zero, sending fails
+    /// ([`ErrorKind::Config`]).
     pub fn timeout(self, limit: Duration) -> Self {
         Request { timeout: limit, ..self }
     }
@@ -561,8 +562,8 @@ impl<'a, I> SendAll<'a, I> {
         self.continue_after(|_| true)
     }
 
-    /// Goes on with the next message after the failures for which this returns `true`, such as those
-    /// that concern one message alone. Defaults to none.
+    /// Goes on with the next message after the failures for which this returns `true`, such as
+    /// those that concern one message alone. Defaults to none.
     ///
     /// # Examples
     ///

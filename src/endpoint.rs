@@ -42,8 +42,8 @@ impl Endpoint {
 }
 
 impl Endpoint {
-    /// Reads an endpoint. The error says what is wrong with it and what was expected. It does not show
-    /// the text where a user name and a password may stand in it.
+    /// Reads an endpoint. The error says what is wrong with it and what was expected. It does not
+    /// show the text where a user name and a password may stand in it.
     pub(crate) fn parse(text: &str) -> Result<Endpoint, String> {
         let expected = "expected mllp://host:port or mllps://host:port";
         let fail = |problem: &str| format!("endpoint {text:?}: {problem}; {expected}");

@@ -133,8 +133,8 @@ pub enum Advice {
     /// Nobody has the message, and an endpoint, a certificate or a setting has to change before any
     /// message can be sent.
     FixSetup,
-    /// The receiver refused the message; [`Error::nak`] has its reasons. The same bytes will probably
-    /// be refused again.
+    /// The receiver refused the message; [`Error::nak`] has its reasons. The same bytes will
+    /// probably be refused again.
     SeeRefusal,
     /// The receiver may have the message: ask, or send it again only where a repeated control ID is
     /// recognised.
@@ -254,7 +254,7 @@ pub enum ErrorKind {
         /// How many bytes, on the wire.
         stale: usize,
     },
-    /// The answer breaks the MLLP grammar. [`FrameError::NoStartBlock`] tells a peer that does not
+    /// The answer breaks the MLLP grammar. [`FrameError::NoStartBlock`] shows a peer that does not
     /// frame its answers.
     #[error("the answer is not an MLLP frame")]
     MalformedFrame(#[source] FrameError),
@@ -419,14 +419,14 @@ impl Error {
         }
     }
 
-    /// The control ID of the message (MSH-10; of a batch BHS-11 or FHS-11), in which bytes that are no
-    /// UTF-8 are replaced. `None` where there was no message, or it has none.
+    /// The control ID of the message (MSH-10; of a batch BHS-11 or FHS-11), in which bytes that are
+    /// no UTF-8 are replaced. `None` where there was no message, or it has none.
     pub fn control_id(&self) -> Option<&str> {
         self.0.control_id.as_deref()
     }
 
-    /// The endpoint of the client that it happened on. `None` if there is no client, since its settings
-    /// were refused.
+    /// The endpoint of the client that it happened on. `None` if there is no client, since its
+    /// settings were refused.
     pub fn endpoint(&self) -> Option<&Endpoint> {
         self.0.endpoint.as_ref()
     }

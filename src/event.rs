@@ -13,8 +13,8 @@ use crate::hl7::ack::{Ack, AckCode};
 ///
 /// Events carry metadata, never content. In one exchange the order is `Connected` (where a
 /// connection had to be opened), `Sent`, `Acknowledged`; a call that fails ends in one `Failed`.
-/// They are told on the thread of the call, so that those of calls on different threads come at the
-/// same time.
+/// They are emitted on the thread of the call, so that those of calls on different threads come at
+/// the same time.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -34,7 +34,7 @@ pub enum Event<'a> {
         /// Why.
         error: &'a Error,
         /// Which attempt this was, from 1. Calls that wait for the receiver at the same time share
-        /// the attempts and their count; it is told by the one that made it.
+        /// the attempts and their count; the one that made the attempt emits the event.
         attempt: u32,
         /// In what time this call makes the next one, if no other has reached the receiver by then;
         /// `None` after its last.
@@ -45,14 +45,14 @@ pub enum Event<'a> {
     Sent {
         /// The receiver.
         endpoint: &'a Endpoint,
-        /// The control ID of the message (MSH-10; of a batch BHS-11 or FHS-11); `None` for a payload
-        /// without one.
+        /// The control ID of the message (MSH-10; of a batch BHS-11 or FHS-11); `None` for a
+        /// payload without one.
         control_id: Option<&'a str>,
         /// Its length on the wire, in bytes.
         bytes: usize,
     },
     /// An accepting acknowledgment ended an exchange. Replies to a raw
-    /// [`exchange`](crate::Client::exchange) are not read and not told.
+    /// [`exchange`](crate::Client::exchange) are not read, and there is no event of them.
     #[non_exhaustive]
     Acknowledged {
         /// The receiver.
@@ -84,7 +84,7 @@ pub enum Event<'a> {
         /// The acknowledgment.
         ack: &'a Ack,
     },
-    /// A call failed; told once for each, refusals included.
+    /// A call failed or was refused. There is one such event for each call.
     #[non_exhaustive]
     Failed {
         /// The receiver.

@@ -34,7 +34,7 @@ pub(crate) struct Settings {
     pub(crate) release2: bool,
     pub(crate) ack_policy: AckPolicy,
     pub(crate) monitor: Monitor,
-    /// Whether the log has been told of a message whose segments end in line feeds.
+    /// Whether a warning was logged of a message whose segments end in line feeds.
     pub(crate) has_warned: AtomicBool,
 }
 

@@ -71,7 +71,8 @@ fn is_reexport(statement: &str) -> bool {
     is_public && !["crate::", "super::", "self::"].iter().any(|start| used.trim_start().starts_with(start))
 }
 
-/// All paths of a use tree, such as `a::{b, c::{D as E}}`, from its beginning to where its braces close.
+/// All paths of a use tree, such as `a::{b, c::{D as E}}`, from its beginning to where its braces
+/// close.
 fn expand(tree: &str) -> Vec<String> {
     let length = tree.find(|letter: char| !(letter.is_alphanumeric() || "_:*".contains(letter))).unwrap_or(tree.len());
     let (path, rest) = tree.split_at(length);

@@ -85,7 +85,7 @@ pub enum AckMode {
     /// remembered.
     Application,
     /// The first acknowledgment, whatever the header asks for. An application acknowledgment that
-    /// comes after a commit accept is told to the observer
+    /// comes after a commit accept is reported to the observer
     /// ([`Event::LateAck`](crate::Event::LateAck)).
     Commit,
 }
@@ -439,7 +439,7 @@ pub enum AckParseError {
     /// It does not begin with an MSH segment.
     #[error("the answer does not begin with an MSH segment")]
     NotHl7,
-    /// It is a commit block of MLLP release 2, which this client was not told to expect: see
+    /// It is a commit block of MLLP release 2, which this client is not set to expect: see
     /// [`release2`](crate::ClientBuilder::release2).
     #[error("the answer is a commit block of MLLP release 2")]
     CommitBlock,
@@ -452,7 +452,7 @@ pub enum AckParseError {
     /// MSA-1 is none of AA, AE, AR, CA, CE, CR.
     #[error("the Acknowledgment Code (MSA-1) is none of AA, AE, AR, CA, CE, CR")]
     UnknownCode,
-    /// MSA-2 is empty or absent, so that nothing tells which message is meant.
+    /// MSA-2 is empty or absent, so that it names no message.
     #[error("the answer does not say which message it acknowledges (MSA-2 is empty)")]
     NoControlId,
     /// It holds two verdicts on one message, of which one accepts it and the other does not.

@@ -225,8 +225,8 @@ impl Lines<'_> {
         (self.at, self.framed) = (line.segment.start, line.framed);
     }
 
-    /// Whether a byte ends the line that it stands in. `names_itself`: a header or trailer, in which a
-    /// line feed is no content.
+    /// Whether a byte ends the line that it stands in. `names_itself`: a header or trailer, in
+    /// which a line feed is no content.
     fn is_end(&self, at: usize, names_itself: bool) -> bool {
         match self.text[at] {
             CARRIAGE_RETURN => true,

@@ -152,7 +152,8 @@ impl Stream {
         }
     }
 
-    /// Has TCP acknowledge at once what has been received, where the system can be told so.
+    /// Has TCP acknowledge at once what has been received, where the system has a way to ask for
+    /// it.
     pub(crate) fn acknowledge_now(&self) {
         match &self.channel {
             Transport::Plain(socket) => socket.acknowledge_now(),

@@ -28,7 +28,7 @@ use crate::outbox::OutboxError;
 ///   discarded.
 /// - **Nothing is mixed.** Each destination has its own queue, its own claim and its own dead.
 /// - **Nothing is changed.** An entry's bytes are those that were pushed.
-/// - **Nothing is told.** Message content appears in no error, no `Debug` and no log record.
+/// - **Content stays inside.** Message content appears in no error, no `Debug` and no log record.
 pub trait Outbox: Send + Sync {
     /// Puts a message at the end of the queue and returns its number. When it returns, the message
     /// survives what this outbox promises to survive.
@@ -271,7 +271,8 @@ pub struct Claim {
     /// When the claim expires; `None` if it lasts as long as the outbox handle that holds it. After
     /// this instant nothing of the entry may be sent, since another holder may have claimed it.
     pub until: Option<Instant>,
-    /// A token by which the outbox tells this claim from those of earlier and later holders.
+    /// A token by which the outbox distinguishes this claim from those of earlier and later
+    /// holders.
     pub token: u64,
 }
 

@@ -311,7 +311,8 @@ impl ForwarderBuilder {
         ForwarderBuilder { pause_on_dead: pause, ..self }
     }
 
-    /// Is told what happens, on the forwarder's thread, which waits for it. Defaults to nobody.
+    /// Sets a function that gets each event, on the forwarder's thread, which waits for it.
+    /// Defaults to none.
     pub fn on_event(self, observer: impl Fn(&ForwardEvent<'_>) + Send + Sync + 'static) -> Self {
         ForwarderBuilder { observer: Some(Box::new(observer)), ..self }
     }

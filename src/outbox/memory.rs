@@ -87,8 +87,8 @@ impl MemoryOutbox {
         queue.waiting.len() + queue.dead.len() < self.max_entries && queue.bytes + size <= self.max_bytes
     }
 
-    /// Makes room for a message of this size as `when_full` says: waits, or drops the oldest entries.
-    /// Whether there is room afterwards is for the caller to look at.
+    /// Makes room for a message of this size as `when_full` says: waits, or drops the oldest
+    /// entries. Whether there is room afterwards is for the caller to look at.
     fn make_room(&self, size: usize) -> MutexGuard<'_, MemoryQueue> {
         let mut queue = self.shared.lock();
         match self.when_full {

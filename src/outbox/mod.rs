@@ -62,9 +62,9 @@
 //!
 //! # What went wrong
 //!
-//! [`Forwarder::status`] tells what waits, how old the oldest is, what failed last and how much is
-//! dead; [`ForwarderBuilder::on_event`] tells each step. [`Outbox::stopped`] lists what is dead or
-//! held, each entry with its control ID, attempts and last failure; [`Outbox::requeue`] sends it
+//! [`Forwarder::status`] shows what waits, how old the oldest is, what failed last and how much is
+//! dead; [`ForwarderBuilder::on_event`] reports each step. [`Outbox::stopped`] lists what is dead
+//! or held, each entry with its control ID, attempts and last failure; [`Outbox::requeue`] sends it
 //! after all and [`Outbox::discard`] gives it up.
 
 mod contract;

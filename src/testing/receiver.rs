@@ -30,7 +30,7 @@ const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 /// counted.
 const MAX_RECORD: usize = 512 * 1024 * 1024;
 
-/// A blocking MLLP receiver that does what it is told. See the [module](super).
+/// A blocking MLLP receiver that plays the steps it is given. See the [module](super).
 ///
 /// Dropping it ends its connections and waits for its threads.
 pub struct Receiver {

@@ -101,8 +101,8 @@ fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
 pub(super) struct ServerSession {
     connection: Mutex<ServerConnection>,
     incoming: Mutex<Incoming>,
-    /// TLS records to be written. The holder of the lock writes them, in the order in which they were
-    /// made.
+    /// TLS records to be written. The holder of the lock writes them, in the order in which they
+    /// were made.
     outgoing: Mutex<Vec<u8>>,
 }
 
@@ -173,7 +173,7 @@ impl ServerSession {
         tcp.write_all(outgoing)
     }
 
-    /// Tells the peer the end, if it can be told without waiting.
+    /// Sends `close_notify`, if that can be done without waiting.
     pub(super) fn close(&self, tcp: &TcpStream) {
         if let (Ok(mut outgoing), Ok(())) = (self.outgoing.try_lock(), tcp.set_nonblocking(true)) {
             lock(&self.connection).send_close_notify();
