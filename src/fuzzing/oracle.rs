@@ -210,11 +210,14 @@ pub struct NaiveHeader {
 
 /// Reads one.
 pub fn header(message: &[u8]) -> Result<NaiveHeader, MessageError> {
+    let is_utf16 = matches!(message, [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [b'M', 0, b'S', 0, b'H', 0, ..])
+        || message.starts_with(&[0, b'M', 0, b'S', 0, b'H']);
+    let not_hl7 = || if is_utf16 { MessageError::Utf16 } else { MessageError::NotHl7 };
     if message.first().is_none_or(|first| b"\r\n".contains(first)) {
-        return Err(MessageError::NotHl7);
+        return Err(not_hl7());
     }
     for segment in lines(message) {
-        let (field, component, repetition) = delimiters(&segment).ok_or(MessageError::NotHl7)?;
+        let (field, component, repetition) = delimiters(&segment).ok_or_else(not_hl7)?;
         let fields = split(&segment, field);
         // The separator itself is the first field of a header.
         let part = |number: usize| match fields.get(number - 1) {
@@ -243,7 +246,7 @@ pub fn header(message: &[u8]) -> Result<NaiveHeader, MessageError> {
                     application: original || asks(&application),
                 });
             }
-            _ => return Err(MessageError::NotHl7),
+            _ => return Err(not_hl7()),
         }
     }
     Err(MessageError::NoControlId)

@@ -28,7 +28,7 @@ const SUBSTITUTE: u8 = 0x1A;
 /// - A line is a header or a trailer only if a field separator follows its name (`MSH angle 12` is
 ///   text).
 /// - A Start Block begins a frame only at the beginning of a line, and an End Block ends one only
-///   where one has begun. In the middle of a bare message both stay where they are, and `send`
+///   where one has begun, or alone on its line. In the middle of a bare message both stay where they are, and `send`
 ///   refuses the whole with the offset.
 ///
 /// Nothing is lost: text that belongs to no message is an item of its own, which `send` refuses
@@ -227,12 +227,14 @@ impl Lines<'_> {
 
     /// Whether a byte ends the line that it stands in. `names_itself`: a header or trailer, in
     /// which a line feed is no content.
-    fn is_end(&self, at: usize, names_itself: bool) -> bool {
+    fn is_end(&self, from: usize, at: usize, names_itself: bool) -> bool {
         match self.text[at] {
             CARRIAGE_RETURN => true,
             b'\n' | FORM_FEED => names_itself || !self.returns || is_msh(&self.text[at + 1..]),
+            // Alone on its line it is one of a frame whose beginning is missing.
             END_BLOCK => {
-                self.framed && matches!(self.text.get(at + 1), None | Some(&(CARRIAGE_RETURN | b'\n' | START_BLOCK)))
+                (self.framed || at == from)
+                    && matches!(self.text.get(at + 1), None | Some(&(CARRIAGE_RETURN | b'\n' | START_BLOCK)))
             }
             _ => false,
         }
@@ -266,7 +268,7 @@ impl Iterator for Lines<'_> {
         let framed = self.framed;
         let is_header = is_msh(&self.text[from..]);
         let names_itself = is_header || is_wrapper(&self.text[from..]);
-        let to = (from..self.text.len()).find(|&at| self.is_end(at, names_itself)).unwrap_or(self.text.len());
+        let to = (from..self.text.len()).find(|&at| self.is_end(from, at, names_itself)).unwrap_or(self.text.len());
         let (end, length) = match self.text[to..] {
             [CARRIAGE_RETURN, b'\n', ..] => (LineEnd::Other, 2),
             [CARRIAGE_RETURN, ..] => (LineEnd::Return, 1),
@@ -397,6 +399,7 @@ mod tests {
                 format!("{one}a remark\n{}", TWO.replace('\r', "\n")),
                 vec![&format!("{one}a remark\r"), two],
             ),
+            ("a frame whose beginning is missing", format!("{one}\x1C\r{two}"), vec![one, two]),
             ("UTF-16", "\0M\0S\0H\0|\0\n".into(), vec!["\0M\0S\0H\0|\0\n"]),
             ("no header, but the like", "MSHARP|1\r".into(), vec!["MSHARP|1\r"]),
             ("a header inside of a line", "NTE|1||MSH|x\r".into(), vec!["NTE|1||MSH|x\r"]),
