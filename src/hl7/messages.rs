@@ -43,7 +43,7 @@ const SUBSTITUTE: u8 = 0x1A;
 /// assert!(messages[0].ends_with(b"|2.5\rPID|1||42\r"));
 /// ```
 pub fn split(text: &[u8]) -> Split<'_> {
-    Split { lines: Lines { text, at: 0, framed: false, returns: false } }
+    Split { lines: Lines { text, at: 0, is_content: false, framed: false, returns: false } }
 }
 
 /// The control ID that an acknowledgment of this message will carry (MSH-10; of a batch FHS-11 or
@@ -94,6 +94,7 @@ impl<'t> Iterator for Split<'t> {
                     message = Some(Gathered {
                         at: line.segment.start..line.after,
                         last: line.segment.end,
+                        returns: line.returns,
                         separator: line.is_header.then(|| segment[3]),
                         as_it_is: line.end == LineEnd::Return,
                     });
@@ -109,13 +110,13 @@ impl<'t> Iterator for Split<'t> {
                 break;
             }
         }
-        let Gathered { at, last, as_it_is, .. } = message?;
+        let Gathered { at, last, returns, as_it_is, .. } = message?;
         if as_it_is {
             return Some(Cow::Borrowed(&text[at]));
         }
         let text = &text[at.start..last];
         let mut mended = Vec::with_capacity(text.len() + 1);
-        for line in (Lines { text, at: 0, framed: false, returns: false }) {
+        for line in (Lines { text, at: 0, is_content: true, framed: false, returns }) {
             let segment = &text[line.segment];
             if !is_blank(segment) {
                 mended.extend_from_slice(segment);
@@ -131,6 +132,8 @@ struct Gathered {
     at: Range<usize>,
     /// Where its last segment ends.
     last: usize,
+    /// Whether line feeds were content where it begins.
+    returns: bool,
     /// The field separator of its header; `None` for text that has none.
     separator: Option<u8>,
     /// Whether its lines follow each other as they are to be sent.
@@ -204,6 +207,8 @@ struct Line {
     is_header: bool,
     /// Whether it stands in a frame.
     framed: bool,
+    /// Whether line feeds were content where it begins.
+    returns: bool,
     /// Where the next line begins.
     after: usize,
 }
@@ -212,6 +217,8 @@ struct Line {
 struct Lines<'t> {
     text: &'t [u8],
     at: usize,
+    /// Whether it is the content of one message, in which no frame begins or ends.
+    is_content: bool,
     /// Whether a Start Block has come, and its End Block has not.
     framed: bool,
     /// Whether the last header ended in a Carriage Return, so that line feeds and form feeds are
@@ -233,8 +240,12 @@ impl Lines<'_> {
             b'\n' | FORM_FEED => names_itself || !self.returns || is_msh(&self.text[at + 1..]),
             // Alone on its line it is one of a frame whose beginning is missing.
             END_BLOCK => {
-                (self.framed || at == from)
-                    && matches!(self.text.get(at + 1), None | Some(&(CARRIAGE_RETURN | b'\n' | START_BLOCK)))
+                !self.is_content
+                    && (self.framed || at == from)
+                    && matches!(
+                        self.text.get(at + 1),
+                        None | Some(&(CARRIAGE_RETURN | b'\n' | FORM_FEED | START_BLOCK))
+                    )
             }
             _ => false,
         }
@@ -248,10 +259,17 @@ impl Iterator for Lines<'_> {
         let mut from = self.at;
         loop {
             match self.text[from..] {
-                [START_BLOCK, ..] => {
+                [START_BLOCK, ..] if !self.is_content => {
                     (self.at, self.framed, self.returns) = (from + 1, true, false);
                     let segment = from..from;
-                    return Some(Line { segment, end: LineEnd::Frame, is_header: false, framed: true, after: self.at });
+                    return Some(Line {
+                        segment,
+                        end: LineEnd::Frame,
+                        is_header: false,
+                        framed: true,
+                        returns: false,
+                        after: self.at,
+                    });
                 }
                 [] => return None,
                 ref rest if rest.starts_with(BYTE_ORDER_MARK) => from += BYTE_ORDER_MARK.len(),
@@ -265,7 +283,7 @@ impl Iterator for Lines<'_> {
                 }
             }
         }
-        let framed = self.framed;
+        let (framed, returns) = (self.framed, self.returns);
         let is_header = is_msh(&self.text[from..]);
         let names_itself = is_header || is_wrapper(&self.text[from..]);
         let to = (from..self.text.len()).find(|&at| self.is_end(from, at, names_itself)).unwrap_or(self.text.len());
@@ -283,7 +301,7 @@ impl Iterator for Lines<'_> {
             (self.framed, self.returns) = (false, false);
         }
         self.at = to + length;
-        Some(Line { segment: from..to, end, is_header, framed, after: self.at })
+        Some(Line { segment: from..to, end, is_header, framed, returns, after: self.at })
     }
 }
 
@@ -400,6 +418,7 @@ mod tests {
                 vec![&format!("{one}a remark\r"), two],
             ),
             ("a frame whose beginning is missing", format!("{one}\x1C\r{two}"), vec![one, two]),
+            ("text in a batch with CR", "BHS|^~\\&\r\nOBX|a\nb\r\n".into(), vec!["OBX|a\nb\r"]),
             ("UTF-16", "\0M\0S\0H\0|\0\n".into(), vec!["\0M\0S\0H\0|\0\n"]),
             ("no header, but the like", "MSHARP|1\r".into(), vec!["MSHARP|1\r"]),
             ("a header inside of a line", "NTE|1||MSH|x\r".into(), vec!["NTE|1||MSH|x\r"]),
