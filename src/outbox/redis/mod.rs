@@ -109,9 +109,8 @@ impl RedisOutbox {
     /// cannot be reached.
     pub fn open(url: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
         // The library's text may repeat the address, with its password.
-        let client = Client::open(url).map_err(|_| {
-            OutboxError::Config("the address of the Redis server is none, or asks for TLS without it".into())
-        })?;
+        let client = Client::open(url)
+            .map_err(|_| OutboxError::Config("not a Redis URL, or `rediss://` without the feature `tls`".into()))?;
         let server = client.get_connection_info().addr().to_string();
         let shared = RedisShared {
             server,
