@@ -29,14 +29,14 @@ pub(crate) struct Asked {
 
 impl<'m> Header<'m> {
     pub(crate) fn read(message: &'m [u8]) -> Result<Self, MessageError> {
+        let not_hl7 = || if is_utf16(message) { MessageError::Utf16 } else { MessageError::NotHl7 };
         let mut segments = segment::segments(message).peekable();
         // HL7 begins at the first byte: a receiver's parser sees nothing before MSH.
         if segments.peek().is_none_or(|first| !message.starts_with(first)) {
-            return Err(if is_utf16(message) { MessageError::Utf16 } else { MessageError::NotHl7 });
+            return Err(not_hl7());
         }
         for segment in segments {
             // Each header names its own.
-            let not_hl7 = || if is_utf16(message) { MessageError::Utf16 } else { MessageError::NotHl7 };
             let delimiters = Delimiters::of_header(segment).ok_or_else(not_hl7)?;
             let (control_id, asked) = match segment.get(..3) {
                 Some(b"MSH") => {

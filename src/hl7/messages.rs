@@ -160,9 +160,14 @@ pub(crate) const WRAPPERS: [&[u8; 3]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
 
 /// Whether a segment has one of these names.
 pub(crate) fn is_named(segment: &[u8], names: &[&[u8; 3]]) -> bool {
-    // A segment's name is followed by the field separator; a trailer may have no field, and end here.
-    let ends_name = |byte: &u8| is_separator(*byte) || matches!(*byte, CARRIAGE_RETURN | b'\n');
-    names.iter().any(|name| segment.starts_with(*name)) && segment.get(3).is_none_or(ends_name)
+    begins_with_name(segment, names, &[CARRIAGE_RETURN, b'\n'])
+}
+
+/// Whether a text begins with one of these names. A field separator follows it; a trailer may have
+/// no field, so that one of these ends of a line, or nothing, may follow as well.
+fn begins_with_name(text: &[u8], names: &[&[u8; 3]], ends: &[u8]) -> bool {
+    let follows = |byte: &u8| is_separator(*byte) || ends.contains(byte);
+    names.iter().any(|name| text.starts_with(*name)) && text.get(3).is_none_or(follows)
 }
 
 /// Whether a byte can separate fields.
@@ -179,10 +184,9 @@ fn is_msh(text: &[u8]) -> bool {
         .is_some_and(|&separator| is_separator(separator) && encoding(separator).all(|&byte| is_separator(byte)))
 }
 
-/// Whether a text begins with the header or trailer of a batch, to the end of its name at least.
+/// Whether a text begins with the header or trailer of a batch.
 fn is_wrapper(text: &[u8]) -> bool {
-    let after = |byte: &u8| is_separator(*byte) || matches!(*byte, CARRIAGE_RETURN | b'\n' | FORM_FEED | END_BLOCK);
-    WRAPPERS.iter().any(|name| text.starts_with(*name)) && text.get(3).is_none_or(after)
+    begins_with_name(text, &WRAPPERS, &[CARRIAGE_RETURN, b'\n', FORM_FEED, END_BLOCK])
 }
 
 fn is_blank(segment: &[u8]) -> bool {

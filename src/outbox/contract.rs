@@ -196,13 +196,35 @@ impl Entry {
         })
     }
 
-    /// Holds an entry whose holder ended while it was being sent.
-    pub(super) fn hold_if_orphaned(&mut self) {
-        if self.state == EntryState::Sending {
-            self.state = EntryState::Held;
-            self.attempts += 1;
-            self.last_failure = Some(ORPHANED.to_owned());
+    /// The entry's fields after this settlement of its claim. Storages only store them.
+    pub(super) fn settled<'w>(&self, outcome: Settlement<'w>) -> AfterSettlement<'w> {
+        let (state, rest) = match outcome {
+            Settlement::Delivered => (None, None),
+            Settlement::Retry { after, .. } => (Some(EntryState::Waiting), Some(after)),
+            Settlement::Held { .. } => (Some(EntryState::Held), None),
+            Settlement::Dead { .. } => (Some(EntryState::Dead), None),
+        };
+        let refused = matches!(outcome, Settlement::Retry { refused: true, .. });
+        AfterSettlement {
+            state,
+            attempts: self.attempts.saturating_add(1),
+            refusals: self.refusals.saturating_add(refused.into()),
+            last_failure: outcome.why(),
+            rest,
         }
+    }
+
+    /// Takes over the fields after a settlement.
+    pub(super) fn apply(&mut self, settled: &AfterSettlement<'_>) {
+        self.state = settled.state.unwrap_or(self.state);
+        self.attempts = settled.attempts;
+        self.refusals = settled.refusals;
+        self.last_failure = settled.last_failure.map(str::to_owned);
+    }
+
+    /// The fields of an entry whose holder ended while it was being sent: it is held.
+    pub(super) fn orphaned(&self) -> AfterSettlement<'static> {
+        self.settled(Settlement::Held { why: ORPHANED })
     }
 
     /// The control ID of a message, if it can be sent at all.
@@ -281,24 +303,6 @@ impl Claim {
     pub fn new(entry: Entry) -> Claim {
         Claim { entry, until: None, token: 0 }
     }
-
-    /// The entry's fields after this settlement. Storages only store them.
-    pub(super) fn settled<'w>(&self, outcome: Settlement<'w>) -> AfterSettlement<'w> {
-        let (state, rest) = match outcome {
-            Settlement::Delivered => (None, None),
-            Settlement::Retry { after, .. } => (Some(EntryState::Waiting), Some(after)),
-            Settlement::Held { .. } => (Some(EntryState::Held), None),
-            Settlement::Dead { .. } => (Some(EntryState::Dead), None),
-        };
-        let refused = matches!(outcome, Settlement::Retry { refused: true, .. });
-        AfterSettlement {
-            state,
-            attempts: self.entry.attempts.saturating_add(1),
-            refusals: self.entry.refusals.saturating_add(refused.into()),
-            last_failure: outcome.why(),
-            rest,
-        }
-    }
 }
 
 /// The fields of an entry after a settlement of its claim.
@@ -310,6 +314,13 @@ pub(super) struct AfterSettlement<'w> {
     pub(super) last_failure: Option<&'w str>,
     /// The time for which it is not handed out again.
     pub(super) rest: Option<Duration>,
+}
+
+impl<'w> AfterSettlement<'w> {
+    /// The words of the failure; none if it is delivered.
+    pub(super) fn why(&self) -> &'w str {
+        self.last_failure.unwrap_or_default()
+    }
 }
 
 /// The result of a claimed entry, for [`Outbox::settle`].
@@ -341,7 +352,7 @@ pub enum Settlement<'a> {
 }
 
 /// The failure of an entry whose holder ended while it was being sent.
-pub(super) const ORPHANED: &str = "its forwarder ended while it was being sent; whether the receiver has it is unknown";
+const ORPHANED: &str = "its forwarder ended while it was being sent; whether the receiver has it is unknown";
 
 impl<'a> Settlement<'a> {
     /// The words of the failure.

@@ -177,10 +177,11 @@ impl Outbox for MemoryOutbox {
                 local_claim.begin(entry.id);
                 Ok(Some(Claim::new(entry.clone())))
             }
-            _ => {
-                entry.hold_if_orphaned();
+            EntryState::Sending => {
+                entry.apply(&entry.orphaned());
                 Ok(None)
             }
+            EntryState::Held | EntryState::Dead => Ok(None),
         }
     }
 
@@ -201,18 +202,15 @@ impl Outbox for MemoryOutbox {
         if queue.local_claim.claimed() != Some(id) {
             return Err(OutboxError::ClaimLost);
         }
-        let settled = claim.settled(outcome);
+        let settled = claim.entry.settled(outcome);
         queue.local_claim.end(settled.rest);
         let mut entry = queue.waiting.remove(&id).ok_or(OutboxError::ClaimLost)?;
-        entry.attempts = settled.attempts;
-        entry.refusals = settled.refusals;
-        entry.last_failure = settled.last_failure.map(str::to_owned);
+        entry.apply(&settled);
         match settled.state {
             None => {
                 queue.forget(Some(entry));
             }
             Some(state) => {
-                entry.state = state;
                 let entries = if state == EntryState::Dead { &mut queue.dead } else { &mut queue.waiting };
                 entries.insert(id, entry);
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation};
 
-use super::contract::{AfterSettlement, ORPHANED};
+use super::contract::AfterSettlement;
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
@@ -330,8 +330,8 @@ impl Outbox for RedisOutbox {
                 Ok(Some(claim))
             }
             EntryState::Sending => {
-                let attempts = attempts.saturating_add(1);
-                shared.change(&claim, EntryState::Held.as_str(), attempts, refusals, ORPHANED).map(|()| None)
+                let settled = claim.entry.orphaned();
+                shared.change(&claim, word(&settled), settled.attempts, settled.refusals, settled.why()).map(|()| None)
             }
             EntryState::Held | EntryState::Dead => Ok(None),
         }
@@ -345,10 +345,9 @@ impl Outbox for RedisOutbox {
 
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
         let shared = &*self.shared;
-        let AfterSettlement { state, attempts, refusals, last_failure, rest } = claim.settled(outcome);
-        let word = state.map_or("delivered", EntryState::as_str);
-        shared.change_claimed(claim, word, attempts, refusals, last_failure.unwrap_or_default())?;
-        shared.local_claim().end(rest);
+        let settled = claim.entry.settled(outcome);
+        shared.change_claimed(claim, word(&settled), settled.attempts, settled.refusals, settled.why())?;
+        shared.local_claim().end(settled.rest);
         Ok(())
     }
 
@@ -384,6 +383,11 @@ impl Outbox for RedisOutbox {
     fn wait(&self, limit: Duration) {
         self.shared.wake_up.wait(limit.min(POLL));
     }
+}
+
+/// The state after a settlement, as the scripts know it.
+fn word(settled: &AfterSettlement<'_>) -> &'static str {
+    settled.state.map_or("delivered", EntryState::as_str)
 }
 
 impl fmt::Debug for RedisOutbox {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, named_params, params};
 
-use super::contract::{AfterSettlement, ORPHANED};
+use super::contract::AfterSettlement;
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
@@ -272,9 +272,9 @@ enum Change {
 }
 
 impl Change {
-    fn settlement(claim: &Claim, outcome: Settlement<'_>, keep: bool) -> Change {
-        let AfterSettlement { state, attempts, refusals, last_failure, rest } = claim.settled(outcome);
-        let why = last_failure.unwrap_or_default().to_owned();
+    fn settlement(settled: AfterSettlement<'_>, keep: bool) -> Change {
+        let why = settled.why().to_owned();
+        let AfterSettlement { state, attempts, refusals, rest, .. } = settled;
         match state {
             None => Change::Deliver { attempts, keep },
             Some(EntryState::Dead) => Change::Bury { attempts, refusals, why },
@@ -417,9 +417,7 @@ impl Outbox for SqliteOutbox {
                 Ok(Some(Claim::new(head)))
             }
             EntryState::Sending => {
-                let Entry { attempts, refusals, .. } = head;
-                let (state, why) = (EntryState::Held, ORPHANED.to_owned());
-                let hold = Change::Stay { state, attempts: attempts.saturating_add(1), refusals, retry_at: None, why };
+                let hold = Change::settlement(head.orphaned(), self.keep.is_some());
                 self.shared.change(id, hold).map(|_| None)
             }
             EntryState::Held | EntryState::Dead => Ok(None),
@@ -431,11 +429,11 @@ impl Outbox for SqliteOutbox {
     }
 
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
-        let settled = self.shared.change_claimed(claim, Change::settlement(claim, outcome, self.keep.is_some()));
-        if settled.is_ok() {
-            self.shared.lock().local_claim.end(claim.settled(outcome).rest);
-        }
-        settled
+        let settled = claim.entry.settled(outcome);
+        let rest = settled.rest;
+        self.shared.change_claimed(claim, Change::settlement(settled, self.keep.is_some()))?;
+        self.shared.lock().local_claim.end(rest);
+        Ok(())
     }
 
     fn release(&self) {
