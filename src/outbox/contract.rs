@@ -316,13 +316,6 @@ pub(super) struct AfterSettlement<'w> {
     pub(super) rest: Option<Duration>,
 }
 
-impl<'w> AfterSettlement<'w> {
-    /// The words of the failure; none if it is delivered.
-    pub(super) fn why(&self) -> &'w str {
-        self.last_failure.unwrap_or_default()
-    }
-}
-
 /// The result of a claimed entry, for [`Outbox::settle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -331,7 +331,15 @@ impl Outbox for RedisOutbox {
             }
             EntryState::Sending => {
                 let settled = claim.entry.orphaned();
-                shared.change(&claim, word(&settled), settled.attempts, settled.refusals, settled.why()).map(|()| None)
+                shared
+                    .change(
+                        &claim,
+                        word(&settled),
+                        settled.attempts,
+                        settled.refusals,
+                        settled.last_failure.unwrap_or_default(),
+                    )
+                    .map(|()| None)
             }
             EntryState::Held | EntryState::Dead => Ok(None),
         }
@@ -346,7 +354,13 @@ impl Outbox for RedisOutbox {
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
         let shared = &*self.shared;
         let settled = claim.entry.settled(outcome);
-        shared.change_claimed(claim, word(&settled), settled.attempts, settled.refusals, settled.why())?;
+        shared.change_claimed(
+            claim,
+            word(&settled),
+            settled.attempts,
+            settled.refusals,
+            settled.last_failure.unwrap_or_default(),
+        )?;
         shared.local_claim().end(settled.rest);
         Ok(())
     }

@@ -273,7 +273,7 @@ enum Change {
 
 impl Change {
     fn settlement(settled: AfterSettlement<'_>, keep: bool) -> Change {
-        let why = settled.why().to_owned();
+        let why = settled.last_failure.unwrap_or_default().to_owned();
         let AfterSettlement { state, attempts, refusals, rest, .. } = settled;
         match state {
             None => Change::Deliver { attempts, keep },
