@@ -3,6 +3,9 @@
 //! Standard output has one line for each message, as `AA MSG00001`; everything else goes to
 //! standard error.
 
+#[path = "common/ended.rs"]
+mod ended;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,14 +27,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(problem) => {
-            eprintln!("{problem}");
-            ExitCode::from(2)
-        }
-    }
+    ended::exit_status(run(&Arguments::parse()))
 }
 
 /// Whether every message was accepted.

@@ -3,12 +3,15 @@
 //!
 //! Standard output has one line for each acknowledgment, as `CA MSG1 after 3 ms`.
 
+#[path = "common/ended.rs"]
+mod ended;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use mllp_client::testing::{Receiver, Step};
-use mllp_client::{AckCode, Client, Delivery, Error};
+use mllp_client::{AckCode, Client, Delivery};
 
 /// Sends a message that asks for a commit and an application acknowledgment (MSH-15 and MSH-16 are
 /// AL).
@@ -23,16 +26,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(status) => status,
-        Err(problem) => {
-            eprintln!("{problem}");
-            ExitCode::from(2)
-        }
-    }
+    ended::exit_status(run(&Arguments::parse()))
 }
 
-fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
+/// Whether both acknowledgments came, and accept.
+fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     let own = Receiver::answering(|_| {
         Step::acknowledge(AckCode::CommitAccept).then(Step::accept().after(Duration::from_millis(200)))
     })?;
@@ -49,16 +47,14 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     for ack in client.request(message).acks()? {
         match ack {
             Ok(ack) => println!("{} {} after {} ms", ack.code(), ack.control_id(), begun.elapsed().as_millis()),
-            Err(error) => return Ok(explain(&error)),
+            Err(error) => {
+                eprintln!("{error:#}");
+                if error.delivery() == Delivery::Committed {
+                    eprintln!("the receiver has the message, do not send it again; ask for the application's verdict");
+                }
+                return Ok(false);
+            }
         }
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn explain(error: &Error) -> ExitCode {
-    eprintln!("{error}");
-    if error.delivery() == Delivery::Committed {
-        eprintln!("the receiver has the message, do not send it again; ask for the application's verdict");
-    }
-    ExitCode::FAILURE
+    Ok(true)
 }

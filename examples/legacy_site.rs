@@ -4,6 +4,9 @@
 //! Standard output has one line for the message, as `AA MSG1`, and the receiver's text, read in the
 //! site's character set.
 
+#[path = "common/ended.rs"]
+mod ended;
+
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -23,13 +26,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("{problem}");
-            ExitCode::FAILURE
-        }
-    }
+    ended::exit_status(run(&Arguments::parse()).map(|()| true))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {

@@ -4,6 +4,9 @@
 //! than count; it is all that a program needs to feed its own metrics. What it is told is metadata,
 //! never content.
 
+#[path = "common/ended.rs"]
+mod ended;
+
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -38,13 +41,7 @@ struct Seen {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("{problem}");
-            ExitCode::FAILURE
-        }
-    }
+    ended::exit_status(run(&Arguments::parse()).map(|()| true))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {

@@ -5,6 +5,9 @@
 //! thread are the way (see `threads`). Standard output has one line for each message that was
 //! accepted; a summary goes to standard error.
 
+#[path = "common/ended.rs"]
+mod ended;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,14 +29,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(problem) => {
-            eprintln!("{problem}");
-            ExitCode::from(2)
-        }
-    }
+    ended::exit_status(run(&Arguments::parse()))
 }
 
 /// Whether every message was accepted.

@@ -1,6 +1,8 @@
 //! Stores messages in Redis and forwards them, from several machines: run `forward` twice, side by
 //! side, and one forwards while the other stands by, to take over when the first has ended.
 
+#[path = "common/ended.rs"]
+mod ended;
 #[path = "common/forwarding.rs"]
 mod forwarding;
 
@@ -31,7 +33,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    forwarding::ended(run(&Arguments::parse()))
+    ended::exit_status(run(&Arguments::parse()).map(|()| true))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {

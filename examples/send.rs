@@ -140,7 +140,7 @@ impl TlsArguments {
 }
 
 fn send(builder: ClientBuilder, text: &[u8]) -> ExitCode {
-    let messages: Vec<_> = messages::split(text).collect();
+    let messages: Vec<_> = messages::locate(text).collect();
     if messages.is_empty() {
         eprintln!("there is no message to send");
         return ExitCode::from(2);
@@ -156,14 +156,14 @@ fn send(builder: ClientBuilder, text: &[u8]) -> ExitCode {
     };
     progress
         .set_style(ProgressStyle::with_template("{wide_bar} {pos} of {len}, {eta} left").expect("the template is one"));
-    for result in client.send_all(&messages) {
+    for result in client.send_all(messages.iter().map(|found| &found.message)) {
         match result {
             Ok(ack) => progress.suspend(|| report(&ack)),
             Err(error) => {
                 progress.abandon();
-                if messages.len() > 1 {
-                    eprintln!("message {} of {}:", progress.position() + 1, messages.len());
-                }
+                let number = progress.position() as usize;
+                let line = messages[number].problem.map_or(messages[number].line, |problem| problem.line);
+                eprintln!("message {} of {}, line {line}:", number + 1, messages.len());
                 return explain(&error);
             }
         }

@@ -2,6 +2,8 @@
 //! between. Run `push` as often as you like, also while `forward` runs; kill either and start it
 //! again.
 
+#[path = "common/ended.rs"]
+mod ended;
 #[path = "common/forwarding.rs"]
 mod forwarding;
 
@@ -26,7 +28,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    forwarding::ended(run(&Arguments::parse()))
+    ended::exit_status(run(&Arguments::parse()).map(|()| true))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {

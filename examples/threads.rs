@@ -4,6 +4,9 @@
 //! of arrival: each thread's own messages arrive in its order, those of different threads in
 //! between each other. Standard output has one line for each message; the last line counts.
 
+#[path = "common/ended.rs"]
+mod ended;
+
 use std::process::ExitCode;
 use std::thread;
 
@@ -26,13 +29,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("{problem}");
-            ExitCode::FAILURE
-        }
-    }
+    ended::exit_status(run(&Arguments::parse()).map(|()| true))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {

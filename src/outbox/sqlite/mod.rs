@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, named_params, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, named_params, params};
 
 use super::contract::AfterSettlement;
 use super::local_claim::LocalClaim;
@@ -165,23 +165,10 @@ impl SqliteOutbox {
     }
 
     /// Changes the stopped entry of this number; `false` if there is none.
-    fn change_stopped(
-        &self,
-        id: u64,
-        held: &'static str,
-        dead: &'static str,
-        then: &'static str,
-    ) -> Result<bool, OutboxError> {
+    fn change_stopped(&self, id: u64, change: StoppedChange) -> Result<bool, OutboxError> {
         let Ok(number) = i64::try_from(id) else { return Ok(false) };
-        let canonical = [self.shared.destination, number];
-        let changed = self.shared.storage.change(move |writer| {
-            let changed =
-                writer.prepare_cached(held)?.execute(canonical)? + writer.prepare_cached(dead)?.execute(canonical)?;
-            if changed > 0 {
-                writer.prepare_cached(then)?.execute(canonical)?;
-            }
-            Ok(changed as i64)
-        })?;
+        let key = (self.shared.destination, number);
+        let changed = self.shared.storage.change(move |writer| change.make(writer, key))?;
         self.shared.lock().local_claim.end_rest(id);
         self.shared.wake_up.notify();
         Ok(changed > 0)
@@ -286,9 +273,7 @@ impl Change {
     }
 
     fn make(&self, writer: &Connection, (destination, id): (i64, i64)) -> rusqlite::Result<i64> {
-        let execute = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<i64> {
-            Ok(writer.prepare_cached(sql)?.execute(parameters)? as i64)
-        };
+        let execute = |sql: &str, parameters: &[&dyn ToSql]| execute(writer, sql, parameters);
         const LEAVE: &str = "DELETE FROM waiting WHERE destination = ?1 AND id = ?2";
         match self {
             Change::Begin => execute(
@@ -326,6 +311,52 @@ impl Change {
             }
         }
     }
+}
+
+/// A change of an entry that is held or dead.
+#[derive(Clone, Copy)]
+enum StoppedChange {
+    /// It waits again.
+    Requeue,
+    /// It is removed, with its message.
+    Discard,
+}
+
+impl StoppedChange {
+    /// Makes the change; returns the number of entries that were changed.
+    fn make(self, writer: &Connection, (destination, id): (i64, i64)) -> rusqlite::Result<i64> {
+        let execute = |sql: &str| execute(writer, sql, &[&destination, &id]);
+        const REMOVE_DEAD: &str = "DELETE FROM dead WHERE destination = ?1 AND id = ?2";
+        match self {
+            StoppedChange::Requeue => {
+                let held = execute(
+                    "UPDATE waiting SET state = 'waiting', refusals = 0, retry_at = NULL
+                     WHERE destination = ?1 AND id = ?2 AND state = 'held'",
+                )?;
+                let dead = execute(
+                    "INSERT INTO waiting (destination, id, control_id, pushed_at, state, attempts, refusals, last_failure)
+                     SELECT destination, id, control_id, pushed_at, 'waiting', attempts, 0, last_failure
+                     FROM dead WHERE destination = ?1 AND id = ?2",
+                )?;
+                execute(REMOVE_DEAD)?;
+                Ok(held + dead)
+            }
+            StoppedChange::Discard => {
+                let held = execute("DELETE FROM waiting WHERE destination = ?1 AND id = ?2 AND state = 'held'")?;
+                let removed = held + execute(REMOVE_DEAD)?;
+                if removed > 0 {
+                    // The number is unique in the file, and this destination's.
+                    writer.prepare_cached("DELETE FROM message WHERE id = ?1")?.execute([id])?;
+                }
+                Ok(removed)
+            }
+        }
+    }
+}
+
+/// Runs a statement; returns the number of rows that it changed.
+fn execute(writer: &Connection, sql: &str, parameters: &[&dyn ToSql]) -> rusqlite::Result<i64> {
+    Ok(writer.prepare_cached(sql)?.execute(parameters)? as i64)
 }
 
 fn purge(writer: &Connection, destination: i64, before: i64) -> rusqlite::Result<i64> {
@@ -479,24 +510,11 @@ impl Outbox for SqliteOutbox {
     }
 
     fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
-        self.change_stopped(
-            id,
-            "UPDATE waiting SET state = 'waiting', refusals = 0, retry_at = NULL
-             WHERE destination = ?1 AND id = ?2 AND state = 'held'",
-            "INSERT INTO waiting (destination, id, control_id, pushed_at, state, attempts, refusals, last_failure)
-             SELECT destination, id, control_id, pushed_at, 'waiting', attempts, 0, last_failure
-             FROM dead WHERE destination = ?1 AND id = ?2",
-            "DELETE FROM dead WHERE destination = ?1 AND id = ?2",
-        )
+        self.change_stopped(id, StoppedChange::Requeue)
     }
 
     fn discard(&self, id: u64) -> Result<bool, OutboxError> {
-        self.change_stopped(
-            id,
-            "DELETE FROM waiting WHERE destination = ?1 AND id = ?2 AND state = 'held'",
-            "DELETE FROM dead WHERE destination = ?1 AND id = ?2",
-            "DELETE FROM message WHERE id = ?2",
-        )
+        self.change_stopped(id, StoppedChange::Discard)
     }
 
     fn wait(&self, limit: Duration) {
