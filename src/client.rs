@@ -205,6 +205,10 @@ impl Client {
     /// limit. The connection is taken for as long as the iterator lives; one that ends is
     /// replaced before the next message.
     ///
+    /// It is made for files, and refuses a message with a line that cannot be a segment
+    /// ([`MessageError::NotASegment`](crate::MessageError::NotASegment)), such as a remark, which
+    /// [`send`](Client::send) would take.
+    ///
     /// # Examples
     ///
     /// ```
@@ -626,6 +630,7 @@ impl<I> SendAll<'_, I> {
         let pool = &self.client.pool;
         let settings = pool.settings();
         let header = settings.check_message(message, policy.mode)?;
+        settings.check_segments(message)?;
         let lease = match &mut self.lease {
             Some(lease) => {
                 lease.renew();

@@ -17,6 +17,7 @@ use crate::hl7::ack::AckMode;
 use crate::hl7::batch::Batch;
 use crate::hl7::charset::Charset;
 use crate::hl7::header::{self, Header};
+use crate::hl7::messages;
 use crate::net::StreamOptions;
 
 /// The settings that a client and all its connections share.
@@ -93,6 +94,11 @@ impl Settings {
         }
         .inspect(|header| self.warn_of_line_feeds(message, header.control_id))
         .map_err(invalid)
+    }
+
+    /// Whether every line of a message from a file is a segment.
+    pub(crate) fn check_segments(&self, message: &[u8]) -> Result<(), Error> {
+        messages::check_segments(message).map_err(invalid)
     }
 
     /// Warns in the log of the first message whose first segment ends in a line feed alone.

@@ -5,7 +5,6 @@ use std::error::Error;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -35,17 +34,6 @@ pub fn run(task: &Task, outbox: impl Outbox + Clone + 'static, to: &str) -> Resu
     }
 }
 
-/// The exit status of the program: 2, and the reason on standard error, where it failed.
-pub fn ended(result: Result<(), Box<dyn Error>>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("{problem}");
-            ExitCode::from(2)
-        }
-    }
-}
-
 fn push(outbox: &impl Outbox, file: &PathBuf) -> Result<(), Box<dyn Error>> {
     let named = |problem: io::Error| format!("{}: {problem}", file.display());
     let mut content = Vec::new();
@@ -54,9 +42,14 @@ fn push(outbox: &impl Outbox, file: &PathBuf) -> Result<(), Box<dyn Error>> {
         _ => fs::File::open(file).and_then(|mut file| file.read_to_end(&mut content)).map_err(named)?,
     };
     let mut count = 0;
-    for message in messages::split(&content) {
-        let failed = |problem: &dyn Error| format!("{}: message {}: {}", file.display(), count + 1, explained(problem));
-        let entry = mllp_client::outbox::Entry::new(0, message.as_ref()).map_err(|problem| failed(&problem))?;
+    for found in messages::locate(&content) {
+        let failed =
+            |line: usize, problem: &dyn Error| format!("{}: line {line}: {}", file.display(), explained(problem));
+        if let Some(problem) = found.problem {
+            return Err(failed(problem.line, &problem.error).into());
+        }
+        let failed = |problem: &dyn Error| failed(found.line, problem);
+        let entry = mllp_client::outbox::Entry::new(0, found.message.as_ref()).map_err(|problem| failed(&problem))?;
         outbox.push(&entry.message).map_err(|problem| failed(&problem))?;
         say(&format!("pushed {}", entry.control_id))?;
         count += 1;

@@ -3,13 +3,26 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mllp_client::messages;
+use mllp_client::{MessageError, messages};
 
 /// The names of what stands around messages and is left out.
 const WRAPPERS: [&[u8]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
 
 fuzz_target!(|text: &[u8]| {
     let found: Vec<_> = messages::split(text).collect();
+    let located: Vec<_> = messages::locate(text).collect();
+    assert!(located.iter().map(|it| &it.message).eq(&found));
+    let lines = located.iter().flat_map(|it| [it.line, it.problem.map_or(it.line, |problem| problem.line)]);
+    let last = 1 + text.iter().filter(|byte| b"\r\n".contains(byte)).count();
+    assert!(lines.is_sorted() && located.iter().all(|it| (1..=last).contains(&it.line)));
+    for it in &located {
+        if let Some(MessageError::NotASegment { offset, .. }) = it.problem.map(|problem| problem.error) {
+            let line = it.message[offset..].split(|&byte| byte == b'\r').next().unwrap();
+            let separator = it.message[3];
+            let is_named = line.len() >= 3 && line[..3].iter().all(u8::is_ascii_alphanumeric);
+            assert!(!is_named || line.get(3).is_some_and(|&byte| byte != separator), "a segment is called none");
+        }
+    }
     if [&b"\xFF\xFE"[..], b"\xFE\xFF", b"M\0S\0H\0", b"\0M\0S\0H"].iter().any(|start| text.starts_with(start)) {
         assert_eq!(found, [text]);
         return;

@@ -9,7 +9,7 @@ use super::{
 use crate::error::{Error, ErrorKind, Evidence, Phase};
 use crate::hl7::ack::{Ack, AckParseError, Layout};
 use crate::hl7::header::{self, Header};
-use crate::hl7::messages;
+use crate::hl7::segment;
 
 /// The acknowledgment of one message is awaited.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ impl Awaited for Message<'_> {
                     return self.take_acknowledgment(content, layout, answer, pass_over);
                 }
                 // A batch of acknowledgments begins with a header of its own.
-                Err(error) if !messages::is_named(content.trim_ascii_start(), &messages::WRAPPERS) => {
+                Err(error) if !segment::is_named(content.trim_ascii_start(), &segment::WRAPPERS) => {
                     return Err(ErrorKind::MalformedAck(error));
                 }
                 Err(error) if next_acknowledgment(content, 0).is_none() => return Err(ErrorKind::MalformedAck(error)),

@@ -34,7 +34,7 @@ use crate::error::{Delivery, Error, ErrorKind, Evidence, Hint, Phase};
 use crate::hl7::ack::{Ack, AckCode, AckMode, AckParseError, Layout};
 use crate::hl7::charset::Charset;
 use crate::hl7::header::{self, Asked, Header};
-use crate::hl7::messages;
+use crate::hl7::segment;
 
 /// How many acknowledgments of one answer are taken before the clock is asked.
 const STRIDE: usize = 256;
@@ -375,11 +375,11 @@ pub(crate) fn next_acknowledgment(content: &[u8], from: usize) -> Option<Range<u
     while at < content.len() {
         let length = memchr2(b'\r', b'\n', &content[at..]).map_or(content.len() - at, |length| length + 1);
         let segment = &content[at..at + length];
-        let is_wrapper = messages::is_named(segment, &messages::WRAPPERS);
+        let is_wrapper = segment::is_named(segment, &segment::WRAPPERS);
         match start {
             None if is_wrapper || segment.trim_ascii().is_empty() => {}
             None => start = Some(at),
-            Some(start) if is_wrapper || messages::is_named(segment, &[b"MSH"]) => return Some(start..at),
+            Some(start) if is_wrapper || segment::is_named(segment, &[b"MSH"]) => return Some(start..at),
             Some(_) => {}
         }
         at += length;

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use crate::frame::Framing;
 use crate::hl7::MessageError;
-use crate::hl7::header::Header;
-use crate::hl7::messages;
-use crate::hl7::segment::{Delimiters, segments};
+use crate::hl7::header::{self, Header};
+use crate::hl7::messages::{Piece, Pieces};
+use crate::hl7::segment::{Delimiters, WRAPPERS, is_named, offset_of, segments};
 
 /// Messages that are sent together in one frame
 /// ([`Client::send_batch`](crate::Client::send_batch)), between BHS and BTS; several such batches
@@ -76,15 +76,18 @@ impl Batch {
     ///
     /// # Errors
     ///
-    /// Any [`MessageError`] that would keep it from being sent alone; [`MessageError::NotHl7`] also
-    /// if it is not one message, or holds a header or trailer of a batch (FHS, BHS, BTS, FTS).
+    /// Any [`MessageError`] that would keep it from being sent alone;
+    /// [`MessageError::MisplacedSegment`] if it is not one message, or holds a header or trailer of a
+    /// batch (FHS, BHS, BTS, FTS).
     pub fn push(&mut self, message: impl AsRef<[u8]>) -> Result<(), MessageError> {
         let message = message.as_ref();
         Framing::default().check(message)?;
         Header::read(message)?;
-        let is_wrapper = |segment: &[u8]| messages::is_named(segment, &messages::WRAPPERS);
-        if !message.starts_with(b"MSH") || messages::split(message).count() != 1 || segments(message).any(is_wrapper) {
-            return Err(MessageError::NotHl7);
+        let is_wrapper = |segment: &&[u8]| is_named(segment, &WRAPPERS);
+        let second = Pieces::of(message).nth(1).map(|piece| piece.offset());
+        let wrapper = segments(message).find(is_wrapper).map(|segment| offset_of(segment, message));
+        if let Some(offset) = wrapper.into_iter().chain(second).min() {
+            return Err(MessageError::MisplacedSegment { offset });
         }
         let mut message = message.to_vec();
         if !message.ends_with(b"\r") && !message.ends_with(b"\n") {
@@ -96,63 +99,85 @@ impl Batch {
         Ok(())
     }
 
-    /// Reads what begins with FHS or BHS back into messages. Segments may end in CR, LF or CRLF;
-    /// those of the messages end in Carriage Returns afterwards.
+    /// Reads what begins with FHS or BHS back into messages. It takes the text in every shape that
+    /// [`messages::split`](crate::messages::split) does: with any ends of lines, byte-order marks, blank
+    /// lines, in frames. The segments of the messages end in Carriage Returns afterwards.
     ///
     /// # Errors
     ///
-    /// [`MessageError::NotHl7`] if it begins otherwise or holds text that belongs to no message,
-    /// [`MessageError::WrongCount`] if BTS-1 or FTS-1 says other than what is there,
-    /// [`MessageError::NoControlId`] if a control ID holds a delimiter.
+    /// Offsets are those in the text.
+    ///
+    /// - [`MessageError::NotABatch`] if it begins otherwise, [`MessageError::Empty`] if there is
+    ///   nothing in it, [`MessageError::Utf16`].
+    /// - [`MessageError::NotASegment`] for a line that is none, [`MessageError::MisplacedSegment`] for a
+    ///   segment that belongs to no message, or a trailer that belongs to no header.
+    /// - [`MessageError::WrongCount`] if BTS-1 or FTS-1 says other than what is there. See
+    ///   [`parse_ignoring_counts`](Batch::parse_ignoring_counts).
+    /// - [`MessageError::NoControlId`] if a control ID of the batch holds a delimiter.
     pub fn parse(text: &[u8]) -> Result<Batch, MessageError> {
+        Batch::read(text, verify)
+    }
+
+    /// Reads a batch as [`parse`](Batch::parse) does, whatever its trailers count: for senders whose
+    /// BTS-1 or FTS-1 is wrong. Then nothing tells a batch that was cut off from a whole one.
+    /// [`to_bytes`](Batch::to_bytes) writes the right numbers.
+    ///
+    /// # Errors
+    ///
+    /// As [`parse`](Batch::parse), but for [`MessageError::WrongCount`].
+    pub fn parse_ignoring_counts(text: &[u8]) -> Result<Batch, MessageError> {
+        Batch::read(text, |_, _| Ok(()))
+    }
+
+    fn read(text: &[u8], verify: fn(&[u8], usize) -> Result<(), MessageError>) -> Result<Batch, MessageError> {
         let mut batch = Batch { file: None, batches: Vec::new() };
         let mut is_open = false;
-        for (index, segment) in segments(text).enumerate() {
-            let name = segment.get(..3).unwrap_or_default();
-            if index == 0 && !matches!(name, b"FHS" | b"BHS") {
-                return Err(MessageError::NotHl7);
-            }
-            match name {
-                b"FHS" if index == 0 => batch.file = Some(control_id(segment)?),
-                b"BHS" => {
-                    batch.batches.push(BatchPart { control_id: Some(control_id(segment)?), messages: Vec::new() });
-                    is_open = true;
-                }
-                b"MSH" => {
+        let mut is_first = true;
+        for piece in Pieces::of(text) {
+            let misplaced = Err(MessageError::MisplacedSegment { offset: piece.offset() });
+            match piece {
+                Piece::Message(_) if header::is_utf16(text) => return Err(MessageError::Utf16),
+                Piece::Message(_) if is_first => return Err(MessageError::NotABatch),
+                Piece::Message(message) => {
+                    if let Some(offset) = message.stray_line {
+                        return Err(MessageError::NotASegment { offset });
+                    }
+                    if message.separator.is_none() {
+                        return misplaced;
+                    }
                     if !is_open {
                         // BHS and BTS may be left out in a file.
                         batch.batches.push(BatchPart { control_id: None, messages: Vec::new() });
                         is_open = true;
                     }
                     if let Some(part) = batch.batches.last_mut() {
-                        part.messages.push([segment, b"\r"].concat());
+                        part.messages.push(message.to_be_sent(text).into_owned());
                     }
                 }
-                b"BTS" if is_open => {
-                    is_open = false;
-                    verify(segment, batch.batches.last().map_or(0, |part| part.messages.len()))?;
-                }
-                b"FTS" if batch.file.is_some() => {
-                    is_open = false;
-                    // Where BHS is left out, what is counted is not said.
-                    if batch.batches.iter().all(|part| part.control_id.is_some()) {
-                        verify(segment, batch.batches.len())?;
+                Piece::Wrapper(segment, _) => match &segment[..3] {
+                    b"FHS" if is_first => batch.file = Some(control_id(segment)?),
+                    b"BHS" => {
+                        batch.batches.push(BatchPart { control_id: Some(control_id(segment)?), messages: Vec::new() });
+                        is_open = true;
                     }
-                }
-                b"FHS" | b"BTS" | b"FTS" => return Err(MessageError::NotHl7),
-                _ => {
-                    let part = batch.batches.last_mut().filter(|_| is_open);
-                    let message = part.and_then(|part| part.messages.last_mut()).ok_or(MessageError::NotHl7)?;
-                    message.extend_from_slice(segment);
-                    message.push(b'\r');
-                }
+                    b"BTS" if is_open => {
+                        is_open = false;
+                        verify(segment, batch.batches.last().map_or(0, |part| part.messages.len()))?;
+                    }
+                    b"FTS" if batch.file.is_some() => {
+                        is_open = false;
+                        // Where BHS is left out, what is counted is not said.
+                        if batch.batches.iter().all(|part| part.control_id.is_some()) {
+                            verify(segment, batch.batches.len())?;
+                        }
+                    }
+                    _ if is_first => return Err(MessageError::NotABatch),
+                    _ => return misplaced,
+                },
             }
+            is_first = false;
         }
-        match (text.is_empty(), &batch) {
-            (true, _) => Err(MessageError::Empty),
-            (false, Batch { file: None, batches }) if batches.is_empty() => Err(MessageError::NotHl7),
-            _ => Ok(batch),
-        }
+        if is_first { Err(MessageError::Empty) } else { Ok(batch) }
     }
 
     /// The messages, in order.
@@ -294,14 +319,30 @@ mod tests {
         let one = message("1");
         for (name, text, expected) in [
             ("nothing", String::new(), MessageError::Empty),
-            ("a message", one.clone(), MessageError::NotHl7),
-            ("text", "hello\r".into(), MessageError::NotHl7),
-            ("text in it", format!("BHS|^~\\&\rhello\r{one}"), MessageError::NotHl7),
-            ("text behind", format!("BHS|^~\\&\r{one}BTS|1\rhello\r"), MessageError::NotHl7),
+            ("blank lines", "\r\n\r".into(), MessageError::Empty),
+            ("a message", one.clone(), MessageError::NotABatch),
+            ("text", "hello\r".into(), MessageError::NotABatch),
+            ("a trailer", "BTS|1\r".into(), MessageError::NotABatch),
+            ("UTF-16", "\0B\0H\0S\0|".replacen('\0', "\0M\0S\0H", 1), MessageError::Utf16),
+            ("text in it", format!("BHS|^~\\&\rhello\r{one}"), MessageError::MisplacedSegment { offset: 9 }),
+            ("a segment in it", format!("BHS|^~\\&\rPID|1\r{one}"), MessageError::MisplacedSegment { offset: 9 }),
+            (
+                "text in a message",
+                format!("BHS|^~\\&\r{one}hello\r"),
+                MessageError::NotASegment { offset: 9 + one.len() },
+            ),
+            (
+                "text behind",
+                format!("BHS|^~\\&\r{one}BTS|1\rhello\r"),
+                MessageError::MisplacedSegment { offset: 15 + one.len() },
+            ),
             ("no delimiters", format!("BHS\r{one}"), MessageError::NotHl7),
-            ("blank lines", "\r\n\r".into(), MessageError::NotHl7),
-            ("a trailer without its header", format!("BHS|^~\\&\r{one}BTS|1\rFTS|1\r"), MessageError::NotHl7),
-            ("two file headers", format!("FHS|^~\\&\rFHS|^~\\&\r{one}"), MessageError::NotHl7),
+            (
+                "a trailer without its header",
+                format!("BHS|^~\\&\r{one}BTS|1\rFTS|1\r"),
+                MessageError::MisplacedSegment { offset: 15 + one.len() },
+            ),
+            ("two file headers", format!("FHS|^~\\&\rFHS|^~\\&\r{one}"), MessageError::MisplacedSegment { offset: 9 }),
             ("a delimiter in a control ID", format!("BHS$%*!@$$$$$$$$$a|b\r{one}"), MessageError::NoControlId),
             ("one missing", format!("BHS|^~\\&\r{one}BTS|2\r"), MessageError::WrongCount { said: 2, found: 1 }),
             (
@@ -311,6 +352,8 @@ mod tests {
             ),
         ] {
             assert_eq!(Batch::parse(text.as_bytes()), Err(expected), "{name}");
+            let is_count = matches!(expected, MessageError::WrongCount { .. });
+            assert_eq!(Batch::parse_ignoring_counts(text.as_bytes()).is_ok(), is_count, "{name}");
         }
         for (name, text, messages) in [
             ("no trailer", format!("BHS|^~\\&\r{one}"), 1),
@@ -327,13 +370,16 @@ mod tests {
             assert_eq!(Batch::new(id), Err(MessageError::NoControlId), "{id:?}");
         }
         let mut batch = Batch::new("B1").unwrap();
+        let end = message("1").len();
         for (message, expected) in [
-            (message("1") + &message("2"), MessageError::NotHl7),
-            ("BHS|^~\\&|||||||||B2\r".to_owned() + &message("1"), MessageError::NotHl7),
-            (message("1") + "BTS|1\r", MessageError::NotHl7),
-            (message("1") + "BTS\rFTS|1\r", MessageError::NotHl7),
-            (message("1") + "BHS|^~\\&|||||||||B2\r", MessageError::NotHl7),
-            (message("1") + "FHS|^~\\&\n", MessageError::NotHl7),
+            (message("1") + &message("2"), MessageError::MisplacedSegment { offset: end }),
+            ("BHS|^~\\&|||||||||B2\r".to_owned() + &message("1"), MessageError::MisplacedSegment { offset: 0 }),
+            (message("1") + "BTS|1\r", MessageError::MisplacedSegment { offset: end }),
+            (message("1") + "BTS\rFTS|1\r", MessageError::MisplacedSegment { offset: end }),
+            (message("1") + "OBX|a\nBTS|1\r", MessageError::MisplacedSegment { offset: end + 6 }),
+            (message("1") + "BHS|^~\\&|||||||||B2\r", MessageError::MisplacedSegment { offset: end }),
+            (message("1") + "FHS|^~\\&\n", MessageError::MisplacedSegment { offset: end }),
+            ("PID|1\r".to_owned(), MessageError::NotHl7),
             (message(""), MessageError::NoControlId),
             (String::new(), MessageError::Empty),
             ("MSH|\x0B".into(), MessageError::FramingByte { byte: 0x0B, offset: 4 }),

@@ -73,7 +73,7 @@ pub(crate) fn control_id(payload: &[u8]) -> Option<&[u8]> {
         return None;
     }
     // The separators were counted without a look at where the segment ends.
-    let end = control_id.as_ptr().addr() - payload.as_ptr().addr();
+    let end = segment::offset_of(control_id, payload);
     let control_id = match memchr2(b'\r', b'\n', payload.get(..end + control_id.len())?) {
         None => control_id,
         Some(segment_end) if segment_end >= end => &payload[end..segment_end],

@@ -2,17 +2,16 @@
 //! lines.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
+
+use memchr::{memchr, memchr2};
 
 use super::MessageError;
 use super::header::{self, Header};
-use crate::frame::{CARRIAGE_RETURN, END_BLOCK, START_BLOCK};
-
-/// The bytes that some editors put before UTF-8.
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
-const FORM_FEED: u8 = 0x0C;
-/// The byte that some systems put at a file's end.
-const SUBSTITUTE: u8 = 0x1A;
+use super::lines::{LineEnd, Lines, is_blank, is_msh};
+use super::segment::{WRAPPERS, is_named};
+use crate::frame::{CARRIAGE_RETURN, Framing};
 
 /// Cuts a file's bytes into the messages in it, ready to be sent: each from its MSH segment on,
 /// every segment ended by one Carriage Return.
@@ -31,8 +30,12 @@ const SUBSTITUTE: u8 = 0x1A;
 ///   where one has begun, or alone on its line. In the middle of a bare message both stay where they are, and `send`
 ///   refuses the whole with the offset.
 ///
-/// Nothing is lost: text that belongs to no message is an item of its own, which `send` refuses
-/// ([`MessageError::NotHl7`], [`MessageError::Utf16`]).
+/// - A line that cannot be a segment (a remark, a rule of dashes, an indented segment, the rest of a
+///   line that was wrapped) stays in its message.
+///
+/// Nothing is lost: text that belongs to no message is an item of its own. What cannot be sent as it
+/// stands is refused by [`Client::send_all`](crate::Client::send_all) ([`MessageError::NotHl7`],
+/// [`MessageError::Utf16`], [`MessageError::NotASegment`]); [`locate`] says where it is in the file.
 ///
 /// # Examples
 ///
@@ -43,7 +46,25 @@ const SUBSTITUTE: u8 = 0x1A;
 /// assert!(messages[0].ends_with(b"|2.5\rPID|1||42\r"));
 /// ```
 pub fn split(text: &[u8]) -> Split<'_> {
-    Split { lines: Lines { text, at: 0, is_content: false, framed: false, returns: false } }
+    Split { pieces: Pieces::of(text) }
+}
+
+/// Cuts a file's bytes into messages as [`split`] does, and says for each where it stands and what
+/// keeps it from being sent.
+///
+/// # Examples
+///
+/// ```
+/// let file = b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|1|P|2.5\n\nPID|1||42\n-- checked --\n";
+/// let found = mllp_client::messages::locate(file).next().unwrap();
+/// assert_eq!(found.line, 1);
+/// let problem = found.problem.unwrap();
+/// assert_eq!(problem.line, 4);
+/// assert!(problem.error.to_string().contains("no segment"));
+/// // Whoever knows better sends `found.message` all the same, by `Client::send`.
+/// ```
+pub fn locate(text: &[u8]) -> Locate<'_> {
+    Locate { pieces: Pieces::of(text), lines: LineCount { text, at: 0, line: 1 } }
 }
 
 /// The control ID that an acknowledgment of this message will carry (MSH-10; of a batch FHS-11 or
@@ -67,42 +88,211 @@ pub fn control_id(message: &[u8]) -> Result<Cow<'_, str>, MessageError> {
 /// The messages in a text, in order. See [`split`].
 #[derive(Clone)]
 pub struct Split<'t> {
-    lines: Lines<'t>,
+    pieces: Pieces<'t>,
 }
 
 impl<'t> Iterator for Split<'t> {
     type Item = Cow<'t, [u8]>;
 
     fn next(&mut self) -> Option<Cow<'t, [u8]>> {
-        let text = self.lines.text;
-        if self.lines.at == 0 && header::is_utf16(text) {
-            self.lines.at = text.len();
-            return Some(Cow::Borrowed(text));
+        self.pieces.next_message().map(|gathered| gathered.to_be_sent(self.pieces.lines.text()))
+    }
+}
+
+/// Shows how much is left, not what.
+impl fmt::Debug for Split<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Split").field("left", &self.pieces.lines.left()).finish()
+    }
+}
+
+/// The messages in a text with their places, in order. See [`locate`].
+#[derive(Clone)]
+pub struct Locate<'t> {
+    pieces: Pieces<'t>,
+    lines: LineCount<'t>,
+}
+
+/// A message in a text, and where it stands.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Located<'t> {
+    /// Its bytes, as [`split`] yields them.
+    pub message: Cow<'t, [u8]>,
+    /// The line of the text on which it begins, counted from 1. A line ends in CR, LF or CRLF.
+    pub line: usize,
+    /// What keeps it from being sent; `None` if nothing does.
+    pub problem: Option<Problem>,
+}
+
+/// What keeps a message of a text from being sent, and where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Problem {
+    /// The reason, as [`Client::send_all`](crate::Client::send_all) gives it with the framing that the
+    /// specification asks for. An offset is one in the message.
+    pub error: MessageError,
+    /// The line of the text that is the reason, counted from 1; for a missing control ID that of the
+    /// header.
+    pub line: usize,
+}
+
+impl<'t> Iterator for Locate<'t> {
+    type Item = Located<'t>;
+
+    fn next(&mut self) -> Option<Located<'t>> {
+        let text = self.pieces.lines.text();
+        let gathered = self.pieces.next_message()?;
+        let message = gathered.to_be_sent(text);
+        let line = self.lines.number_at(gathered.at.start);
+        let problem = problem_of(&message).map(|error| {
+            let at = match error {
+                MessageError::FramingByte { byte, .. } => {
+                    memchr(byte, &text[gathered.at.clone()]).map(|offset| gathered.at.start + offset)
+                }
+                MessageError::NotASegment { .. } => gathered.stray_line,
+                _ => None,
+            };
+            Problem { error, line: at.map_or(line, |at| self.lines.number_at(at)) }
+        });
+        Some(Located { message, line, problem })
+    }
+}
+
+impl fmt::Debug for Locate<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Locate").field("left", &self.pieces.lines.left()).finish()
+    }
+}
+
+/// Shows the length of the message, not its content.
+impl fmt::Debug for Located<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Located")
+            .field("len", &self.message.len())
+            .field("line", &self.line)
+            .field("problem", &self.problem)
+            .finish()
+    }
+}
+
+/// What keeps a message of a file from being sent.
+fn problem_of(message: &[u8]) -> Option<MessageError> {
+    let checked = Framing::default().check(message).map_err(MessageError::from);
+    checked.and_then(|()| Header::read(message)).and_then(|_| check_segments(message)).err()
+}
+
+/// Whether every line of a message is a segment: three letters or digits and the field separator
+/// (HL7 v2.5, chapter 2.5.2). Where the header ends in a Carriage Return, line feeds are content.
+pub(crate) fn check_segments(message: &[u8]) -> Result<(), MessageError> {
+    let Some(&outermost) = message.get(3) else { return Ok(()) };
+    // A batch may separate fields otherwise than the messages in it.
+    let mut separator = outermost;
+    let returns = memchr2(b'\r', b'\n', message).is_some_and(|end| message[end] == b'\r');
+    let mut from = 0;
+    while from < message.len() {
+        let rest = &message[from..];
+        let end = if returns { memchr(b'\r', rest) } else { memchr2(b'\r', b'\n', rest) };
+        let line = &rest[..end.unwrap_or(rest.len())];
+        // Blank lines, and the second half of CRLF.
+        let blank = line.iter().take_while(|&&byte| byte == b'\n').count();
+        if is_msh(&line[blank..]) {
+            separator = line[blank + 3];
+        }
+        let is_one = |separator| is_segment(&line[blank..], separator);
+        if !is_blank(line) && !is_one(separator) && !is_one(outermost) {
+            return Err(MessageError::NotASegment { offset: from + blank });
+        }
+        from += line.len() + 1;
+    }
+    Ok(())
+}
+
+/// Whether a line can be a segment of a message with this field separator.
+fn is_segment(line: &[u8], separator: u8) -> bool {
+    let is_named = line.len() >= 3 && line[..3].iter().all(u8::is_ascii_alphanumeric);
+    is_named && line.get(3).is_none_or(|&byte| byte == separator)
+}
+
+/// A part of a text of messages.
+pub(super) enum Piece<'t> {
+    /// A header or trailer of a batch (FHS, BHS, BTS, FTS), and its offset.
+    Wrapper(&'t [u8], usize),
+    /// A message, or text that belongs to none.
+    Message(Gathered),
+}
+
+impl Piece<'_> {
+    /// Where it begins in the text.
+    pub(super) fn offset(&self) -> usize {
+        match self {
+            Piece::Wrapper(_, offset) => *offset,
+            Piece::Message(gathered) => gathered.at.start,
+        }
+    }
+}
+
+/// The messages of a text and what stands around them, in order.
+#[derive(Clone)]
+pub(super) struct Pieces<'t> {
+    lines: Lines<'t>,
+    /// The field separator of the last header or trailer of a batch.
+    batch_separator: Option<u8>,
+}
+
+impl<'t> Pieces<'t> {
+    pub(super) fn of(text: &'t [u8]) -> Pieces<'t> {
+        Pieces { lines: Lines::of_text(text), batch_separator: None }
+    }
+
+    fn next_message(&mut self) -> Option<Gathered> {
+        self.find_map(|piece| match piece {
+            Piece::Wrapper(..) => None,
+            Piece::Message(gathered) => Some(gathered),
+        })
+    }
+}
+
+impl<'t> Iterator for Pieces<'t> {
+    type Item = Piece<'t>;
+
+    fn next(&mut self) -> Option<Piece<'t>> {
+        let text = self.lines.text();
+        if self.lines.left() == text.len() && header::is_utf16(text) {
+            self.lines.end();
+            return Some(Piece::Message(Gathered::whole(text)));
         }
         let mut message: Option<Gathered> = None;
         while let Some(line) = self.lines.next() {
             let segment = &text[line.segment.clone()];
             match (is_blank(segment), &mut message) {
-                (false, Some(message)) if line.is_header || message.is_wrapper(segment) => {
-                    if line.is_header {
-                        self.lines.go_back_to(line);
-                    }
+                (false, Some(message))
+                    if line.is_header || message.is_ended_by_wrapper(segment, self.batch_separator) =>
+                {
+                    self.lines.go_back_to(line);
                     break;
                 }
-                (false, None) if is_named(segment, &WRAPPERS) => continue,
+                (false, None) if is_named(segment, &WRAPPERS) => {
+                    self.batch_separator = segment.get(3).copied().or(self.batch_separator);
+                    return Some(Piece::Wrapper(segment, line.segment.start));
+                }
                 (false, None) => {
                     message = Some(Gathered {
-                        at: line.segment.start..line.after,
-                        last: line.segment.end,
+                        at: line.segment.start..line.segment.end,
+                        after: line.after,
                         returns: line.returns,
                         separator: line.is_header.then(|| segment[3]),
+                        stray_line: None,
                         as_it_is: line.end == LineEnd::Return,
                     });
                 }
                 (false, Some(message)) => {
-                    message.as_it_is &= message.at.end == line.segment.start && line.end == LineEnd::Return;
-                    message.at.end = line.after;
-                    message.last = line.segment.end;
+                    message.as_it_is &= message.after == line.segment.start && line.end == LineEnd::Return;
+                    message.at.end = line.segment.end;
+                    message.after = line.after;
+                    if message.separator.is_some_and(|separator| !is_segment(segment, separator)) {
+                        message.stray_line.get_or_insert(line.segment.start);
+                    }
                 }
                 (true, _) => {}
             }
@@ -110,202 +300,78 @@ impl<'t> Iterator for Split<'t> {
                 break;
             }
         }
-        let Gathered { at, last, returns, as_it_is, .. } = message?;
-        if as_it_is {
-            return Some(Cow::Borrowed(&text[at]));
+        message.map(Piece::Message)
+    }
+}
+
+/// A message that is being put together from its lines.
+pub(super) struct Gathered {
+    /// From the beginning of its first segment to the end of its last.
+    pub(super) at: Range<usize>,
+    /// Where the line behind it begins.
+    after: usize,
+    /// Whether line feeds were content where it begins.
+    returns: bool,
+    /// The field separator of its header; `None` for text that has none.
+    pub(super) separator: Option<u8>,
+    /// Where the first line begins that is no segment.
+    pub(super) stray_line: Option<usize>,
+    /// Whether its lines follow each other as they are to be sent.
+    as_it_is: bool,
+}
+
+impl Gathered {
+    /// A text that is not cut.
+    fn whole(text: &[u8]) -> Gathered {
+        let at = 0..text.len();
+        Gathered { at, after: text.len(), returns: false, separator: None, stray_line: None, as_it_is: true }
+    }
+
+    /// Whether a segment is a header or trailer of a batch, and so the end of this message: its field
+    /// separator is the message's own or that of the batch.
+    fn is_ended_by_wrapper(&self, segment: &[u8], batch_separator: Option<u8>) -> bool {
+        let is_known = |byte| self.separator.is_none_or(|own| own == byte) || batch_separator == Some(byte);
+        is_named(segment, &WRAPPERS) && segment.get(3).is_none_or(|&byte| is_known(byte))
+    }
+
+    /// Its bytes, every segment ended by one Carriage Return.
+    pub(super) fn to_be_sent<'t>(&self, text: &'t [u8]) -> Cow<'t, [u8]> {
+        if self.as_it_is {
+            return Cow::Borrowed(&text[self.at.start..self.after]);
         }
-        let text = &text[at.start..last];
+        let text = &text[self.at.clone()];
         let mut mended = Vec::with_capacity(text.len() + 1);
-        for line in (Lines { text, at: 0, is_content: true, framed: false, returns }) {
+        for line in Lines::of_content(text, self.returns) {
             let segment = &text[line.segment];
             if !is_blank(segment) {
                 mended.extend_from_slice(segment);
                 mended.push(CARRIAGE_RETURN);
             }
         }
-        Some(Cow::Owned(mended))
+        Cow::Owned(mended)
     }
 }
 
-/// A message that is being put together from its lines.
-struct Gathered {
-    at: Range<usize>,
-    /// Where its last segment ends.
-    last: usize,
-    /// Whether line feeds were content where it begins.
-    returns: bool,
-    /// The field separator of its header; `None` for text that has none.
-    separator: Option<u8>,
-    /// Whether its lines follow each other as they are to be sent.
-    as_it_is: bool,
-}
-
-impl Gathered {
-    /// Whether a segment is a header or trailer of a batch, and so the end of this message.
-    fn is_wrapper(&self, segment: &[u8]) -> bool {
-        let is_own = |byte| self.separator.is_none_or(|separator| separator == byte);
-        is_named(segment, &WRAPPERS) && segment.get(3).is_none_or(|&byte| is_own(byte))
-    }
-}
-
-/// Shows how much is left, not what.
-impl std::fmt::Debug for Split<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Split").field("left", &(self.lines.text.len() - self.lines.at)).finish()
-    }
-}
-
-/// The names of the segments that make up batches and files around messages.
-pub(crate) const WRAPPERS: [&[u8; 3]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
-
-/// Whether a segment has one of these names.
-pub(crate) fn is_named(segment: &[u8], names: &[&[u8; 3]]) -> bool {
-    begins_with_name(segment, names, &[CARRIAGE_RETURN, b'\n'])
-}
-
-/// Whether a text begins with one of these names. A field separator follows it; a trailer may have
-/// no field, so that one of these ends of a line, or nothing, may follow as well.
-fn begins_with_name(text: &[u8], names: &[&[u8; 3]], ends: &[u8]) -> bool {
-    let follows = |byte: &u8| is_separator(*byte) || ends.contains(byte);
-    names.iter().any(|name| text.starts_with(*name)) && text.get(3).is_none_or(follows)
-}
-
-/// Whether a byte can separate fields.
-fn is_separator(byte: u8) -> bool {
-    byte > b' ' && !byte.is_ascii_alphanumeric()
-}
-
-/// Whether a text begins with the header of a message: its name, a field separator (MSH-1) and
-/// encoding characters (MSH-2).
-fn is_msh(text: &[u8]) -> bool {
-    let Some(rest) = text.strip_prefix(b"MSH") else { return false };
-    let encoding = |separator| rest[1..].iter().take_while(move |&&byte| byte != separator && byte >= b' ').take(8);
-    rest.first()
-        .is_some_and(|&separator| is_separator(separator) && encoding(separator).all(|&byte| is_separator(byte)))
-}
-
-/// Whether a text begins with the header or trailer of a batch.
-fn is_wrapper(text: &[u8]) -> bool {
-    begins_with_name(text, &WRAPPERS, &[CARRIAGE_RETURN, b'\n', FORM_FEED, END_BLOCK])
-}
-
-fn is_blank(segment: &[u8]) -> bool {
-    segment.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\n' | 0 | &FORM_FEED | &SUBSTITUTE))
-}
-
-/// The end of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LineEnd {
-    /// One Carriage Return, as it is to be sent.
-    Return,
-    /// A byte that belongs to a frame.
-    Frame,
-    /// Something else, or nothing.
-    Other,
-}
-
-struct Line {
-    segment: Range<usize>,
-    end: LineEnd,
-    /// Whether it is the header of a message (MSH).
-    is_header: bool,
-    /// Whether it stands in a frame.
-    framed: bool,
-    /// Whether line feeds were content where it begins.
-    returns: bool,
-    /// Where the next line begins.
-    after: usize,
-}
-
+/// Counts the lines of a text, forwards.
 #[derive(Clone)]
-struct Lines<'t> {
+struct LineCount<'t> {
     text: &'t [u8],
     at: usize,
-    /// Whether it is the content of one message, in which no frame begins or ends.
-    is_content: bool,
-    /// Whether a Start Block has come, and its End Block has not.
-    framed: bool,
-    /// Whether the last header ended in a Carriage Return, so that line feeds and form feeds are
-    /// content.
-    returns: bool,
+    /// The number of the line at `at`, from 1.
+    line: usize,
 }
 
-impl Lines<'_> {
-    /// Lets this line be the next again.
-    fn go_back_to(&mut self, line: Line) {
-        (self.at, self.framed) = (line.segment.start, line.framed);
-    }
-
-    /// Whether a byte ends the line that it stands in. `names_itself`: a header or trailer, in
-    /// which a line feed is no content.
-    fn is_end(&self, from: usize, at: usize, names_itself: bool) -> bool {
-        match self.text[at] {
-            CARRIAGE_RETURN => true,
-            b'\n' | FORM_FEED => names_itself || !self.returns || is_msh(&self.text[at + 1..]),
-            // Alone on its line it is one of a frame whose beginning is missing.
-            END_BLOCK => {
-                !self.is_content
-                    && (self.framed || at == from)
-                    && matches!(
-                        self.text.get(at + 1),
-                        None | Some(&(CARRIAGE_RETURN | b'\n' | FORM_FEED | START_BLOCK))
-                    )
-            }
+impl LineCount<'_> {
+    /// The number of the line at this offset, which is not before the last one asked for.
+    fn number_at(&mut self, offset: usize) -> usize {
+        let is_end = |at: usize| match self.text[at] {
+            b'\n' => true,
+            b'\r' => self.text.get(at + 1) != Some(&b'\n'),
             _ => false,
-        }
-    }
-}
-
-impl Iterator for Lines<'_> {
-    type Item = Line;
-
-    fn next(&mut self) -> Option<Line> {
-        let mut from = self.at;
-        loop {
-            match self.text[from..] {
-                [START_BLOCK, ..] if !self.is_content => {
-                    (self.at, self.framed, self.returns) = (from + 1, true, false);
-                    let segment = from..from;
-                    return Some(Line {
-                        segment,
-                        end: LineEnd::Frame,
-                        is_header: false,
-                        framed: true,
-                        returns: false,
-                        after: self.at,
-                    });
-                }
-                [] => return None,
-                ref rest if rest.starts_with(BYTE_ORDER_MARK) => from += BYTE_ORDER_MARK.len(),
-                ref rest => {
-                    // A blank line that ends in a line feed is one in any mode.
-                    let blank = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | 0)).count();
-                    match rest.get(blank) {
-                        Some(&(b'\n' | FORM_FEED)) => from += blank + 1,
-                        _ => break,
-                    }
-                }
-            }
-        }
-        let (framed, returns) = (self.framed, self.returns);
-        let is_header = is_msh(&self.text[from..]);
-        let names_itself = is_header || is_wrapper(&self.text[from..]);
-        let to = (from..self.text.len()).find(|&at| self.is_end(from, at, names_itself)).unwrap_or(self.text.len());
-        let (end, length) = match self.text[to..] {
-            [CARRIAGE_RETURN, b'\n', ..] => (LineEnd::Other, 2),
-            [CARRIAGE_RETURN, ..] => (LineEnd::Return, 1),
-            [END_BLOCK, ..] => (LineEnd::Frame, 1),
-            [_, ..] => (LineEnd::Other, 1),
-            [] => (LineEnd::Other, 0),
         };
-        if names_itself {
-            self.returns = self.text.get(to) == Some(&CARRIAGE_RETURN);
-        }
-        if end == LineEnd::Frame {
-            (self.framed, self.returns) = (false, false);
-        }
-        self.at = to + length;
-        Some(Line { segment: from..to, end, is_header, framed, returns, after: self.at })
+        self.line += (self.at..offset).filter(|&at| is_end(at)).count();
+        self.at = offset;
+        self.line
     }
 }
 
@@ -314,6 +380,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::frame::START_BLOCK;
 
     const ONE: &str = "MSH|^~\\&|LAB|||||||1\rPID|1||42\r";
     const TWO: &str = "MSH|^~\\&|LAB|||||||2\rOBX|1\r";

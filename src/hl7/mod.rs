@@ -6,6 +6,7 @@ pub(crate) mod batch;
 #[cfg_attr(not(feature = "charset"), path = "charset_off.rs")]
 pub(crate) mod charset;
 pub(crate) mod header;
+mod lines;
 pub mod messages;
 pub(crate) mod segment;
 
@@ -45,6 +46,30 @@ pub enum MessageError {
     /// instance (`iconv -f UTF-16 -t UTF-8`), and name the character set in MSH-18.
     #[error("it is UTF-16 text; convert it, for instance to UTF-8, before it is sent")]
     Utf16,
+    /// A line of it cannot be a segment, which is three letters or digits and the field separator: a
+    /// remark, a rule of dashes, an indented segment, the rest of a line that was wrapped. Raised by
+    /// what reads files, [`send_all`](crate::Client::send_all) and
+    /// [`Batch::parse`](crate::Batch::parse); [`messages::locate`] says which line of the file it is.
+    /// [`send`](crate::Client::send) sends the message as it is.
+    #[error("the line at offset {offset} is no segment (three letters or digits and the field separator)")]
+    #[non_exhaustive]
+    NotASegment {
+        /// Where the line begins, in bytes.
+        offset: usize,
+    },
+    /// A text read as a batch does not begin with BHS or FHS.
+    #[error("it does not begin with a BHS or FHS segment")]
+    NotABatch,
+    /// A segment stands where a batch cannot have it: a header inside a message, a trailer without its
+    /// header, a segment that belongs to no message.
+    #[error(
+        "the segment at offset {offset} cannot stand there: a header, a trailer without its header, or a segment outside of messages"
+    )]
+    #[non_exhaustive]
+    MisplacedSegment {
+        /// Where the segment begins, in bytes.
+        offset: usize,
+    },
     /// It has no Message Control ID (MSH-10), by which its acknowledgment is known.
     #[error("it has no Message Control ID (MSH-10)")]
     NoControlId,

@@ -135,6 +135,26 @@ impl Delimiters {
     }
 }
 
+/// The names of the segments that make up batches and files around messages.
+pub(crate) const WRAPPERS: [&[u8; 3]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
+
+/// Whether a segment has one of these names.
+pub(crate) fn is_named(segment: &[u8], names: &[&[u8; 3]]) -> bool {
+    begins_with_name(segment, names, b"\r\n")
+}
+
+/// Whether a text begins with one of these names. A field separator follows it; a trailer may have
+/// no field, so that one of these ends of a line, or nothing, may follow as well.
+pub(crate) fn begins_with_name(text: &[u8], names: &[&[u8; 3]], ends: &[u8]) -> bool {
+    let follows = |byte: &u8| is_separator(*byte) || ends.contains(byte);
+    names.iter().any(|name| text.starts_with(*name)) && text.get(3).is_none_or(follows)
+}
+
+/// Whether a byte can separate fields.
+pub(crate) fn is_separator(byte: u8) -> bool {
+    byte > b' ' && !byte.is_ascii_alphanumeric()
+}
+
 /// The segments of a message in order, without their ends (CR, LF or CRLF) and without empty ones.
 pub(crate) fn segments(message: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = message;
@@ -151,6 +171,11 @@ pub(crate) fn segments(message: &[u8]) -> impl Iterator<Item = &[u8]> {
             }
         }
     })
+}
+
+/// Where a part of a text begins in it.
+pub(crate) fn offset_of(part: &[u8], text: &[u8]) -> usize {
+    part.as_ptr().addr() - text.as_ptr().addr()
 }
 
 /// The part with this index (from 0) of what a separator cuts; empty where there is none.

@@ -6,8 +6,7 @@ use std::time::Duration;
 use crate::frame::{self, Framing};
 use crate::hl7::ack::AckCode;
 use crate::hl7::header::Header;
-use crate::hl7::messages;
-use crate::hl7::segment::{Delimiters, segments};
+use crate::hl7::segment::{Delimiters, is_named, segments};
 
 /// The steps of a [`Receiver`](super::Receiver) after it has read a message.
 ///
@@ -162,7 +161,7 @@ impl Part {
 /// segment, by itself or in a batch.
 fn acknowledges(content: &[u8]) -> bool {
     matches!(content, frame::STORED | frame::NOT_STORED)
-        || segments(content).any(|segment| messages::is_named(segment, &[b"MSA"]))
+        || segments(content).any(|segment| is_named(segment, &[b"MSA"]))
 }
 
 fn acknowledgment(message: &[u8], code: AckCode, text: &str, other_message: bool) -> Vec<u8> {
