@@ -216,8 +216,8 @@ fn read(arguments: &Arguments) -> Result<Vec<u8>, String> {
 /// The line for standard output; what the receiver found wrong goes to standard error.
 fn report(ack: &Ack) {
     println!("{} {}", ack.code(), ack.control_id());
-    if let Some(text) = ack.text() {
-        eprintln!("{}: {}", ack.code(), text.escape_debug());
+    if let Some(reason) = ack.reason() {
+        eprintln!("{}: {}", ack.code(), reason.escape_debug());
     }
     for detail in ack.errors() {
         let parts = [

@@ -35,6 +35,9 @@ pub const END_BLOCK: u8 = 0x1C;
 /// The byte that follows the End Block: `<CR>`.
 pub const CARRIAGE_RETURN: u8 = 0x0D;
 
+/// The bytes that some writers of UTF-8 put before everything else (U+FEFF).
+pub(crate) const BYTE_ORDER_MARK: &[u8] = &[0xEF, 0xBB, 0xBF];
+
 /// The content of a commit block that says that the receiver has stored the message (MLLP release
 /// 2): ASCII ACK.
 pub(crate) const STORED: &[u8] = &[0x06];
@@ -100,7 +103,8 @@ impl Framing {
     /// Skips bytes of any kind before the Start Block, up to 64 KiB, as the specification lets a
     /// receiver do.
     ///
-    /// Carriage Returns, line feeds, NULs and spaces are skipped in any case. Defaults to `false`:
+    /// Carriage Returns, line feeds, NULs, spaces and byte-order marks (UTF-8) are skipped in any case.
+    /// Defaults to `false`:
     /// an answer that does not begin with a Start Block is [`FrameError::NoStartBlock`].
     #[must_use]
     pub fn allow_leading_bytes(self, allow: bool) -> Framing {
@@ -156,9 +160,23 @@ impl Framing {
     }
 
     /// Whether bytes outside any frame mean nothing: peers end their frames with line ends and
-    /// padding of their own.
-    pub(crate) fn is_filler(bytes: &[u8]) -> bool {
-        bytes.iter().all(|&byte| matches!(byte, CARRIAGE_RETURN | b'\n' | b'\0' | b' '))
+    /// padding of their own, and begin them with a byte-order mark.
+    pub(crate) fn is_filler(mut bytes: &[u8]) -> bool {
+        loop {
+            match Framing::filler(bytes) {
+                0 => return bytes.is_empty(),
+                length => bytes = &bytes[length..],
+            }
+        }
+    }
+
+    /// The length of the first piece of filler that these bytes begin with; 0 if they begin otherwise.
+    fn filler(bytes: &[u8]) -> usize {
+        match bytes {
+            [CARRIAGE_RETURN | b'\n' | b'\0' | b' ', ..] => 1,
+            _ if bytes.starts_with(BYTE_ORDER_MARK) => BYTE_ORDER_MARK.len(),
+            _ => 0,
+        }
     }
 
     /// The bytes that end the content. A Carriage Return after MLLP's own End Block is looked at
@@ -359,10 +377,12 @@ impl Scanner {
             if start.starts_with(rest) {
                 break;
             }
-            if !self.framing.leading_bytes && !Framing::is_filler(&[first]) {
-                return Err(FrameError::NoStartBlock { first });
-            }
-            self.looked += 1;
+            self.looked += match Framing::filler(rest) {
+                _ if self.framing.leading_bytes => 1,
+                0 if BYTE_ORDER_MARK.starts_with(rest) => break,
+                0 => return Err(FrameError::NoStartBlock { first }),
+                length => length,
+            };
             if self.looked > MAX_SKIPPED {
                 return Err(FrameError::NoFrame { limit: MAX_SKIPPED });
             }
@@ -437,7 +457,7 @@ impl Search {
 pub enum FrameError {
     /// The bytes do not begin with a Start Block: the peer answers without MLLP framing, or is not
     /// an MLLP receiver.
-    #[error("byte 0x{first:02X} where the Start Block was expected: the peer does not speak MLLP, or frames otherwise")]
+    #[error("byte 0x{first:02X} where the Start Block was expected: {}", unframed(*first))]
     #[non_exhaustive]
     NoStartBlock {
         /// The byte that stood in its place.
@@ -474,6 +494,15 @@ pub enum FrameError {
         /// The limit in bytes.
         limit: usize,
     },
+}
+
+/// The likely meaning of the first byte of a peer that sends no frame.
+fn unframed(first: u8) -> &'static str {
+    match first {
+        // RFC 8446, section 5.1: the record type of an alert.
+        0x15 => "so begins a TLS alert; does the peer speak TLS? try mllps://",
+        _ => "the peer does not speak MLLP, or frames otherwise",
+    }
 }
 
 /// Why a payload cannot stand in a frame.
@@ -558,6 +587,10 @@ mod tests {
             ("two frames", b"\x0Ba\x1C\r\x0Bb\x1C\r", &[(b"a", 0), (b"b", 0)], Ok(b"")),
             ("line ends between", b"\x0Ba\x1C\r\r\n\x0Bb\x1C\r", &[(b"a", 0), (b"b", 2)], Ok(b"")),
             ("filler before", b"\r\n\0 \x0Ba\x1C\r", &[(b"a", 4)], Ok(b"")),
+            ("a byte-order mark before", b"\xEF\xBB\xBF\x0Ba\x1C\r", &[(b"a", 3)], Ok(b"")),
+            ("byte-order marks and filler", b"\r\xEF\xBB\xBF\xEF\xBB\xBF\n\x0Ba\x1C\r", &[(b"a", 8)], Ok(b"")),
+            ("half a byte-order mark", b"\xEF\xBB", &[], Ok(b"\xEF\xBB")),
+            ("a byte-order mark that is none", b"\xEF\xBB\x0B", &[], Err(NoStartBlock { first: 0xEF })),
             ("filler alone", b"\r\n\0 ", &[], Ok(b"\r\n\0 ")),
             ("LF and TAB inside", b"\x0Ba\n\tb\x1C\r", &[(b"a\n\tb", 0)], Ok(b"")),
             ("CR inside", b"\x0Ba\rb\r\x1C\r", &[(b"a\rb\r", 0)], Ok(b"")),

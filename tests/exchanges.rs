@@ -71,6 +71,18 @@ fn cases() -> Vec<Case> {
         case("accepted", Step::accept, accepted, Then::Stays),
         case("accepted byte by byte", || Step::accept().drip(Duration::from_micros(50)), accepted, Then::Stays),
         case("accepted, after filler", || Step::bytes("\r\n\0 ").then(Step::accept()), accepted, Then::Stays),
+        case(
+            "accepted, after a byte-order mark",
+            || Step::bytes(b"\xEF\xBB\xBF").then(Step::accept()),
+            accepted,
+            Then::Stays,
+        ),
+        case(
+            "accepted, with a byte-order mark in the frame",
+            || Step::frame("\u{feff}MSH|^~\\&|\rMSA|AA|FIRST\r"),
+            accepted,
+            Then::Stays,
+        ),
         case("accepted, and one LF", || Step::accept().then(Step::bytes("\n")), accepted, Then::Stays),
         case("accepted, and padding", || Step::accept().then(Step::bytes("\r\n\0\0  ")), accepted, Then::Stays),
         case("accepted with LF segments", || Step::frame("MSH|^~\\&|\nMSA|AA|FIRST\n"), accepted, Then::Stays),
@@ -135,6 +147,12 @@ fn cases() -> Vec<Case> {
                 error.commit().is_some() && error.nak().is_some() && error.delivery() == Delivery::Refused
             },
             Then::Stays,
+        ),
+        case(
+            "a TLS alert",
+            || Step::bytes(b"\x15\x03\x01\0\x02\x02\x46"),
+            |result| malformed(result, "NoStartBlock { first: 21 }"),
+            Then::Ends,
         ),
         case(
             "another message's",

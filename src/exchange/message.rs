@@ -128,7 +128,9 @@ impl Awaited for Message<'_> {
                     return self.take_acknowledgment(content, layout, answer, pass_over);
                 }
                 // A batch of acknowledgments begins with a header of its own.
-                Err(error) if !segment::is_named(content.trim_ascii_start(), &segment::WRAPPERS) => {
+                Err(error)
+                    if !segment::is_named(segment::without_mark(content.trim_ascii_start()), &segment::WRAPPERS) =>
+                {
                     return Err(ErrorKind::MalformedAck(error));
                 }
                 Err(error) if next_acknowledgment(content, 0).is_none() => return Err(ErrorKind::MalformedAck(error)),
@@ -323,6 +325,8 @@ mod tests {
             (ack.to_owned(), None),
             (format!("BHS|\r{ack}BTS|1\r"), None),
             (format!("\r\nBHS|\r{ack}"), None),
+            (format!("\u{feff}{ack}"), None),
+            (format!("\r\u{feff}BHS|\r\u{feff}{ack}BTS|1\r"), None),
             (format!(" \r{ack}"), Some(AckParseError::NotHl7)),
             (format!("NTE|1\r{ack}"), Some(AckParseError::NotHl7)),
             ("MSH|^~\\&|\rMSH|^~\\&|\rMSA|XX|1\r".to_owned(), Some(AckParseError::UnknownCode)),

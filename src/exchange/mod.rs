@@ -374,7 +374,7 @@ pub(crate) fn next_acknowledgment(content: &[u8], from: usize) -> Option<Range<u
     let mut at = from;
     while at < content.len() {
         let length = memchr2(b'\r', b'\n', &content[at..]).map_or(content.len() - at, |length| length + 1);
-        let segment = &content[at..at + length];
+        let segment = segment::without_mark(&content[at..at + length]);
         let is_wrapper = segment::is_named(segment, &segment::WRAPPERS);
         match start {
             None if is_wrapper || segment.trim_ascii().is_empty() => {}

@@ -71,11 +71,19 @@ impl Grammar {
             let Some(content) = &mut content else {
                 before.push(byte);
                 while !before.is_empty() && !self.start.starts_with(&before) {
-                    let first = before.remove(0);
-                    if !self.leading_bytes && !b"\r\n\0 ".contains(&first) {
-                        return Err(FrameError::NoStartBlock { first });
+                    let mark = [0xEF, 0xBB, 0xBF];
+                    if !self.leading_bytes && before == mark {
+                        before.clear();
+                        skipped += 3;
+                    } else if !self.leading_bytes && mark.starts_with(&before) {
+                        break;
+                    } else {
+                        let first = before.remove(0);
+                        if !self.leading_bytes && !b"\r\n\0 ".contains(&first) {
+                            return Err(FrameError::NoStartBlock { first });
+                        }
+                        skipped += 1;
                     }
-                    skipped += 1;
                     if skipped > MOST_SKIPPED {
                         return Err(FrameError::NoFrame { limit: MOST_SKIPPED });
                     }
@@ -143,7 +151,10 @@ pub fn acknowledgment(raw: &[u8]) -> Result<Acknowledgment, AckParseError> {
     if raw == [0x06] || raw == [0x15] {
         return Err(AckParseError::CommitBlock);
     }
-    let segments = lines(raw);
+    let mut segments = lines(raw);
+    if let Some(header) = segments.first_mut() {
+        *header = unmarked(std::mem::take(header));
+    }
     let (field, component, _) = segments
         .first()
         .filter(|first| first.starts_with(b"MSH"))
@@ -174,9 +185,10 @@ pub fn acknowledgment(raw: &[u8]) -> Result<Acknowledgment, AckParseError> {
 
 /// Whether an answer is one acknowledgment at most: it has no second header, and no batch around.
 pub fn is_one(raw: &[u8]) -> bool {
-    let headers = lines(raw).into_iter().filter(|line| line.starts_with(b"MSH")).count();
+    let lines: Vec<_> = lines(raw).into_iter().map(unmarked).collect();
+    let headers = lines.iter().filter(|line| line.starts_with(b"MSH")).count();
     let wrappers: [&[u8]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
-    headers <= 1 && !lines(raw).iter().any(|line| wrappers.iter().any(|name| line.starts_with(name)))
+    headers <= 1 && !lines.iter().any(|line| wrappers.iter().any(|name| line.starts_with(name)))
 }
 
 /// Whether another MSA segment of an acknowledgment is about the same message, or about none, and
@@ -184,7 +196,7 @@ pub fn is_one(raw: &[u8]) -> bool {
 pub fn is_contradicted(raw: &[u8]) -> bool {
     let Ok(first) = acknowledgment(raw) else { return false };
     let mut segments = lines(raw);
-    let header = segments.remove(0);
+    let header = unmarked(segments.remove(0));
     let is_named =
         |segment: &Vec<u8>| segment.starts_with(b"MSA") && segment.get(3).is_none_or(|&next| next == header[3]);
     segments.retain(is_named);
@@ -287,6 +299,14 @@ pub fn meaning(header: &NaiveHeader, mode: AckMode, verify: bool, code: AckCode,
 fn lines(text: &[u8]) -> Vec<Vec<u8>> {
     let text: Vec<u8> = text.iter().map(|&byte| if byte == b'\n' { b'\r' } else { byte }).collect();
     split(&text, b'\r').into_iter().filter(|line| !line.is_empty()).collect()
+}
+
+/// A line without the byte-order marks at its beginning.
+fn unmarked(mut line: Vec<u8>) -> Vec<u8> {
+    while line.starts_with(b"\xEF\xBB\xBF") {
+        line.drain(..3);
+    }
+    line
 }
 
 /// The field separator, the component separator and the repetition separator that a header names.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::frame;
 use crate::hl7::charset::Charset;
 use crate::hl7::header::absent_if_null;
-use crate::hl7::segment::{Delimiters, nth, segments};
+use crate::hl7::segment::{Delimiters, nth, offset_of, segments, without_mark};
 
 /// The Acknowledgment Code of MSA-1 (HL7 Table 0008).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -181,6 +181,46 @@ impl Ack {
         (!text.is_empty()).then(|| self.layout.delimiters.unescape(text))
     }
 
+    /// The reason of a refusal as the receiver gives it, from the first of these places that has one:
+    /// the User Message (ERR-8), the Diagnostic Information (ERR-7), the original text of the error
+    /// code (ERR-3.9, where HAPI puts its own), the Text Message (MSA-3), the name of the error code
+    /// (ERR-3.2, or ERR-1.4.2 before HL7 v2.5), the Error Condition (MSA-6), a comment (NTE-3).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let ack = mllp_client::Ack::parse(
+    ///     "MSH|^~\\&|EHR|H|LAB|H|20260101||ACK|1|P|2.5\rMSA|AE|MSG1\rERR|||207^Internal error^HL70357^^^^^^no such ward|E\r",
+    /// )?;
+    /// assert_eq!(ack.reason().as_deref(), Some("no such ward"));
+    /// # Ok::<(), mllp_client::AckParseError>(())
+    /// ```
+    pub fn reason(&self) -> Option<Cow<'_, str>> {
+        let delimiters = self.layout.delimiters;
+        let field = |name, number| {
+            let named = segments(self.plain()).filter(move |segment| is_named(segment, name, delimiters));
+            named.map(|segment| delimiters.field(segment, number)).find(|found| !found.is_empty())
+        };
+        let condition = |field| match delimiters.component(field, 2) {
+            b"" => delimiters.component(field, 1),
+            text => text,
+        };
+        let reason = self
+            .of_error(ErrorDetail::user_message)
+            .or_else(|| self.of_error(ErrorDetail::diagnostics))
+            .or_else(|| self.of_error(ErrorDetail::original_text))
+            .or_else(|| field(b"MSA", 3))
+            .or_else(|| self.of_error(ErrorDetail::code_name))
+            .or_else(|| field(b"MSA", 6).map(condition))
+            .or_else(|| field(b"NTE", 3))?;
+        Some(delimiters.unescape(reason))
+    }
+
+    /// A part of the first error that has it.
+    fn of_error<'a>(&'a self, part: fn(ErrorDetail<'a>) -> &'a [u8]) -> Option<&'a [u8]> {
+        self.errors().map(part).find(|found| !found.is_empty())
+    }
+
     /// The receiver's reasons: one item for each ERR segment, and one for each repetition of ERR-1,
     /// the form used before HL7 v2.5.
     pub fn errors(&self) -> impl Iterator<Item = ErrorDetail<'_>> {
@@ -258,7 +298,8 @@ impl Layout {
             return Err(AckParseError::CommitBlock);
         }
         let mut segments = segments(raw);
-        let header = segments.next().filter(|first| first.starts_with(b"MSH")).ok_or(AckParseError::NotHl7)?;
+        let header = segments.next().map(without_mark).filter(|first| first.starts_with(b"MSH"));
+        let header = header.ok_or(AckParseError::NotHl7)?;
         let delimiters = Delimiters::of_header(header).ok_or(AckParseError::NotHl7)?;
         let msa = segments.find(|segment| is_named(segment, b"MSA", delimiters)).ok_or(AckParseError::NoMsa)?;
         let [code, control_id, text] = delimiters.fields(msa, [1, 2, 3]);
@@ -326,7 +367,7 @@ impl Span {
         if part.is_empty() {
             return Span { from: 0, to: 0 };
         }
-        let from = part.as_ptr().addr() - whole.as_ptr().addr();
+        let from = offset_of(part, whole);
         Span { from, to: from + part.len() }
     }
 
@@ -373,17 +414,14 @@ impl<'a> ErrorDetail<'a> {
     /// The HL7 Error Code: the first component of ERR-3 (Table 0357), or the code of ERR-1.
     pub fn code(&self) -> Option<Cow<'a, str>> {
         self.view(match self.source {
-            DetailSource::Segment(segment) => self.delimiters.component(self.delimiters.field(segment, 3), 1),
+            DetailSource::Segment(_) => self.delimiters.component(self.segment_field(3), 1),
             DetailSource::Eld(eld) => self.eld_code(eld, 0),
         })
     }
 
     /// The Severity: ERR-4 (Table 0516: `E` error, `W` warning, `I` information, `F` fatal).
     pub fn severity(&self) -> Option<Cow<'a, str>> {
-        self.view(match self.source {
-            DetailSource::Segment(segment) => self.delimiters.field(segment, 4),
-            DetailSource::Eld(_) => &[],
-        })
+        self.view(self.segment_field(4))
     }
 
     /// The Error Location: ERR-2 as it stands, as `PID^1^5`, or the same components of ERR-1.
@@ -399,16 +437,39 @@ impl<'a> ErrorDetail<'a> {
         })
     }
 
-    /// The User Message (ERR-8); where there is none, the text component of ERR-3 (ERR-3.2), or, in
-    /// the form before HL7 v2.5, that of the error code in ERR-1 (ERR-1.4.2).
+    /// What this error says for people, from the first of these places that has something: the User
+    /// Message (ERR-8), the Diagnostic Information (ERR-7), the original text of the error code
+    /// (ERR-3.9), its name (ERR-3.2); in the form before HL7 v2.5 the name in ERR-1 (ERR-1.4.2).
     pub fn text(&self) -> Option<Cow<'a, str>> {
-        self.view(match self.source {
-            DetailSource::Segment(segment) => match self.delimiters.field(segment, 8) {
-                b"" => self.delimiters.component(self.delimiters.field(segment, 3), 2),
-                user_message => user_message,
-            },
+        let places = [self.user_message(), self.diagnostics(), self.original_text(), self.code_name()];
+        self.view(places.into_iter().find(|place| !place.is_empty()).unwrap_or_default())
+    }
+
+    fn user_message(self) -> &'a [u8] {
+        self.segment_field(8)
+    }
+
+    fn diagnostics(self) -> &'a [u8] {
+        self.segment_field(7)
+    }
+
+    fn original_text(self) -> &'a [u8] {
+        self.delimiters.component(self.segment_field(3), 9)
+    }
+
+    fn code_name(self) -> &'a [u8] {
+        match self.source {
+            DetailSource::Segment(_) => self.delimiters.component(self.segment_field(3), 2),
             DetailSource::Eld(eld) => self.eld_code(eld, 1),
-        })
+        }
+    }
+
+    /// A field of the form of HL7 v2.5 and later; empty in the older one.
+    fn segment_field(&self, number: usize) -> &'a [u8] {
+        match self.source {
+            DetailSource::Segment(segment) => self.delimiters.field(segment, number),
+            DetailSource::Eld(_) => &[],
+        }
     }
 
     /// A subcomponent (from 0) of ELD-4.
@@ -505,6 +566,8 @@ mod tests {
             ("a query response", "MSH|^~\\&|||||||RSP^K22|9\rMSA|AA|Q1\rQAK|1\r".into(), "AA", "Q1", None),
             ("other delimiters", "MSH$%*!@$$$$$$$ACK$9\rMSA$AE$1$a!F!b\r".into(), "AE", "1", Some("a$b")),
             ("leading line ends", format!("\r\n{MSH}MSA|AA|1\r"), "AA", "1", None),
+            ("a byte-order mark", format!("\u{feff}{MSH}MSA|AE|1|wrong ward\r"), "AE", "1", Some("wrong ward")),
+            ("two byte-order marks", format!("\r\u{feff}\u{feff}{MSH}MSA|AA|1\r"), "AA", "1", None),
         ] {
             let ack = Ack::parse(raw.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!((ack.code().as_str(), &*ack.control_id()), (code, control_id), "{name}");
@@ -570,6 +633,12 @@ mod tests {
                 "ERR|PID^1^5^101|PID^1^5|101^Missing|E\r",
                 &[(Some("101"), Some("E"), Some("PID^1^5"), Some("Missing"))],
             ),
+            (
+                "HAPI's original text",
+                "ERR|||207^Application internal error^HL70357^^^^^^no such ward|E\r",
+                &[(Some("207"), Some("E"), None, Some("no such ward"))],
+            ),
+            ("diagnostics", "ERR|||207^Internal|E|||line 7\r", &[(Some("207"), Some("E"), None, Some("line 7"))]),
             ("escapes", "ERR|||207|E||||a\\F\\b \\X41\\\r", &[(Some("207"), Some("E"), None, Some("a|b A"))]),
             ("empty", "ERR\r", &[(None, None, None, None)]),
             ("named alike", "ERRX|||207\r", &[]),
@@ -581,6 +650,29 @@ mod tests {
             let found: Vec<_> =
                 found.iter().map(|(a, b, c, d)| (a.as_deref(), b.as_deref(), c.as_deref(), d.as_deref())).collect();
             assert_eq!(found, *expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_best_reason_is_given() {
+        // Each line lacks what the one before it had.
+        for (segments, expected) in [
+            (
+                "MSA|AE|1|three|||six\rERR|||207^name^^^^^^^original|E|||diagnostics|user\\T\\message\r",
+                Some("user&message"),
+            ),
+            ("MSA|AE|1|three\rERR|||207|E\rERR|||207^name|E||||second\r", Some("second")),
+            ("MSA|AE|1|three|||six\rERR|||207^name^^^^^^^original|E|||diagnostics\r", Some("diagnostics")),
+            ("MSA|AE|1|three|||six\rERR|||207^name^^^^^^^original|E\r", Some("original")),
+            ("MSA|AE|1|three|||six\rERR|||207^name|E\r", Some("three")),
+            ("MSA|AE|1||||six\rERR|||207^name|E\r", Some("name")),
+            ("MSA|AE|1||||six\rERR|PID^1^5^101&old name\r", Some("old name")),
+            ("MSA|AE|1||||207^six^HL70357\rERR|||207|E\rNTE|1||note\r", Some("six")),
+            ("MSA|AE|1||||six\r", Some("six")),
+            ("MSA|AE|1\rNTE|1\rNTE|2||note\r", Some("note")),
+            ("MSA|AE|1\r", None),
+        ] {
+            assert_eq!(ack(segments).reason().as_deref(), expected, "{segments:?}");
         }
     }
 

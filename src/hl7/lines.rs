@@ -3,10 +3,8 @@
 use std::ops::Range;
 
 use super::segment::{WRAPPERS, begins_with_name, is_separator};
-use crate::frame::{CARRIAGE_RETURN, END_BLOCK, START_BLOCK};
+use crate::frame::{BYTE_ORDER_MARK, CARRIAGE_RETURN, END_BLOCK, START_BLOCK};
 
-/// The bytes that some editors put before UTF-8.
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 const FORM_FEED: u8 = 0x0C;
 /// The byte that some systems put at a file's end.
 const SUBSTITUTE: u8 = 0x1A;

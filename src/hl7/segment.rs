@@ -5,6 +5,8 @@ use std::borrow::Cow;
 
 use memchr::{memchr, memchr2};
 
+use crate::frame::BYTE_ORDER_MARK;
+
 /// The delimiters of one message: MSH-1 and MSH-2 (HL7 v2.5, chapter 2.5.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Delimiters {
@@ -171,6 +173,14 @@ pub(crate) fn segments(message: &[u8]) -> impl Iterator<Item = &[u8]> {
             }
         }
     })
+}
+
+/// A text without the byte-order marks (UTF-8) at its beginning.
+pub(crate) fn without_mark(mut text: &[u8]) -> &[u8] {
+    while let Some(rest) = text.strip_prefix(BYTE_ORDER_MARK) {
+        text = rest;
+    }
+    text
 }
 
 /// Where a part of a text begins in it.
