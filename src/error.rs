@@ -73,6 +73,10 @@ pub(crate) enum Hint {
     /// A commit accept had come that the message does not ask for, or that is the only answer it is
     /// sure to get.
     CommitAcceptAlone,
+    /// A TLS session ended before the peer's first answer.
+    ClientCertificate,
+    /// The peer was silent in the TLS handshake.
+    NoTls,
 }
 
 impl fmt::Display for Hint {
@@ -90,6 +94,11 @@ impl fmt::Display for Hint {
                 "a commit accept (CA) had come and no application acknowledgment; for a receiver that sends only the \
                  CA, set AckMode::Commit",
             ),
+            Hint::ClientCertificate => f.write_str(
+                "no answer had come over TLS; does the receiver want a client certificate, or another one \
+                 (TlsConfig::identity_pem)?",
+            ),
+            Hint::NoTls => f.write_str("does the peer speak TLS at all?"),
         }
     }
 }
@@ -322,7 +331,8 @@ impl ErrorKind {
 
 impl From<OpenError> for Error {
     fn from(error: OpenError) -> Error {
-        Error::before_sending(match error {
+        let hint = matches!(&error, OpenError::Deadline { during: Opening::TlsHandshake, .. }).then_some(Hint::NoTls);
+        let kind = match error {
             OpenError::Deadline { during, limit } => {
                 let phase = match during {
                     Opening::Resolve => Phase::Resolve,
@@ -334,7 +344,8 @@ impl From<OpenError> for Error {
             OpenError::Shutdown => ErrorKind::Closed,
             OpenError::Tls(error) => ErrorKind::Tls(error),
             OpenError::Connect { address, source } => ErrorKind::connect(address, source),
-        })
+        };
+        Error::new(kind, Delivery::NotSent, None, Evidence { response: None, hint })
     }
 }
 
@@ -366,7 +377,7 @@ impl Error {
 
     /// The same failure to connect, for another call that waited for what became of the attempt.
     pub(crate) fn shared(&self) -> Error {
-        let mut shared = Error::before_sending(self.0.kind.clone());
+        let mut shared = Error::new(self.0.kind.clone(), Delivery::NotSent, None, self.0.evidence.clone());
         shared.0.endpoint = self.0.endpoint.clone();
         shared
     }

@@ -221,6 +221,8 @@ pub mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hl7;
+#[cfg(feature = "tls")]
+mod key_files;
 mod locks;
 mod net;
 pub mod outbox;

@@ -1,12 +1,13 @@
-//! Whom to trust and who to be on an `mllps://` endpoint: certificates and keys as files hold them.
+//! Whom to trust and who to be on an `mllps://` endpoint.
 
 use std::fmt;
 use std::net::IpAddr;
 
-use native_tls::{Certificate, Identity, Protocol, TlsConnector};
+use native_tls::{Identity, Protocol, TlsConnector};
 
 use crate::endpoint::is_host;
 use crate::error::{Error, ErrorKind};
+use crate::key_files::{self, Trusted};
 use crate::net::Connector;
 
 /// Whom to trust and who to be on an `mllps://` endpoint. See the [crate's page on TLS](crate#tls).
@@ -28,7 +29,7 @@ use crate::net::Connector;
 #[derive(Clone)]
 #[must_use = "settings do nothing until a builder's `tls`"]
 pub struct TlsConfig {
-    roots: Vec<Certificate>,
+    roots: Vec<Trusted>,
     system_roots: bool,
     identity: Option<Identity>,
     server_name: Option<String>,
@@ -67,32 +68,19 @@ impl TlsConfig {
         }
     }
 
-    /// Trusts further certificate authorities: one certificate or several, in PEM form. In addition
-    /// to the system's, unless [`system_roots`](TlsConfig::system_roots) says otherwise.
+    /// Trusts further certificate authorities: one certificate or several, in PEM form, or one in DER.
+    /// In addition to the system's, unless [`system_roots`](TlsConfig::system_roots) says otherwise.
+    ///
+    /// They are root certificates, or certificates that vouch for themselves (self-signed). Another
+    /// one, such as the receiver's own or that of an intermediate authority, is not enough by itself:
+    /// OpenSSL asks for the root above it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if there is no certificate, or one that cannot be read.
+    /// [`ErrorKind::Config`] if there is no certificate, or one that cannot be read; it says which, and
+    /// for other forms (PKCS#7, PKCS#12) the command that makes PEM of them.
     pub fn root_certificates_pem(mut self, pem: &[u8]) -> Result<Self, Error> {
-        let what = "root certificates";
-        if holds(pem, "-----BEGIN TRUSTED CERTIFICATE-----") {
-            return Err(unreadable(
-                what,
-                "an OpenSSL TRUSTED CERTIFICATE is among them; `openssl x509 -in ca.pem -out plain.pem` makes an ordinary one of it",
-            ));
-        }
-        if !holds(pem, "-----BEGIN CERTIFICATE-----") {
-            return Err(unreadable(
-                what,
-                "expected PEM, that begins with -----BEGIN CERTIFICATE-----; of DER, \
-                 `openssl x509 -inform der -in ca.cer -out ca.pem` makes it",
-            ));
-        }
-        let found = Certificate::stack_from_pem(pem).map_err(|error| unreadable(what, &error.to_string()))?;
-        if found.is_empty() {
-            return Err(unreadable(what, "no certificate in the PEM text"));
-        }
-        self.roots.extend(found);
+        self.roots.extend(key_files::trusted(pem).map_err(|problem| unreadable("root certificates", &problem))?);
         Ok(self)
     }
 
@@ -102,64 +90,47 @@ impl TlsConfig {
         TlsConfig { system_roots: trust, ..self }
     }
 
-    /// The client's certificate for receivers that ask for one (mutual TLS): its chain in PEM form,
-    /// the client's own first, and its private key in PKCS#8 PEM form. The key must be of the
-    /// certificate's type: OpenSSL does not notice an RSA key beside an elliptic-curve
-    /// certificate, and then sends no certificate.
+    /// The client's certificate for receivers that ask for one (mutual TLS): its chain and its private
+    /// key, in PEM form.
+    ///
+    /// The key may be PKCS#8 (`BEGIN PRIVATE KEY`), PKCS#1 (`BEGIN RSA PRIVATE KEY`) or SEC1 (`BEGIN EC
+    /// PRIVATE KEY`). Both may be in one file, which is given twice then, and in any order: the
+    /// certificate that belongs to the key is found, and the others are sent behind it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] that says what was expected, and the command that makes it of another
-    /// form.
+    /// [`ErrorKind::Config`] that says what is wrong, and the command that makes a readable file of
+    /// another form.
     pub fn identity_pem(self, chain: &[u8], key: &[u8]) -> Result<Self, Error> {
-        let what = "client identity";
-        if !holds(chain, "-----BEGIN CERTIFICATE-----") {
-            return Err(unreadable(what, "the chain has no PEM certificate (-----BEGIN CERTIFICATE-----)"));
-        }
-        // The back end wants the key to begin at the first byte; files often say something before it.
-        let Some(key) = from(key, "-----BEGIN PRIVATE KEY-----") else {
-            let to_pkcs8 = "`openssl pkcs8 -topk8 -nocrypt -in client.key -out client.pkcs8.key` makes it of this one";
-            return Err(unreadable(
-                what,
-                &if holds(key, "ENCRYPTED") {
-                    format!(
-                        "expected an unencrypted PKCS#8 key (-----BEGIN PRIVATE KEY-----); {to_pkcs8}, or keep it encrypted \
-                         as PKCS#12 with `openssl pkcs12 -export -inkey client.key -in client.pem -out client.p12`"
-                    )
-                } else {
-                    format!("expected a PKCS#8 PEM key (-----BEGIN PRIVATE KEY-----); {to_pkcs8}")
-                },
-            ));
-        };
-        let identity = Identity::from_pkcs8(chain, key).map_err(|error| unreadable(what, &error.to_string()))?;
-        // The library compares the two only when they are put to use.
-        TlsConnector::builder()
-            .disable_built_in_roots(true)
-            .identity(identity.clone())
-            .build()
-            .map_err(|error| unreadable(what, &format!("the key does not belong to the certificate ({error})")))?;
-        Ok(TlsConfig { identity: Some(identity), ..self })
+        self.identified(key_files::identity(chain, key, None))
+    }
+
+    /// The same with a private key that is encrypted: PKCS#8 (`BEGIN ENCRYPTED PRIVATE KEY`), or the
+    /// older form with `Proc-Type: 4,ENCRYPTED`. Works where the TLS library is OpenSSL; on Windows and
+    /// macOS use [`identity_pkcs12`](TlsConfig::identity_pkcs12).
+    ///
+    /// # Errors
+    ///
+    /// As [`identity_pem`](TlsConfig::identity_pem), and if the passphrase is wrong.
+    pub fn identity_pem_encrypted(self, chain: &[u8], key: &[u8], passphrase: &str) -> Result<Self, Error> {
+        self.identified(key_files::identity(chain, key, Some(passphrase)))
     }
 
     /// The client's certificate, chain and private key from a PKCS#12 archive (`.p12`, `.pfx`).
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if it cannot be read with that passphrase.
+    /// [`ErrorKind::Config`] if it is none, if the passphrase is wrong, or if it is encrypted with a
+    /// cipher that the system's TLS library no longer takes.
     pub fn identity_pkcs12(self, der: &[u8], passphrase: &str) -> Result<Self, Error> {
         if passphrase.contains('\0') {
             return Err(unreadable("client identity", "a passphrase cannot contain a NUL character"));
         }
-        let identity = Identity::from_pkcs12(der, passphrase).map_err(|error| {
-            unreadable(
-                "client identity",
-                &format!(
-                    "expected a PKCS#12 archive and its passphrase ({error}); for one made with old ciphers, unpack it with \
-                     `openssl pkcs12 -legacy -in old.p12 -nodes -out all.pem` and pack it anew with `openssl pkcs12 -export \
-                     -in all.pem -out new.p12`"
-                ),
-            )
-        })?;
+        self.identified(key_files::pkcs12_identity(der, passphrase))
+    }
+
+    fn identified(self, identity: Result<Identity, String>) -> Result<Self, Error> {
+        let identity = identity.map_err(|problem| unreadable("client identity", &problem))?;
         Ok(TlsConfig { identity: Some(identity), ..self })
     }
 
@@ -215,7 +186,7 @@ impl TlsConfig {
             .danger_accept_invalid_certs(self.accept_invalid_certs)
             .danger_accept_invalid_hostnames(self.accept_invalid_hostnames);
         for root in &self.roots {
-            builder.add_root_certificate(root.clone());
+            builder.add_root_certificate(root.certificate.clone());
         }
         if let Some(identity) = &self.identity {
             builder.identity(identity.clone());
@@ -227,7 +198,8 @@ impl TlsConfig {
         }
         // No name is asked for where the host is an address (RFC 6066, section 3).
         builder.use_sni(name.parse::<IpAddr>().is_err());
-        Ok(Connector::new(builder.build().map_err(refused)?, name))
+        let native = builder.build().map_err(refused)?;
+        Ok(Connector::new(native, name, self.roots.iter().any(|root| !root.is_root)))
     }
 }
 
@@ -248,13 +220,4 @@ impl fmt::Debug for TlsConfig {
 
 fn unreadable(what: &str, problem: &str) -> Error {
     Error::before_sending(ErrorKind::Config(format!("{what}: {problem}")))
-}
-
-/// The text from a marker on.
-fn from<'t>(text: &'t [u8], marker: &str) -> Option<&'t [u8]> {
-    memchr::memmem::find(text, marker.as_bytes()).map(|at| &text[at..])
-}
-
-fn holds(text: &[u8], marker: &str) -> bool {
-    from(text, marker).is_some()
 }

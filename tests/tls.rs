@@ -5,7 +5,7 @@
 mod common;
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -123,10 +123,21 @@ fn a_peer_without_tls() {
     let error = Client::new(&endpoint).unwrap().send(message("1")).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Tls(_)) && error.delivery() == Delivery::NotSent, "{error:?}");
 
-    for answer in [&b"\x0BMSH|^~\\&|\r\x1C\r"[..], b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\0\x02\x02\x28"] {
+    let no_tls = "does it speak TLS at all?";
+    for (answer, words) in [
+        (&b"\x0BMSH|^~\\&|\r\x1C\r"[..], no_tls),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", no_tls),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", no_tls),
+        (b"", no_tls),
+        (b"\x15\x03\x03\0\x02\x02\x28", "client certificate"),
+        (b"\x15\x03\x03\0\x02\x02\x46", "no version of TLS in common"),
+    ] {
         with_peer(
             |mut stream| {
                 stream.write_all(answer).unwrap();
+                if answer.is_empty() {
+                    stream.shutdown(Shutdown::Write).unwrap();
+                }
                 let mut seen = Vec::new();
                 // It ends in a reset if the client left something unread.
                 let _ = stream.read_to_end(&mut seen);
@@ -138,10 +149,9 @@ fn a_peer_without_tls() {
             |endpoint| {
                 let endpoint = endpoint.replace("mllp:", "mllps:");
                 let error = Client::new(&endpoint).unwrap().send(message("1")).unwrap_err();
-                assert!(
-                    matches!(error.kind(), ErrorKind::Tls(_)) && error.delivery() == Delivery::NotSent,
-                    "{error:?}"
-                );
+                let said = format!("{error:#}");
+                assert!(matches!(error.kind(), ErrorKind::Tls(_)) && error.delivery() == Delivery::NotSent, "{said}");
+                assert!(said.contains(words) && said.len() <= 300, "{answer:?}: {said}");
             },
         );
     }
@@ -152,13 +162,32 @@ fn a_peer_without_tls() {
     let endpoint = receiver.endpoint().replace("mllps:", "mllp:");
     let error = Client::new(&endpoint).unwrap().send(message("1")).unwrap_err();
     assert_eq!(error.delivery(), Delivery::Unknown, "{error:?}");
+    assert!(format!("{error:#}").contains("try mllps://"), "{error:?}");
     assert!(receiver.received().is_empty());
+}
+
+#[test]
+fn an_end_before_the_first_answer_asks_for_a_client_certificate() {
+    let authority = Authority::new("Authority");
+    for version in VERSIONS {
+        let server = version(authority.issue(&[NAME], Validity::Now).server());
+        let answers = [Step::accept(), Step::silence().close(), Step::silence().close()];
+        let receiver = Receiver::builder().tls(server).scripted(answers).unwrap();
+        let client = Client::builder(&receiver.endpoint()).timeout(LONG).tls(authority.trusted()).build().unwrap();
+        client.send(message("1")).unwrap();
+        for (id, is_asked) in [("2", false), ("3", true)] {
+            let error = client.send(message(id)).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Disconnected { .. }), "{error:?}");
+            assert_eq!(error.to_string().contains("client certificate"), is_asked, "{error:?}");
+        }
+    }
 }
 
 fn handshake_timed_out(error: &Error) {
     let phase = Phase::TlsHandshake;
     assert!(matches!(error.kind(), ErrorKind::Timeout { phase: at, limit: SHORT, .. } if *at == phase), "{error:?}");
     assert_eq!(error.delivery(), Delivery::NotSent);
+    assert!(error.to_string().contains("does the peer speak TLS at all?"), "{error:?}");
 }
 
 #[test]
@@ -241,6 +270,8 @@ fn mutual_tls() {
             let expected = if is_tls13 { &[Delivery::Unknown, Delivery::NotSent][..] } else { &[Delivery::NotSent] };
             assert!(expected.contains(&error.delivery()), "{name}: {error:?}");
             assert!(receiver.received().is_empty(), "{name}");
+            let said = format!("{error:#}");
+            assert!(said.contains("certificate") && said.len() <= 300, "{name}: {said}");
 
             let connected = Client::builder(&receiver.endpoint()).timeout(LONG).tls(config).connect();
             let error = connected.and_then(|mut connection| connection.send(message("2").as_bytes())).unwrap_err();
@@ -287,15 +318,15 @@ fn unreadable_material_says_what_was_expected() {
     let roots = |pem: &str| TlsConfig::new().root_certificates_pem(pem.as_bytes()).map(|_| ());
     let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     for (name, result, words) in [
-        ("PKCS#1", identity(chain, &relabelled("RSA PRIVATE KEY")), "openssl pkcs8 -topk8"),
-        ("SEC1", identity(chain, &relabelled("EC PRIVATE KEY")), "openssl pkcs8 -topk8"),
-        ("encrypted", identity(chain, &relabelled("ENCRYPTED PRIVATE KEY")), "openssl pkcs12 -export"),
-        ("no key", identity(chain, ""), "PKCS#8"),
+        ("another form", identity(chain, &relabelled("DSA PRIVATE KEY")), "openssl pkey -in"),
+        ("OpenSSH", identity(chain, &relabelled("OPENSSH PRIVATE KEY")), "OpenSSH"),
+        ("encrypted", identity(chain, &relabelled("ENCRYPTED PRIVATE KEY")), "identity_pem_encrypted"),
+        ("no key", identity(chain, ""), "BEGIN PRIVATE KEY"),
         ("no chain", identity("", &certified.key), "BEGIN CERTIFICATE"),
         ("broken key", identity(chain, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "identity"),
         ("broken chain", identity(broken, &certified.key), "identity"),
-        ("no roots", roots(""), "openssl x509 -inform der"),
-        ("OpenSSL's own form", roots(&chain.replace("BEGIN CERT", "BEGIN TRUSTED CERT")), "openssl x509 -in"),
+        ("no roots", roots(""), "BEGIN CERTIFICATE"),
+        ("OpenSSL's own form", roots(&chain.replace(" CERT", " TRUSTED CERT")), "openssl x509 -in"),
         ("broken roots", roots(broken), "root certificates"),
     ] {
         let error = result.expect_err(name);

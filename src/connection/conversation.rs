@@ -468,6 +468,7 @@ impl Connection {
         let hint = self.intake.hint();
         evidence.hint = match &found {
             ErrorKind::Timeout { .. } => hint,
+            ErrorKind::Disconnected { .. } if live.stream.is_silent_tls() => Some(Hint::ClientCertificate),
             ErrorKind::Disconnected { .. } => hint.filter(|hint| *hint == Hint::NoCarriageReturn),
             _ => None,
         };
@@ -502,7 +503,11 @@ impl Connection {
                 }
             }
         }
-        Cause::new(kind, evidence.unwrap_or_default())
+        let mut evidence = evidence.unwrap_or_default();
+        if matches!(kind, ErrorKind::Disconnected { .. }) && live.stream.is_silent_tls() {
+            evidence.hint = Some(Hint::ClientCertificate);
+        }
+        Cause::new(kind, evidence)
     }
 
     /// Ends an exchange that leaves the connection usable: a complete one, or one whose message was

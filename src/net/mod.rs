@@ -15,6 +15,8 @@ pub(crate) use socket::SocketOptions;
 pub(crate) use stream::{Stream, StreamOptions};
 pub(crate) use tls::Connector;
 pub use tls::TlsError;
+#[cfg(feature = "tls")]
+pub(crate) use tls::in_short;
 
 /// Why reading or writing ended.
 #[derive(Debug)]

@@ -37,6 +37,8 @@ pub(crate) struct StreamOptions {
 pub(crate) struct Stream {
     channel: Transport,
     buffer: Vec<u8>,
+    /// Whether any byte has been read.
+    has_read: bool,
 }
 
 enum Transport {
@@ -59,7 +61,7 @@ impl Stream {
         #[cfg(any(test, fuzzing))]
         if let Some(connected) = simulation::connect(endpoint, &handle) {
             let channel = Transport::Simulated(connected?);
-            return Ok(Stream { channel, buffer: Vec::new() });
+            return Ok(Stream { channel, buffer: Vec::new(), has_read: false });
         }
         let open = || {
             let mut socket = Socket::open(endpoint, &options.socket, &attempt, handle.clone())?;
@@ -77,7 +79,7 @@ impl Stream {
             Ok(Transport::Tls(Box::new(session)))
         };
         let channel = open()?;
-        Ok(Stream { channel, buffer: Vec::new() })
+        Ok(Stream { channel, buffer: Vec::new(), has_read: false })
     }
 
     pub(crate) fn peer_addr(&self) -> SocketAddr {
@@ -223,8 +225,15 @@ impl Stream {
         }
     }
 
+    /// Whether it is a TLS session in which the peer has said nothing yet. Under TLS 1.3 it judges the
+    /// client's certificate after the handshake.
+    pub(crate) fn is_silent_tls(&self) -> bool {
+        matches!(self.channel, Transport::Tls(_)) && !self.has_read
+    }
+
     /// At least one byte, or the reason why there is none.
-    fn some(&self, result: io::Result<usize>, deadline: Option<&Deadline>) -> Result<usize, Halt> {
+    fn some(&mut self, result: io::Result<usize>, deadline: Option<&Deadline>) -> Result<usize, Halt> {
+        self.has_read |= matches!(result, Ok(1..));
         match result {
             Ok(0) if self.is_shut() => Err(Halt::Shutdown),
             Ok(0) => Err(Halt::Peer(None)),

@@ -11,12 +11,14 @@ use native_tls::{HandshakeError, TlsConnector, TlsStream};
 pub(crate) struct Connector {
     native: TlsConnector,
     name: String,
+    /// Whether a certificate is trusted that is not that of a root authority.
+    trusts_without_root: bool,
 }
 
 impl Connector {
     /// A connector for receivers that show a certificate for this name.
-    pub(crate) fn new(native: TlsConnector, name: String) -> Connector {
-        Connector { native, name }
+    pub(crate) fn new(native: TlsConnector, name: String, trusts_without_root: bool) -> Connector {
+        Connector { native, name, trusts_without_root }
     }
 
     /// Makes a session of a stream that blocks, within limits of its own.
@@ -25,11 +27,72 @@ impl Connector {
         let records = Records { stream, header: [0; 5], seen: 0, left: 0, lost: Arc::clone(&lost) };
         let cause = match self.native.connect(&self.name, records) {
             Ok(native) => return Ok(Session { native }),
-            Err(HandshakeError::Failure(error)) => error.to_string(),
+            Err(HandshakeError::Failure(error)) => in_short(&error),
             Err(HandshakeError::WouldBlock(_)) => "interrupted".to_owned(),
         };
-        Err(TlsError { name: Some(self.name.clone()), cause, broken_off: lost.load(Ordering::Relaxed) })
+        let broken_off = lost.load(Ordering::Relaxed);
+        let meaning = if broken_off { Some(NO_TLS) } else { meaning(&cause, self.trusts_without_root) };
+        Err(TlsError { name: Some(self.name.clone()), meaning, cause, broken_off })
     }
+}
+
+/// The peer answers a greeting otherwise than TLS does, or not at all.
+const NO_TLS: &str = "the peer did not answer in TLS: does it speak TLS at all?";
+
+/// What the TLS library says of an error. Of OpenSSL's `error:CODE:library:function:reason:file:line:data`
+/// the first one's reason, data and code.
+pub(crate) fn in_short(error: &dyn fmt::Display) -> String {
+    let said = error.to_string();
+    let Some((before, stack)) = said.split_once("error:") else { return said };
+    let first = stack.split(", error:").next().unwrap_or(stack);
+    let mut fields = first.splitn(7, ':');
+    let (Some(code), Some(reason)) = (fields.next(), fields.nth(2)) else { return said };
+    match fields.nth(2).unwrap_or_default().trim().trim_start_matches("Global default library context, ") {
+        "" => format!("{before}{reason} [{code}]"),
+        data => format!("{before}{reason} {data} [{code}]"),
+    }
+}
+
+/// The meaning of what the TLS library says of a failed handshake, where it is known. OpenSSL's words.
+fn meaning(cause: &str, trusts_without_root: bool) -> Option<&'static str> {
+    let no_issuer = if trusts_without_root {
+        "a trusted certificate is no root, and its root is missing: `openssl x509 -in ca.pem -noout -issuer` names it"
+    } else {
+        "the receiver's certificate is not from a trusted authority (TlsConfig::root_certificates_pem)"
+    };
+    let table = [
+        (&["get issuer", "get local issuer", "self-signed", "self signed", "verify the first"][..], no_issuer),
+        (&["has expired"], "the receiver's certificate has expired"),
+        (&["not yet valid"], "the receiver's certificate is not yet valid: is this machine's clock right?"),
+        (
+            &["ostname mismatch", "address mismatch"],
+            "the receiver's certificate is for another name (TlsConfig::server_name sets the name that is expected)",
+        ),
+        (
+            &[
+                "http request",
+                "wrong version number",
+                "packet length too long",
+                "unexpected message",
+                "bad record type",
+            ],
+            NO_TLS,
+        ),
+        (
+            &["alert certificate required", "alert bad certificate", "alert unknown ca", "alert certificate unknown"],
+            "the receiver does not accept this client's certificate, or misses one (TlsConfig::identity_pem)",
+        ),
+        (
+            &["alert protocol version", "unsupported protocol"],
+            "the two have no version of TLS in common (TlsConfig::min_version)",
+        ),
+        (
+            &["alert handshake failure"],
+            "the receiver refused the handshake: does it want a client certificate (TlsConfig::identity_pem)?",
+        ),
+    ];
+    let said = |words: &[&str]| words.iter().any(|word| cause.contains(word));
+    table.into_iter().find(|(words, _)| said(words)).map(|(_, meaning)| meaning)
 }
 
 impl fmt::Debug for Connector {
@@ -142,11 +205,12 @@ impl<S: Write> Write for Records<S> {
     }
 }
 
-/// Why a TLS session could not be made, or broke: what the system's TLS library says, and which
-/// name was expected.
+/// Why a TLS session could not be made, or broke: what that means, what the system's TLS library
+/// says, and which name was expected.
 #[derive(Clone, Debug)]
 pub struct TlsError {
     name: Option<String>,
+    meaning: Option<&'static str>,
     cause: String,
     broken_off: bool,
 }
@@ -156,7 +220,10 @@ impl TlsError {
     pub(crate) fn of_session(error: &io::Error) -> Option<TlsError> {
         // An error of the network has a number of the system's; one that the library makes up has none.
         let made_up = error.raw_os_error().is_none() && error.get_ref().is_some();
-        made_up.then(|| TlsError { name: None, cause: error.to_string(), broken_off: false })
+        made_up.then(|| {
+            let cause = in_short(error);
+            TlsError { name: None, meaning: meaning(&cause, false), cause, broken_off: false }
+        })
     }
 
     /// Whether the connection ended in the middle of the handshake, without a word against it: so
@@ -168,8 +235,11 @@ impl TlsError {
 
 impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "handshake with {name:?}: {}", self.cause),
+        if let Some(name) = &self.name {
+            write!(f, "handshake with {name:?}: ")?;
+        }
+        match self.meaning {
+            Some(meaning) => write!(f, "{meaning} ({})", self.cause),
             None => f.write_str(&self.cause),
         }
     }
@@ -180,6 +250,31 @@ impl std::error::Error for TlsError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_of_openssl_in_short() {
+        for (said, short) in [
+            (
+                "error:0A000086:SSL routines:tls_post_process:certificate verify failed:../ssl/statem.c:1889: (unable to get \
+                 local issuer certificate)",
+                "certificate verify failed (unable to get local issuer certificate) [0A000086]",
+            ),
+            (
+                "error:0308010C:digital envelope routines:fetch:unsupported:../evp.c:386:Global default library context, Algorithm (RC2-40-CBC : 0), \
+                 Properties (), error:11800067:PKCS12 routines:item:data:../p12.c:1:x",
+                "unsupported Algorithm (RC2-40-CBC : 0), Properties () [0308010C]",
+            ),
+            (
+                "error:0A00010B:SSL routines:ssl3_get_record:wrong version number:ssl/record.c:355:",
+                "wrong version number [0A00010B]",
+            ),
+            ("the handshake failed: error:1:a:b:c:d:5:", "the handshake failed: c [1]"),
+            ("the system's own words", "the system's own words"),
+            ("error:short", "error:short"),
+        ] {
+            assert_eq!(in_short(&said), short);
+        }
+    }
 
     #[test]
     fn where_records_end() {

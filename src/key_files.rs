@@ -1,0 +1,476 @@
+//! Certificates and private keys as files hold them: PEM among other text, DER, and the forms that
+//! private keys come in.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use native_tls::{Certificate, Identity, TlsConnector};
+use pkcs8::der::asn1::{AnyRef, OctetStringRef};
+use pkcs8::der::pem::{self, LineEnding};
+use pkcs8::der::{Decode, Encode, Reader, SecretDocument, SliceReader, Tag};
+use pkcs8::{AlgorithmIdentifierRef, ObjectIdentifier, PrivateKeyInfoRef};
+
+use crate::net::in_short;
+
+/// The algorithm of RSA keys (RFC 8017, appendix C).
+const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+/// The algorithm of keys on elliptic curves, whose parameters name the curve (RFC 5480).
+const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+
+const CERTIFICATE: &str = "CERTIFICATE";
+/// The label of an unencrypted PKCS#8 key (RFC 7468, section 10).
+const PKCS8: &str = "PRIVATE KEY";
+const ENCRYPTED_PKCS8: &str = "ENCRYPTED PRIVATE KEY";
+
+/// A certificate that is trusted.
+#[derive(Clone)]
+pub(crate) struct Trusted {
+    pub(crate) certificate: Certificate,
+    /// Whether it is self-issued, as those of root authorities are.
+    pub(crate) is_root: bool,
+}
+
+/// The certificates in a file of authorities.
+///
+/// # Errors
+///
+/// What is wrong with the file, and the command that makes a readable one of it.
+pub(crate) fn trusted(file: &[u8]) -> Result<Vec<Trusted>, String> {
+    let certificates = match binary(file) {
+        Some(der) => vec![der_certificate(der)?],
+        None => pem_certificates(&blocks(&text(file)))?,
+    };
+    if certificates.is_empty() {
+        return Err(no_certificate(&blocks(&text(file))));
+    }
+    let count = certificates.len();
+    let numbered = certificates.into_iter().enumerate();
+    numbered.map(|(index, der)| trust(&der).map_err(|problem| unreadable_certificate(index, count, &problem))).collect()
+}
+
+fn trust(der: &[u8]) -> Result<Trusted, String> {
+    let certificate = Certificate::from_der(der).map_err(|error| in_short(&error))?;
+    Ok(Trusted { certificate, is_root: is_self_issued(der) })
+}
+
+/// The certificate chain and private key in two files, or twice the same, in any order.
+///
+/// # Errors
+///
+/// What is wrong with the files, and the command that makes readable ones of them.
+pub(crate) fn identity(chain: &[u8], key: &[u8], passphrase: Option<&str>) -> Result<Identity, String> {
+    if [chain, key].into_iter().filter_map(binary).any(|der| is_pkcs12(&der)) {
+        return Err("it is a PKCS#12 archive: use identity_pkcs12".to_owned());
+    }
+    let (chain_text, key_text) = (text(chain), text(key));
+    let (chain_blocks, key_blocks) = (blocks(&chain_text), blocks(&key_text));
+    let mut certificates = pem_certificates(&chain_blocks)?;
+    for certificate in pem_certificates(&key_blocks)? {
+        if !certificates.contains(&certificate) {
+            certificates.push(certificate);
+        }
+    }
+    if let Some(der) = binary(chain) {
+        certificates.push(der_certificate(der)?);
+    }
+    if certificates.is_empty() {
+        return Err(no_certificate(&chain_blocks));
+    }
+    let key = match binary(key) {
+        Some(der) => der_key(der)?,
+        None => pem_key(&key_blocks, &chain_blocks, passphrase, &certificates)?,
+    };
+    of_parts(certificates, &key)
+}
+
+/// The identity of a key and the certificate that belongs to it, with the others behind it.
+fn of_parts(mut certificates: Vec<Vec<u8>>, key: &SecretDocument) -> Result<Identity, String> {
+    let unreadable_key = |error: &dyn fmt::Display| format!("the private key cannot be read ({})", in_short(error));
+    let algorithm = key.decode_msg::<PrivateKeyInfoRef<'_>>().map_err(|error| unreadable_key(&error))?.algorithm;
+    let key_pem = key.to_pem(PKCS8, LineEnding::LF).map_err(|error| unreadable_key(&error))?;
+    let count = certificates.len();
+    let mut names = Vec::new();
+    let mut own = None;
+    for (index, der) in certificates.iter().enumerate() {
+        let unreadable = |problem: &dyn fmt::Display| unreadable_certificate(index, count, problem);
+        Certificate::from_der(der).map_err(|error| unreadable(&in_short(&error)))?;
+        let of_certificate = public_key_algorithm(der).ok_or_else(|| unreadable(&"no public key"))?;
+        names.push(name(&of_certificate));
+        // OpenSSL compares keys of one kind only; to the others it says yes, and sends no certificate.
+        if own.is_none() && is_same(&of_certificate, &algorithm) {
+            let identity = Identity::from_pkcs8(pem_of([der])?.as_bytes(), key_pem.as_bytes());
+            let identity = identity.map_err(|error| unreadable_key(&error))?;
+            match TlsConnector::builder().disable_built_in_roots(true).identity(identity).build() {
+                Ok(_) => own = Some(index),
+                Err(error) if error.to_string().contains("mismatch") => {}
+                Err(error) => return Err(format!("the certificate or its key is not accepted ({})", in_short(&error))),
+            }
+        }
+    }
+    let Some(own) = own else {
+        names.dedup();
+        let what = if count == 1 { "the certificate".to_owned() } else { format!("any of the {count} certificates") };
+        return Err(format!(
+            "the private key (of the kind {}) does not belong to {what} (for keys of the kind {}); use the pair that \
+             was made together",
+            name(&algorithm),
+            names.join(", ")
+        ));
+    };
+    // A chain that begins with the root is in reverse order.
+    if own > 0 && own == count - 1 {
+        certificates.reverse();
+    } else {
+        certificates[..=own].rotate_right(1);
+    }
+    Identity::from_pkcs8(pem_of(&certificates)?.as_bytes(), key_pem.as_bytes()).map_err(|error| error.to_string())
+}
+
+/// The identity in a PKCS#12 archive.
+///
+/// # Errors
+///
+/// What is wrong with the file, and the command that makes a readable one of it.
+pub(crate) fn pkcs12_identity(file: &[u8], passphrase: &str) -> Result<Identity, String> {
+    let Some(der) = binary(file).filter(|der| is_pkcs12(der)) else {
+        return Err(if blocks(&text(file)).is_empty() {
+            "expected a PKCS#12 archive (.p12, .pfx)".to_owned()
+        } else {
+            "it is PEM text, not a PKCS#12 archive: use identity_pem".to_owned()
+        });
+    };
+    Identity::from_pkcs12(&der, passphrase).map_err(|error| {
+        let said = in_short(&error);
+        if said.contains("mac verify failure") || said.contains("bad decrypt") {
+            return format!("the passphrase is wrong ({said})");
+        }
+        if said.contains("at least one certificate") {
+            return "the archive has no certificate with its private key; export both".to_owned();
+        }
+        if said.contains("unsupported") {
+            return format!(
+                "an old cipher encrypts it: unpack it with `openssl pkcs12 -legacy -in old.p12 -nodes -out all.pem` \
+                 and pack it anew with `openssl pkcs12 -export -in all.pem -out new.p12` ({said})"
+            );
+        }
+        format!("the archive cannot be read ({said})")
+    })
+}
+
+/// A part of a PEM text (RFC 7468), between its BEGIN and its END.
+struct Block<'t> {
+    label: &'t str,
+    /// The header lines of older forms, as `Proc-Type: 4,ENCRYPTED`.
+    headers: Vec<&'t str>,
+    /// Without white space.
+    base64: String,
+    is_whole: bool,
+}
+
+impl Block<'_> {
+    fn is_certificate(&self) -> bool {
+        matches!(self.label, CERTIFICATE | "X509 CERTIFICATE")
+    }
+
+    fn is_private_key(&self) -> bool {
+        self.label.ends_with(PKCS8)
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.label == ENCRYPTED_PKCS8 || self.headers.iter().any(|header| header.contains("ENCRYPTED"))
+    }
+
+    /// The block as the specification wants it, whatever its lines were like.
+    fn canonical(&self) -> String {
+        let lines: Vec<_> = self.base64.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+        let headers: String = self.headers.iter().map(|header| format!("{header}\n")).collect();
+        let gap = if headers.is_empty() { "" } else { "\n" };
+        let (label, lines) = (self.label, lines.join("\n"));
+        format!("-----BEGIN {label}-----\n{headers}{gap}{lines}\n-----END {label}-----\n")
+    }
+
+    fn der(&self) -> Result<SecretDocument, String> {
+        if !self.is_whole {
+            return Err(format!("its end, -----END {}-----, is missing", self.label));
+        }
+        SecretDocument::from_pem(&self.canonical()).map(|(_, der)| der).map_err(|error| error.to_string())
+    }
+}
+
+/// The text of a file. UTF-16 is known by its byte-order mark.
+fn text(file: &[u8]) -> Cow<'_, str> {
+    let units: fn([u8; 2]) -> u16 = match file {
+        [0xFF, 0xFE, ..] => u16::from_le_bytes,
+        [0xFE, 0xFF, ..] => u16::from_be_bytes,
+        _ => return String::from_utf8_lossy(file),
+    };
+    let units: Vec<u16> = file[2..].chunks_exact(2).map(|pair| units([pair[0], pair[1]])).collect();
+    String::from_utf16_lossy(&units).into()
+}
+
+fn blocks(text: &str) -> Vec<Block<'_>> {
+    const BEGIN: &str = "-----BEGIN ";
+    let mut blocks = Vec::new();
+    let mut rest = text;
+    while let Some((label, after)) = rest.split_once(BEGIN).and_then(|(_, after)| after.split_once("-----")) {
+        let end = after.find("-----END ");
+        let next = after.find(BEGIN).unwrap_or(after.len());
+        let to = end.unwrap_or(next).min(next);
+        let (headers, lines): (Vec<&str>, Vec<&str>) =
+            after[..to].split(['\r', '\n']).map(str::trim).partition(|line| line.contains(':'));
+        let base64 = lines.concat().split_whitespace().collect();
+        blocks.push(Block { label: label.trim(), headers, base64, is_whole: end == Some(to) });
+        rest = &after[to..];
+    }
+    blocks
+}
+
+/// The bytes of a file that is DER, or the base64 of DER without anything around it.
+fn binary(file: &[u8]) -> Option<Cow<'_, [u8]>> {
+    // A sequence of more than 127 bytes, or of a length that is not told (BER).
+    if matches!(file, [0x30, 0x80..=0x84, ..]) {
+        return Some(Cow::Borrowed(file));
+    }
+    let text = text(file);
+    let base64: String = match &blocks(&text)[..] {
+        [] => text.split_whitespace().collect(),
+        [block] if block.label == "PKCS12" => block.base64.clone(),
+        _ => return None,
+    };
+    let block = Block { label: "DER", headers: Vec::new(), base64, is_whole: true };
+    let (_, der) = pem::decode_vec(block.canonical().as_bytes()).ok()?;
+    matches!(&der[..], [0x30, 0x80..=0x84, ..]).then_some(Cow::Owned(der))
+}
+
+/// The certificates among the blocks of a PEM text.
+fn pem_certificates(blocks: &[Block<'_>]) -> Result<Vec<Vec<u8>>, String> {
+    if blocks.iter().any(|block| block.label == "TRUSTED CERTIFICATE") {
+        return Err("an OpenSSL TRUSTED CERTIFICATE is among them; `openssl x509 -in ca.pem -out plain.pem` makes an \
+                    ordinary one of it"
+            .to_owned());
+    }
+    let found: Vec<_> = blocks.iter().filter(|block| block.is_certificate()).collect();
+    let count = found.len();
+    let der = |(index, block): (usize, &&Block<'_>)| {
+        block.der().map(|der| der.as_bytes().to_vec()).map_err(|problem| unreadable_certificate(index, count, &problem))
+    };
+    found.iter().enumerate().map(der).collect()
+}
+
+fn der_certificate(der: Cow<'_, [u8]>) -> Result<Vec<u8>, String> {
+    if is_pkcs7(&der) {
+        return Err(
+            "it is PKCS#7; `openssl pkcs7 -inform der -in ca.p7b -print_certs -out ca.pem` makes PEM of it".to_owned()
+        );
+    }
+    if is_pkcs12(&der) {
+        return Err("it is a PKCS#12 archive; `openssl pkcs12 -in ca.p12 -nokeys -out ca.pem` takes the certificates \
+                    out of it"
+            .to_owned());
+    }
+    match Certificate::from_der(&der) {
+        Ok(_) => Ok(der.into_owned()),
+        Err(error) => Err(format!(
+            "expected certificates, in PEM (-----BEGIN CERTIFICATE-----) or one in DER ({})",
+            in_short(&error)
+        )),
+    }
+}
+
+/// What is wrong with a text in which no certificate is.
+fn no_certificate(blocks: &[Block<'_>]) -> String {
+    let has = |labels: &[&str]| blocks.iter().any(|block| labels.contains(&block.label));
+    if has(&["PKCS7", "CMS"]) {
+        "it is PKCS#7; `openssl pkcs7 -in ca.p7b -print_certs -out ca.pem` makes PEM certificates of it".to_owned()
+    } else if has(&["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"]) {
+        "it is a certificate request; use the certificate that the authority made of it".to_owned()
+    } else if blocks.iter().any(Block::is_private_key) {
+        "there is a private key and no certificate (-----BEGIN CERTIFICATE-----)".to_owned()
+    } else {
+        "expected certificates, in PEM (-----BEGIN CERTIFICATE-----) or one in DER".to_owned()
+    }
+}
+
+fn unreadable_certificate(index: usize, count: usize, problem: &dyn fmt::Display) -> String {
+    if count == 1 {
+        format!("the certificate cannot be read ({problem})")
+    } else {
+        format!("certificate {} of {count} cannot be read ({problem})", index + 1)
+    }
+}
+
+/// The private key in PEM texts, as PKCS#8. The text that is said to have the key comes first.
+fn pem_key(
+    key: &[Block<'_>],
+    chain: &[Block<'_>],
+    passphrase: Option<&str>,
+    certificates: &[Vec<u8>],
+) -> Result<SecretDocument, String> {
+    let all = || key.iter().chain(chain);
+    let Some(block) = all().find(|block| block.is_private_key()) else {
+        return Err(if all().any(|block| block.label.ends_with("PUBLIC KEY")) {
+            "there is a public key and no private key (-----BEGIN PRIVATE KEY-----)".to_owned()
+        } else {
+            "there is no private key (-----BEGIN PRIVATE KEY-----)".to_owned()
+        });
+    };
+    let unreadable = |problem: &dyn fmt::Display| format!("the private key cannot be read ({problem})");
+    if block.is_encrypted() {
+        return match passphrase {
+            Some(passphrase) => decrypt(block, passphrase),
+            None => Err("the private key is encrypted: use identity_pem_encrypted with its passphrase, or decrypt it \
+                         with `openssl pkey -in client.key -out plain.key`"
+                .to_owned()),
+        };
+    }
+    let der = block.der().map_err(|problem| unreadable(&problem))?;
+    let algorithm = match block.label {
+        PKCS8 => return Ok(der),
+        "RSA PRIVATE KEY" => AlgorithmIdentifierRef { oid: RSA, parameters: Some(AnyRef::NULL) },
+        "EC PRIVATE KEY" => {
+            let parameters = all().filter(|block| block.label == "EC PARAMETERS").filter_map(|block| block.der().ok());
+            let curve = curve_of(der.as_bytes()).or_else(|| {
+                let stated = parameters.map(|der| der.as_bytes().to_vec());
+                let certified =
+                    certificates.iter().filter_map(|der| public_key_algorithm(der)?.parameters?.to_der().ok());
+                stated.chain(certified).find_map(|der| ObjectIdentifier::from_der(&der).ok())
+            });
+            let curve = curve.ok_or_else(|| unreadable(&"it does not name its curve"))?;
+            let info = PrivateKeyInfoRef::new(
+                AlgorithmIdentifierRef { oid: EC, parameters: Some((&curve).into()) },
+                OctetStringRef::new(der.as_bytes()).map_err(|error| unreadable(&error))?,
+            );
+            return SecretDocument::try_from(info).map_err(|error| unreadable(&error));
+        }
+        "OPENSSH PRIVATE KEY" => {
+            return Err(
+                "it is an OpenSSH key, which is not for TLS: use the key that was made with the certificate".to_owned()
+            );
+        }
+        label => {
+            return Err(format!(
+                "the private key has a form that is not known ({label}); `openssl pkey -in client.key -out plain.key` \
+                 makes a PKCS#8 key of it"
+            ));
+        }
+    };
+    let key = OctetStringRef::new(der.as_bytes()).map_err(|error| unreadable(&error))?;
+    SecretDocument::try_from(PrivateKeyInfoRef::new(algorithm, key)).map_err(|error| unreadable(&error))
+}
+
+/// A private key in DER, which has to be PKCS#8.
+fn der_key(der: Cow<'_, [u8]>) -> Result<SecretDocument, String> {
+    let info = PrivateKeyInfoRef::from_der(&der).ok();
+    info.and_then(|info| SecretDocument::try_from(info).ok()).ok_or_else(|| {
+        "the private key cannot be read; `openssl pkey -inform der -in client.key -out plain.key` makes a PKCS#8 PEM \
+         key of it"
+            .to_owned()
+    })
+}
+
+/// The key of an encrypted block, as PKCS#8.
+#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
+fn decrypt(block: &Block<'_>, passphrase: &str) -> Result<SecretDocument, String> {
+    use openssl::pkey::PKey;
+
+    if passphrase.contains('\0') {
+        return Err("a passphrase cannot contain a NUL character".to_owned());
+    }
+    // An older form is no DER before it is decrypted.
+    if !block.is_whole || block.headers.is_empty() {
+        block.der().map_err(|problem| format!("the private key cannot be read ({problem})"))?;
+    }
+    let key = PKey::private_key_from_pem_passphrase(block.canonical().as_bytes(), passphrase.as_bytes());
+    let key = key.map_err(|error| {
+        let said = in_short(&error);
+        if said.contains("unsupported") || said.contains("unknown") {
+            format!(
+                "an old cipher encrypts the private key: decrypt it with `openssl pkey -provider legacy \
+                 -provider default -in client.key -out plain.key` ({said})"
+            )
+        } else {
+            format!("the passphrase of the private key is wrong ({said})")
+        }
+    })?;
+    let der = key.private_key_to_pkcs8().map_err(|error| error.to_string())?;
+    SecretDocument::try_from(der).map_err(|error| error.to_string())
+}
+
+#[cfg(any(target_os = "windows", target_vendor = "apple"))]
+fn decrypt(_: &Block<'_>, _: &str) -> Result<SecretDocument, String> {
+    Err("on this system a private key cannot be decrypted; pack it as PKCS#12 with `openssl pkcs12 -export -inkey \
+         client.key -in client.pem -out client.p12` and use identity_pkcs12"
+        .to_owned())
+}
+
+fn pem_of<'c>(certificates: impl IntoIterator<Item = &'c Vec<u8>>) -> Result<String, String> {
+    let encoded = certificates.into_iter().map(|der| pem::encode_string(CERTIFICATE, LineEnding::LF, der));
+    encoded
+        .collect::<Result<Vec<String>, _>>()
+        .map(|certificates| certificates.concat())
+        .map_err(|error| error.to_string())
+}
+
+/// Whether DER, or BER, begins as signed data of PKCS#7 does (RFC 2315, section 9.1).
+fn is_pkcs7(der: &[u8]) -> bool {
+    const SIGNED_DATA: &[u8] = b"\x2A\x86\x48\x86\xF7\x0D\x01\x07\x02";
+    der.windows(SIGNED_DATA.len()).take(8).any(|window| window == SIGNED_DATA)
+}
+
+/// Whether DER, or BER, begins as a PKCS#12 archive does, with version 3 (RFC 7292, section 4).
+fn is_pkcs12(der: &[u8]) -> bool {
+    der.windows(4).take(8).any(|window| window == b"\x02\x01\x03\x30")
+}
+
+/// The parts of a sequence, or of a value that holds others.
+fn parts<'d>(value: &'d [u8]) -> Option<Vec<AnyRef<'d>>> {
+    let mut reader = SliceReader::new(value).ok()?;
+    let mut parts = Vec::new();
+    while !reader.is_finished() {
+        parts.push(AnyRef::decode(&mut reader).ok()?);
+    }
+    Some(parts)
+}
+
+/// The parts of a certificate's first sequence from the issuer on: issuer, validity, subject, public
+/// key (RFC 5280, section 4.1).
+fn from_issuer_on(certificate: &[u8]) -> Option<Vec<AnyRef<'_>>> {
+    let tbs = parts(AnyRef::from_der(certificate).ok()?.value())?.first()?.value();
+    let parts = parts(tbs)?;
+    // The version is left out by certificates of version 1.
+    let serial_number = parts.iter().position(|part| Tag::Integer == pkcs8::der::Tagged::tag(part))?;
+    Some(parts.get(serial_number + 2..)?.to_vec())
+}
+
+fn is_self_issued(certificate: &[u8]) -> bool {
+    from_issuer_on(certificate).is_some_and(|parts| parts.len() > 2 && parts[0] == parts[2])
+}
+
+fn public_key_algorithm(certificate: &[u8]) -> Option<AlgorithmIdentifierRef<'_>> {
+    let parts = from_issuer_on(certificate)?;
+    let algorithm = self::parts(parts.get(3)?.value())?.first()?.to_owned();
+    algorithm.decode_as().ok()
+}
+
+/// The curve that an elliptic-curve key names itself (SEC1, RFC 5915: `[0]` of its sequence).
+fn curve_of(key: &[u8]) -> Option<ObjectIdentifier> {
+    let parts = parts(AnyRef::from_der(key).ok()?.value())?;
+    let parameters = parts.iter().find(|part| pkcs8::der::Tagged::tag(*part).number().value() == 0)?;
+    ObjectIdentifier::from_der(parameters.value()).ok()
+}
+
+/// Whether two keys are of one kind, so that they can be compared.
+fn is_same(one: &AlgorithmIdentifierRef<'_>, other: &AlgorithmIdentifierRef<'_>) -> bool {
+    one.oid == other.oid && (one.oid != EC || one.parameters == other.parameters)
+}
+
+fn name(algorithm: &AlgorithmIdentifierRef<'_>) -> String {
+    match algorithm.oid {
+        RSA => "RSA".to_owned(),
+        EC => match algorithm.parameters.and_then(|curve| curve.decode_as::<ObjectIdentifier>().ok()) {
+            Some(curve) => format!("EC on curve {curve}"),
+            None => "EC".to_owned(),
+        },
+        other => other.to_string(),
+    }
+}
