@@ -127,20 +127,12 @@
 //!
 //! # Sites with habits of their own
 //!
-//! - Other framing bytes: [`Framing::custom`](frame::Framing::custom). No Carriage Return behind
-//!   the End Block:
-//!   [`allow_missing_carriage_return`](frame::Framing::allow_missing_carriage_return). Bytes before
-//!   the Start Block: [`allow_leading_bytes`](frame::Framing::allow_leading_bytes).
-//! - Control IDs that are not copied into the acknowledgment:
-//!   [`verify_control_id`](ClientBuilder::verify_control_id).
-//! - Headers that do not ask for what comes: [`AckMode`].
-//! - The same control ID in every message:
-//!   [`allow_repeated_control_ids`](ClientBuilder::allow_repeated_control_ids).
-//! - A connection that is closed after each answer:
-//!   [`messages_per_connection`](ClientBuilder::messages_per_connection).
-//! - Other character sets than UTF-8: the feature `charset`, with `Client::send_text`, which
-//!   encodes by MSH-18 or by the builder's `charset`, and with acknowledgments read in theirs.
-//!   `send` sends bytes as they are, in whatever set.
+//! Receivers close after each answer, leave out bytes, answer twice or with a commit accept alone.
+//! [Sites and their habits](guide::sites) lists how each habit shows, and what to set.
+//!
+//! Text in other character sets than UTF-8 takes the feature `charset`: `Client::send_text` encodes
+//! by MSH-18 or by the builder's `charset`, and acknowledgments are read in theirs. `send` sends
+//! bytes as they are, in whatever set.
 //!
 //! # Store and forward
 //!
@@ -159,8 +151,8 @@
 //!   `server_name` sets another name, behind a tunnel for instance.
 //! - **A private certificate authority**, as hospitals have: `root_certificates_pem`, in addition
 //!   to the system's store, or with `system_roots(false)` in its place.
-//! - **Mutual TLS**, where the receiver wants to know who sends: `identity_pem` (a PEM chain and a
-//!   PKCS#8 key) or `identity_pkcs12`. A receiver that refuses the certificate is
+//! - **Mutual TLS**, where the receiver wants to know who sends: `identity_pem` (a chain and a key in
+//!   PEM), `identity_pem_encrypted` or `identity_pkcs12`. A receiver that refuses the certificate is
 //!   [`ErrorKind::Tls`]. Under TLS 1.3 this shows only when the first answer is awaited, so that
 //!   the delivery is [`Unknown`](Delivery::Unknown) then, although a receiver that keeps to the
 //!   protocol has read nothing.
@@ -220,6 +212,7 @@ pub mod frame;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod guide;
 mod hl7;
 #[cfg(feature = "tls")]
 mod key_files;
