@@ -86,18 +86,15 @@ impl fmt::Display for Hint {
             Hint::NoStartBlock { bytes } => {
                 write!(f, "{bytes} bytes had come, no Start Block: the receiver answers without MLLP framing")
             }
-            Hint::NoCarriageReturn => f.write_str(
-                "an answer had come whole but for the Carriage Return after its End Block; for a receiver that never \
-                 sends it, set Framing::allow_missing_carriage_return",
-            ),
-            Hint::CommitAcceptAlone => f.write_str(
-                "a commit accept (CA) had come and no application acknowledgment; for a receiver that sends only the \
-                 CA, set AckMode::Commit",
-            ),
-            Hint::ClientCertificate => f.write_str(
-                "no answer had come over TLS; does the receiver want a client certificate, or another one \
-                 (TlsConfig::identity_pem)?",
-            ),
+            Hint::NoCarriageReturn => {
+                f.write_str("only its last Carriage Return is missing (Framing::allow_missing_carriage_return)")
+            }
+            Hint::CommitAcceptAlone => {
+                f.write_str("only a commit accept (CA) came; for a receiver that sends no more, set AckMode::Commit")
+            }
+            Hint::ClientCertificate => {
+                f.write_str("does the receiver want a client certificate, or another one (TlsConfig::identity_pem)?")
+            }
             Hint::NoTls => f.write_str("does the peer speak TLS at all?"),
         }
     }
@@ -505,17 +502,12 @@ impl fmt::Display for Error {
             return f.write_str(&self.with_causes());
         }
         write!(f, "{}", self.0.kind)?;
-        if let Some(hint) = &self.0.evidence.hint {
-            write!(f, "; {hint}")?;
-        }
-        match (&self.0.kind, self.0.delivery) {
+        match &self.0.kind {
             // These say it themselves.
-            (
-                ErrorKind::Config(_) | ErrorKind::InvalidMessage(_) | ErrorKind::Nak(_) | ErrorKind::NotStored { .. },
-                _,
-            ) => Ok(()),
-            (_, delivery) => write!(f, "; {delivery}"),
+            ErrorKind::Config(_) | ErrorKind::InvalidMessage(_) | ErrorKind::Nak(_) | ErrorKind::NotStored { .. } => {}
+            _ => write!(f, "; {}", self.0.delivery)?,
         }
+        self.0.evidence.hint.iter().try_for_each(|hint| write!(f, "; {hint}"))
     }
 }
 
@@ -660,6 +652,8 @@ mod tests {
         let address = Some(SocketAddr::from(([127, 0, 0, 1], 2575)));
         let connect = |kind| ErrorKind::Connect { address, source: io(kind) };
         let before = Error::before_sending;
+        let hinted =
+            |kind, hint| Error::new(kind, Delivery::Unknown, None, Evidence { response: None, hint: Some(hint) });
         let stored = |kind| Error::new(kind, Delivery::Committed, None, Evidence::default());
         let rows = [
             (before(ErrorKind::Config("no port".to_owned())), FixSetup, "configuration: no port"),
@@ -748,6 +742,43 @@ mod tests {
                 "a commit block of MLLP release 2 came that belongs to no sending; the receiver has committed the \
                  message",
             ),
+            (
+                hinted(timeout(Phase::ApplicationAck), Hint::HalfAnAnswer { bytes: 70 }),
+                FindOut,
+                "timed out after 30s while waiting for the application acknowledgment; whether the receiver has the \
+                 message is unknown; 70 bytes of an answer had come, without its end",
+            ),
+            (
+                hinted(timeout(Phase::ApplicationAck), Hint::NoStartBlock { bytes: 70 }),
+                FindOut,
+                "timed out after 30s while waiting for the application acknowledgment; whether the receiver has the \
+                 message is unknown; 70 bytes had come, no Start Block: the receiver answers without MLLP framing",
+            ),
+            (
+                hinted(ended(70), Hint::NoCarriageReturn),
+                FindOut,
+                "the connection ended while waiting for the application acknowledgment, after 70 bytes of an answer; \
+                 whether the receiver has the message is unknown; only its last Carriage Return is missing \
+                 (Framing::allow_missing_carriage_return)",
+            ),
+            (
+                hinted(timeout(Phase::ApplicationAck), Hint::CommitAcceptAlone),
+                FindOut,
+                "timed out after 30s while waiting for the application acknowledgment; whether the receiver has the \
+                 message is unknown; only a commit accept (CA) came; for a receiver that sends no more, set AckMode::Commit",
+            ),
+            (
+                hinted(ended(0), Hint::ClientCertificate),
+                FindOut,
+                "the connection ended while waiting for the application acknowledgment; whether the receiver has the \
+                 message is unknown; does the receiver want a client certificate, or another one \
+                 (TlsConfig::identity_pem)?",
+            ),
+            (
+                OpenError::Deadline { during: Opening::TlsHandshake, limit: Duration::from_secs(10) }.into(),
+                Retry,
+                "timed out after 10s while in the TLS handshake; the message was not sent; does the peer speak TLS at all?",
+            ),
             (before(ErrorKind::Closed), Retry, "the connection is closed; the message was not sent"),
             (
                 sent(ErrorKind::Closed, None),
@@ -761,6 +792,9 @@ mod tests {
             assert_eq!((error.control_id(), error.endpoint()), (None, None));
             assert_eq!(format!("{error:#}"), line);
             assert!(line.starts_with(&error.to_string()), "{error}");
+            // A control ID as long as HL7 before v2.9 lets it be.
+            let prefix = format!("{endpoint}: message {:?}: ", "x".repeat(20));
+            assert!(prefix.len() + line.len() <= 300, "{} {line}", prefix.len() + line.len());
             let error = error.at(&endpoint).about(Some(b"MSG\"1"));
             assert_eq!((error.control_id(), error.endpoint()), (Some("MSG\"1"), Some(&endpoint)));
             let named = format!("mllp://ehr.example.org:2575: message \"MSG\\\"1\": {line}");

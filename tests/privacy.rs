@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::{Deaf, LONG, SHORT, dead_endpoint};
 use mllp_client::outbox::{Forwarder, MemoryOutbox, Outbox};
 use mllp_client::testing::{Receiver, Step};
-use mllp_client::{AckCode, Client, Error, ErrorKind};
+use mllp_client::{AckCode, Batch, Client, Error, ErrorKind, messages};
 
 const MARKER: &str = "XYZZYPATIENT";
 
@@ -69,6 +69,16 @@ fn nothing_says_what_is_in_a_message() {
             .on_event(move |event| events.lock().unwrap().push(format!("{event:?}")))
     };
     let mut errors: Vec<Error> = Vec::new();
+
+    // Files, and what is wrong with them.
+    let file = format!("{}-- {MARKER} --\rremark {MARKER}\r", marked());
+    let located: Vec<_> = messages::locate(file.as_bytes()).collect();
+    assert!(located.iter().any(|found| found.problem.is_some()) && file.contains(MARKER));
+    let mut said =
+        vec![format!("{located:?} {:?} {:?}", messages::locate(file.as_bytes()), messages::split(file.as_bytes()))];
+    let batch = format!("BHS|^~\\&|||||||||B1\r{file}");
+    said.push(format!("{:?}", Batch::parse(batch.as_bytes()).unwrap_err()));
+    assert!(said.iter().all(|text| !text.contains(MARKER)), "{said:?}");
 
     let answer = |segments: &str| Step::frame(format!("MSH|^~\\&|{MARKER}\r{segments}"));
     let err = format!("ERR|{MARKER}|{MARKER}|{MARKER}^{MARKER}|E||||{MARKER}\r");
