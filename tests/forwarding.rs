@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -50,6 +51,7 @@ fn each_outcome_has_its_consequence() {
     let refuse = |code| Step::refuse(code, "Marker of an invented patient");
     let commit = || Step::acknowledge(AckCode::CommitAccept);
     let ae = || refuse(AckCode::ApplicationError);
+    let (ar, cr) = (|| refuse(AckCode::ApplicationReject), || refuse(AckCode::CommitReject));
     for (name, steps, ids_received, told) in [
         ("accepted", vec![], "12", "delivered 1 AA, delivered 2 AA"),
         ("committed, then silence", vec![commit().close()], "12", "delivered 1 CA, delivered 2 AA"),
@@ -63,8 +65,9 @@ fn each_outcome_has_its_consequence() {
         ("AE once", vec![ae()], "112", "retrying 1, delivered 1 AA, delivered 2 AA"),
         ("CE once", vec![refuse(AckCode::CommitError)], "112", "retrying 1, delivered 1 AA, delivered 2 AA"),
         ("AE for ever", vec![ae(), ae(), ae()], "1112", "retrying 1, retrying 1, dead 1, delivered 2 AA"),
-        ("AR", vec![refuse(AckCode::ApplicationReject)], "12", "dead 1, delivered 2 AA"),
-        ("CR", vec![refuse(AckCode::CommitReject)], "12", "dead 1, delivered 2 AA"),
+        ("AR once", vec![ar()], "112", "retrying 1, delivered 1 AA, delivered 2 AA"),
+        ("AR for ever", vec![ar(), ar()], "112", "retrying 1, dead 1, delivered 2 AA"),
+        ("CR for ever", vec![cr(), cr()], "112", "retrying 1, dead 1, delivered 2 AA"),
         (
             // Attempts that were no refusals do not count as such.
             "unknown, AE, unknown, AE",
@@ -75,7 +78,7 @@ fn each_outcome_has_its_consequence() {
     ] {
         let receiver = Receiver::scripted(steps).unwrap();
         let outbox = outbox();
-        let (builder, events) = observed(builder(outbox.clone(), &receiver).refusals(2));
+        let (builder, events) = observed(builder(outbox.clone(), &receiver).refusals(2).rejections(1));
         for id in ["1", "2"] {
             outbox.push(message(id).as_bytes()).unwrap();
         }
@@ -95,6 +98,27 @@ fn each_outcome_has_its_consequence() {
             assert!(!format!("{why} {entry:?}").contains("Marker"), "{name}: {why}");
         }
     }
+}
+
+#[test]
+fn a_message_without_an_answer_is_dead_after_so_many_attempts() {
+    let _tidy = Tidy::up();
+    let silent = || Step::silence().close();
+    let receiver =
+        Receiver::scripted([silent(), silent(), Step::accept(), silent(), silent(), Step::accept()]).unwrap();
+    let outbox = outbox();
+    let (builder, events) = observed(builder(outbox.clone(), &receiver));
+    let forwarder = builder.unknown_attempts(NonZeroU32::new(2).unwrap()).start().unwrap();
+    let ids = ["1", "2"].map(|id| outbox.push(message(id).as_bytes()).unwrap());
+    assert!(forwarder.drain(LONG).unwrap());
+    // Queued again, it has as many attempts as at first.
+    assert!(outbox.requeue(ids[0]).unwrap());
+    assert!(forwarder.drain(LONG).unwrap());
+    assert!(outbox.requeue(ids[0]).unwrap());
+    assert!(forwarder.drain(LONG).unwrap());
+    assert!(forwarder.stop(LONG));
+    let told = ["retrying 1", "dead 1", "delivered 2 AA", "retrying 1", "dead 1", "delivered 1 AA"];
+    assert_eq!(*events.lock().unwrap(), told);
 }
 
 #[test]

@@ -185,7 +185,8 @@ fn forwarded(step: Step) -> Vec<String> {
     let outbox = MemoryOutbox::new(10, 1_000);
     let client = Client::builder(&receiver.endpoint()).timeout(SHORT).build().unwrap();
     let tell = Arc::clone(&said);
-    let builder = Forwarder::builder(outbox.clone(), client).refusals(1).initial_delay(Duration::from_millis(1));
+    let builder =
+        Forwarder::builder(outbox.clone(), client).refusals(1).rejections(0).initial_delay(Duration::from_millis(1));
     let builder = builder.on_event(move |event| tell.lock().unwrap().push(format!("{event:?}")));
     said.lock().unwrap().push(format!("{builder:?}"));
     outbox.push(marked().as_bytes()).unwrap();

@@ -4,11 +4,12 @@
 use std::error::Error;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
-use mllp_client::outbox::{ForwardEvent, Forwarder, Outbox};
+use mllp_client::outbox::{ForwardEvent, Forwarder, ForwarderBuilder, Outbox};
 use mllp_client::{Client, messages};
 
 #[derive(Subcommand)]
@@ -24,13 +25,25 @@ pub enum Task {
         /// Go on for ever, instead of until nothing waits
         #[arg(long)]
         stay: bool,
+        /// How often a message that is rejected (AR, CR) is tried again before it is dead
+        #[arg(long, value_name = "TIMES", default_value_t = 3)]
+        rejections: u32,
+        /// After how many attempts without an answer a message is dead; without it, never
+        #[arg(long, value_name = "TIMES")]
+        unknown_attempts: Option<NonZeroU32>,
     },
 }
 
 pub fn run(task: &Task, outbox: impl Outbox + Clone + 'static, to: &str) -> Result<(), Box<dyn Error>> {
     match task {
         Task::Push { files } => files.iter().try_for_each(|file| push(&outbox, file)),
-        Task::Forward { stay } => forward(outbox, to, *stay),
+        Task::Forward { stay, rejections, unknown_attempts } => {
+            let mut builder = Forwarder::builder(outbox, Client::new(to)?).rejections(*rejections);
+            if let Some(most) = unknown_attempts {
+                builder = builder.unknown_attempts(*most);
+            }
+            forward(builder.max_delay(Duration::from_secs(5)), *stay)
+        }
     }
 }
 
@@ -57,9 +70,8 @@ fn push(outbox: &impl Outbox, file: &PathBuf) -> Result<(), Box<dyn Error>> {
     if count == 0 { Err(format!("{}: no message in it", file.display()).into()) } else { Ok(()) }
 }
 
-fn forward(outbox: impl Outbox + Clone + 'static, to: &str, stay: bool) -> Result<(), Box<dyn Error>> {
-    let forwarder =
-        Forwarder::builder(outbox, Client::new(to)?).max_delay(Duration::from_secs(5)).on_event(tell).start()?;
+fn forward(builder: ForwarderBuilder, stay: bool) -> Result<(), Box<dyn Error>> {
+    let forwarder = builder.on_event(tell).start()?;
     loop {
         match forwarder.drain(Duration::from_secs(60)) {
             Ok(true) if !stay => break,

@@ -168,7 +168,7 @@ pub struct Entry {
     pub state: EntryState,
     /// How often delivering it has failed.
     pub attempts: u32,
-    /// How often of those the receiver answered AE or CE, since it was queued.
+    /// How often of those the receiver refused it, since it was queued.
     pub refusals: u32,
     /// How it failed at last, in words without content.
     pub last_failure: Option<String>,

@@ -1,6 +1,7 @@
 //! The thread that drains an outbox through a client.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -10,7 +11,7 @@ use super::policy::{OnUnknown, Policy, in_words};
 use super::{Claim, Entry, Outbox, OutboxError, Settlement};
 use crate::client::Client;
 use crate::deadline::Deadline;
-use crate::error::Error;
+use crate::error::{Advice, Error};
 use crate::hl7::ack::Ack;
 use crate::locks::lock;
 
@@ -25,9 +26,10 @@ const IDLE: Duration = Duration::from_millis(100);
 /// |---|---|
 /// | accepted (AA, CA), or committed | delivered |
 /// | not sent | tried again, for ever, after delays from 1 to 30 seconds |
-/// | unknown | the same bytes are sent again, or the message is held: [`unknown`](ForwarderBuilder::unknown) |
+/// | unknown | the same bytes are sent again, for ever or [up to a limit](ForwarderBuilder::unknown_attempts), or the message is held: [`unknown`](ForwarderBuilder::unknown) |
 /// | refused by AE or CE, or not stored (MLLP release 2) | tried again, 3 times, then dead: [`refusals`](ForwarderBuilder::refusals) |
-/// | refused by AR or CR, or it cannot be sent as it is | dead at once |
+/// | refused by AR or CR | likewise: [`rejections`](ForwarderBuilder::rejections) |
+/// | it cannot be sent as it is | dead at once |
 ///
 /// A message that is tried again keeps its place, and those behind it wait. One that is dead is
 /// kept in the outbox ([`Outbox::stopped`]), and the others go on, unless
@@ -285,10 +287,26 @@ impl ForwarderBuilder {
         self
     }
 
+    /// With [`OnUnknown::Resend`]: after this many attempts whose result is not known, a message is
+    /// dead and those behind it go on, such as one on which the receiver closes without an answer.
+    /// They are counted since this forwarder began with the message. Defaults to no limit.
+    pub fn unknown_attempts(mut self, most: NonZeroU32) -> Self {
+        self.policy.unknown_attempts = Some(most.get());
+        self
+    }
+
     /// How often a message that the receiver refused by AE or CE is tried again before it is dead.
     /// Defaults to 3.
     pub fn refusals(mut self, times: u32) -> Self {
         self.policy.refusals = times;
+        self
+    }
+
+    /// The same for AR or CR. A rejection may be about the message, for good, or about a system that
+    /// is down and will take the same message later (HL7 v2.5, chapter 2.9.2.2): 0 for a receiver
+    /// that means the former, more for one that means the latter. Defaults to 3.
+    pub fn rejections(mut self, times: u32) -> Self {
+        self.policy.rejections = times;
         self
     }
 
@@ -338,6 +356,14 @@ impl ForwarderBuilder {
     }
 }
 
+/// The attempts on the entry that is tried now.
+#[derive(Default)]
+struct HeadHistory {
+    id: u64,
+    /// The number of attempts whose result is not known.
+    unknown: u32,
+}
+
 /// Tells, however the thread ends, that it has.
 struct Running(Arc<ForwarderShared>);
 
@@ -355,12 +381,13 @@ impl ForwarderShared {
 
     fn run(&self) {
         let mut failures = 0;
+        let mut head = HeadHistory::default();
         while self.may_go_on() {
             match self.outbox.claim() {
                 Ok(Some(claim)) => {
                     failures = 0;
                     self.lock().in_flight = Some(claim.entry.control_id.clone());
-                    self.forward(&claim);
+                    self.forward(&claim, &mut head);
                     self.lock().in_flight = None;
                 }
                 Ok(None) => {
@@ -382,8 +409,11 @@ impl ForwarderShared {
     }
 
     /// Makes one attempt to deliver an entry, and records what became of it.
-    fn forward(&self, claim: &Claim) {
+    fn forward(&self, claim: &Claim, head: &mut HeadHistory) {
         let entry = &claim.entry;
+        if head.id != entry.id {
+            *head = HeadHistory { id: entry.id, unknown: 0 };
+        }
         if self.policy.unknown == OnUnknown::Hold && !self.record(entry, || self.outbox.begin(claim)) {
             return;
         }
@@ -394,7 +424,12 @@ impl ForwarderShared {
             None => request.send(),
         };
         let why = sent.as_ref().err().map(in_words).unwrap_or_default();
-        let settlement = self.policy.judge(entry, &sent, &why);
+        let settlement = self.policy.judge(entry, head.unknown, &sent, &why);
+        head.unknown += u32::from(sent.as_ref().is_err_and(|error| error.advice() == Advice::FindOut));
+        if matches!(settlement, Settlement::Dead { .. }) {
+            // Queued again, it begins anew.
+            *head = HeadHistory::default();
+        }
         if self.record(entry, || self.outbox.settle(claim, settlement)) {
             self.conclude(entry, settlement, &sent);
         }

@@ -13,8 +13,9 @@ use crate::hl7::ack::AckCode::{ApplicationReject, CommitReject};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnUnknown {
-    /// It sends the same bytes with the same control ID again, until it knows. A receiver
-    /// recognises the repeated control ID, as HL7 asks of it.
+    /// It sends the same bytes with the same control ID again, until it knows, or up to a limit:
+    /// [`unknown_attempts`](super::ForwarderBuilder::unknown_attempts). A receiver recognises the
+    /// repeated control ID, as HL7 asks of it.
     #[default]
     Resend,
     /// It holds the message, and those behind it, until somebody has found out and says what to do:
@@ -29,7 +30,10 @@ pub enum OnUnknown {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Policy {
     pub(super) unknown: OnUnknown,
+    /// The most attempts with an unknown result; `None` for no limit.
+    pub(super) unknown_attempts: Option<u32>,
     pub(super) refusals: u32,
+    pub(super) rejections: u32,
     pub(super) initial_delay: Duration,
     pub(super) max_delay: Duration,
 }
@@ -38,7 +42,9 @@ impl Default for Policy {
     fn default() -> Self {
         Policy {
             unknown: OnUnknown::default(),
+            unknown_attempts: None,
             refusals: 3,
+            rejections: 3,
             initial_delay: Duration::from_secs(1),
             max_delay: Duration::from_secs(30),
         }
@@ -46,18 +52,30 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The settlement of an entry after this attempt; `why` are the words of a failure.
-    pub(super) fn judge<'w>(&self, entry: &Entry, sent: &Result<Ack, Error>, why: &'w str) -> Settlement<'w> {
+    /// The settlement of an entry after this attempt. `unknown_before`: the number of attempts before
+    /// it whose result is not known; `why`: the words of a failure.
+    pub(super) fn judge<'w>(
+        &self,
+        entry: &Entry,
+        unknown_before: u32,
+        sent: &Result<Ack, Error>,
+        why: &'w str,
+    ) -> Settlement<'w> {
         let Err(error) = sent else { return Settlement::Delivered };
         let retry = |refused| Settlement::Retry { after: self.delay_after(entry.attempts), refused, why };
         match error.advice() {
             Advice::DoNotResend => Settlement::Delivered,
             Advice::FixMessage => Settlement::Dead { why },
             Advice::SeeRefusal => {
-                let is_final = error.nak().is_some_and(|nak| matches!(nak.code(), ApplicationReject | CommitReject));
-                if is_final || entry.refusals >= self.refusals { Settlement::Dead { why } } else { retry(true) }
+                let is_rejection =
+                    error.nak().is_some_and(|nak| matches!(nak.code(), ApplicationReject | CommitReject));
+                let retries = if is_rejection { self.rejections } else { self.refusals };
+                if entry.refusals >= retries { Settlement::Dead { why } } else { retry(true) }
             }
             Advice::FindOut if self.unknown == OnUnknown::Hold => Settlement::Held { why },
+            Advice::FindOut if self.unknown_attempts.is_some_and(|limit| unknown_before + 1 >= limit) => {
+                Settlement::Dead { why }
+            }
             Advice::FindOut | Advice::Retry | Advice::FixSetup => retry(false),
         }
     }
