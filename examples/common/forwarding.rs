@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use mllp_client::outbox::{ForwardEvent, Forwarder, ForwarderBuilder, Outbox};
-use mllp_client::{Client, messages};
+use mllp_client::{Client, Delivery, messages};
 
 #[derive(Subcommand)]
 pub enum Task {
@@ -20,7 +20,7 @@ pub enum Task {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Sends what is stored, in order; prints `delivered CONTROL_ID` or `dead CONTROL_ID CODE`
+    /// Sends what is stored, in order; prints `delivered CONTROL_ID` or `dead CONTROL_ID CODE` (a code of the receiver, UNKNOWN or INVALID)
     Forward {
         /// Go on for ever, instead of until nothing waits
         #[arg(long)]
@@ -91,7 +91,10 @@ fn tell(event: &ForwardEvent<'_>) {
         ForwardEvent::Delivered { entry, .. } => say(&format!("delivered {}", entry.control_id)),
         ForwardEvent::Dead { entry, error } => {
             eprintln!("{}: {}", entry.control_id, explained(error));
-            let code = error.nak().map_or("INVALID", |nak| nak.code().as_str());
+            let code = match error.delivery() {
+                Delivery::Unknown => "UNKNOWN",
+                _ => error.nak().map_or("INVALID", |nak| nak.code().as_str()),
+            };
             say(&format!("dead {} {code}", entry.control_id))
         }
         ForwardEvent::Retrying { entry, error, retry_in } => {
