@@ -16,7 +16,7 @@ use crate::net::{Halt, OpenError, Opening, TlsError};
 /// A failed call: what happened ([`kind`](Error::kind)), what became of the message
 /// ([`delivery`](Error::delivery)), and the evidence.
 ///
-/// `{error}` is one line without content, and without the cause beneath it, which is
+/// `{error}` is one line without message content, and without the cause beneath it, which is
 /// [`source()`](std::error::Error::source). `{error:#}` adds the endpoint, the control ID and all
 /// causes; `{error:?}` is the same, since it is what a `main` that returns a `Result` prints.
 /// `{error:#?}` shows the fields.
@@ -82,12 +82,12 @@ pub(crate) enum Hint {
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Hint::HalfAnAnswer { bytes } => write!(f, "{bytes} bytes of an answer had come, without its end"),
+            Hint::HalfAnAnswer { bytes } => write!(f, "{bytes} bytes of an answer had come, but no End Block"),
             Hint::NoStartBlock { bytes } => {
-                write!(f, "{bytes} bytes had come, no Start Block: the receiver answers without MLLP framing")
+                write!(f, "{bytes} bytes had come, but no Start Block: the receiver answers without MLLP framing")
             }
             Hint::NoCarriageReturn => {
-                f.write_str("only its last Carriage Return is missing (Framing::allow_missing_carriage_return)")
+                f.write_str("an answer lacks only its last Carriage Return (Framing::allow_missing_carriage_return)")
             }
             Hint::CommitAcceptAlone => {
                 f.write_str("only a commit accept (CA) came; for a receiver that sends no more, set AckMode::Commit")
@@ -103,9 +103,9 @@ impl fmt::Display for Hint {
 /// Whether the receiver has a message whose call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Delivery {
-    /// The receiver does not have the message: its End Block never left for the operating system,
-    /// or the receiver reported that it did not store it (MLLP release 2, 0x15). It is safe to
-    /// send it again.
+    /// The receiver does not have the message: its End Block was never handed to the operating
+    /// system; or (MLLP release 2) the last commit block was negative, and the call failed before
+    /// it sent the message again. It is safe to send it.
     NotSent,
     /// It left, and no usable answer came: the receiver may have it or not. Send it again only to a
     /// receiver that recognises a repeated control ID.
@@ -113,7 +113,9 @@ pub enum Delivery {
     /// A commit accept (CA), or a commit block of MLLP release 2, came before the failure: the
     /// receiver has it. Do not send it again; only the application's verdict is missing.
     Committed,
-    /// The receiver said no. Mend the message, or the receiver's set-up, first.
+    /// The receiver refused the message (AE, AR, CE, CR), or said as often as it was sent that it
+    /// did not store it (MLLP release 2). [`Error::nak`] has the reasons of a refusal. Correct
+    /// the message, or the receiver's configuration, unless the reason will pass.
     Refused,
 }
 
@@ -201,7 +203,7 @@ impl fmt::Display for Phase {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// An endpoint or a setting that cannot be. Correct the configuration; nothing was opened.
+    /// The endpoint or a setting is invalid. Correct the configuration; nothing was opened.
     #[error("configuration: {0}")]
     Config(String),
     /// The message cannot be sent as it is. Mend it; nothing was opened and no connection was
@@ -284,8 +286,8 @@ pub enum ErrorKind {
     /// connection stays open, unless the refusal names no message (MSA-2 is empty).
     #[error("the receiver answered {}", .0.code())]
     Nak(Ack),
-    /// MLLP release 2: the receiver says that it has not stored the message, as often as it was
-    /// sent. The connection stays open.
+    /// MLLP release 2: each time the message was sent, the receiver answered that it did not store
+    /// it. The connection stays open.
     #[error("the receiver did not store the message, {sendings} times (negative commit block)")]
     #[non_exhaustive]
     NotStored {
@@ -298,8 +300,8 @@ pub enum ErrorKind {
         "the answer came without a commit block of MLLP release 2 before it: the receiver seems to speak release 1"
     )]
     NoCommitBlock,
-    /// MLLP release 2: a commit block came that nothing was waiting for, so that it is in doubt
-    /// which sending the next one is for.
+    /// MLLP release 2: an unexpected commit block came, so that the next one could not be matched
+    /// to a message.
     #[error("a commit block of MLLP release 2 came that belongs to no sending")]
     StrayCommitBlock,
     /// [`Client::close`](crate::Client::close), a [`ShutdownHandle`](crate::ShutdownHandle), or an
@@ -372,7 +374,7 @@ impl Error {
         Error(Box::new(Inner { kind, delivery, commit, evidence, control_id: None, endpoint: None }))
     }
 
-    /// The same failure to connect, for another call that waited for what became of the attempt.
+    /// The same failure to connect, for another call that waited for the same attempt.
     pub(crate) fn shared(&self) -> Error {
         let mut shared = Error::new(self.0.kind.clone(), Delivery::NotSent, None, self.0.evidence.clone());
         shared.0.endpoint = self.0.endpoint.clone();
@@ -433,8 +435,8 @@ impl Error {
         self.0.control_id.as_deref()
     }
 
-    /// The endpoint of the client that it happened on. `None` if there is no client, since its
-    /// settings were refused.
+    /// The endpoint of the client that it happened on. `None` if the error comes from
+    /// building the client.
     pub fn endpoint(&self) -> Option<&Endpoint> {
         self.0.endpoint.as_ref()
     }
@@ -449,7 +451,8 @@ impl Error {
         self.0.delivery
     }
 
-    /// The refusal, if the receiver answered AE, AR, CE or CR.
+    /// The refusal, if the receiver answered AE, AR, CE or CR. (Not the negative commit block of
+    /// MLLP release 2, which has no content.)
     pub fn nak(&self) -> Option<&Ack> {
         match &self.0.kind {
             ErrorKind::Nak(ack) => Some(ack),
@@ -660,7 +663,7 @@ mod tests {
             (
                 before(ErrorKind::InvalidMessage(MessageError::NoControlId)),
                 FixMessage,
-                "the message cannot be sent: it has no Message Control ID (MSH-10)",
+                "the message cannot be sent: it has no usable control ID (MSH-10; of a batch BHS-11 or FHS-11)",
             ),
             (
                 before(connect(io::ErrorKind::ConnectionRefused)),
@@ -746,19 +749,19 @@ mod tests {
                 hinted(timeout(Phase::ApplicationAck), Hint::HalfAnAnswer { bytes: 70 }),
                 FindOut,
                 "timed out after 30s while waiting for the application acknowledgment; whether the receiver has the \
-                 message is unknown; 70 bytes of an answer had come, without its end",
+                 message is unknown; 70 bytes of an answer had come, but no End Block",
             ),
             (
                 hinted(timeout(Phase::ApplicationAck), Hint::NoStartBlock { bytes: 70 }),
                 FindOut,
                 "timed out after 30s while waiting for the application acknowledgment; whether the receiver has the \
-                 message is unknown; 70 bytes had come, no Start Block: the receiver answers without MLLP framing",
+                 message is unknown; 70 bytes had come, but no Start Block: the receiver answers without MLLP framing",
             ),
             (
                 hinted(ended(70), Hint::NoCarriageReturn),
                 FindOut,
                 "the connection ended while waiting for the application acknowledgment, after 70 bytes of an answer; \
-                 whether the receiver has the message is unknown; only its last Carriage Return is missing \
+                 whether the receiver has the message is unknown; an answer lacks only its last Carriage Return \
                  (Framing::allow_missing_carriage_return)",
             ),
             (

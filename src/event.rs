@@ -36,8 +36,8 @@ pub enum Event<'a> {
         /// Which attempt this was, from 1. Calls that wait for the receiver at the same time share
         /// the attempts and their count; the one that made the attempt emits the event.
         attempt: u32,
-        /// Delay until this call's next attempt, unless another call has reached the receiver by then;
-        /// `None` if it makes no more.
+        /// Delay until this call's next attempt, unless another call has reached the receiver by
+        /// then; `None` if it makes no more.
         retry_in: Option<Duration>,
     },
     /// A whole frame has been handed to the operating system.

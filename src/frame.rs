@@ -103,8 +103,8 @@ impl Framing {
     /// Skips bytes of any kind before the Start Block, up to 64 KiB, as the specification lets a
     /// receiver do.
     ///
-    /// Carriage Returns, line feeds, NULs, spaces and byte-order marks (UTF-8) are skipped in any case.
-    /// Defaults to `false`:
+    /// Carriage Returns, line feeds, NULs, spaces and byte-order marks (UTF-8) are skipped in any
+    /// case. Defaults to `false`:
     /// an answer that does not begin with a Start Block is [`FrameError::NoStartBlock`].
     #[must_use]
     pub fn allow_leading_bytes(self, allow: bool) -> Framing {
@@ -170,7 +170,8 @@ impl Framing {
         }
     }
 
-    /// The length of the first piece of filler that these bytes begin with; 0 if they begin otherwise.
+    /// The length of the first piece of filler that these bytes begin with; 0 if they begin
+    /// otherwise.
     fn filler(bytes: &[u8]) -> usize {
         match bytes {
             [CARRIAGE_RETURN | b'\n' | b'\0' | b' ', ..] => 1,

@@ -34,7 +34,8 @@ pub(crate) struct Trusted {
 ///
 /// # Errors
 ///
-/// What is wrong with the file, and the command that makes a readable one of it.
+/// A description of the problem and, where one exists, the `openssl` command that converts the
+/// file.
 pub(crate) fn trusted(file: &[u8]) -> Result<Vec<Trusted>, String> {
     let certificates = match binary(file) {
         Some(der) => vec![der_certificate(der)?],
@@ -53,11 +54,11 @@ fn trust(der: &[u8]) -> Result<Trusted, String> {
     Ok(Trusted { certificate, is_root: is_self_issued(der) })
 }
 
-/// The certificate chain and private key in two files, or twice the same, in any order.
+/// The certificate chain and private key in two files, or in one that is given twice, in any order.
 ///
 /// # Errors
 ///
-/// What is wrong with the files, and the command that makes readable ones of them.
+/// A description of the problem and, where one exists, the `openssl` command that converts a file.
 pub(crate) fn identity(chain: &[u8], key: &[u8], passphrase: Option<&str>) -> Result<Identity, String> {
     if [chain, key].into_iter().filter_map(binary).any(|der| is_pkcs12(&der)) {
         return Err("it is a PKCS#12 archive: use identity_pkcs12".to_owned());
@@ -83,7 +84,7 @@ pub(crate) fn identity(chain: &[u8], key: &[u8], passphrase: Option<&str>) -> Re
     of_parts(certificates, &key)
 }
 
-/// The identity of a key and the certificate that belongs to it, with the others behind it.
+/// The identity of a key and the certificate that belongs to it, with the others after it.
 fn of_parts(mut certificates: Vec<Vec<u8>>, key: &SecretDocument) -> Result<Identity, String> {
     let unreadable_key = |error: &dyn fmt::Display| format!("the private key cannot be read ({})", in_short(error));
     let algorithm = key.decode_msg::<PrivateKeyInfoRef<'_>>().map_err(|error| unreadable_key(&error))?.algorithm;
@@ -96,7 +97,8 @@ fn of_parts(mut certificates: Vec<Vec<u8>>, key: &SecretDocument) -> Result<Iden
         Certificate::from_der(der).map_err(|error| unreadable(&in_short(&error)))?;
         let of_certificate = public_key_algorithm(der).ok_or_else(|| unreadable(&"no public key"))?;
         names.push(name(&of_certificate));
-        // OpenSSL compares keys of one kind only; to the others it says yes, and sends no certificate.
+        // OpenSSL reports a mismatch only between keys of the same algorithm. For other pairs it
+        // reports success, and later sends no certificate.
         if own.is_none() && is_same(&of_certificate, &algorithm) {
             let identity = Identity::from_pkcs8(pem_of([der])?.as_bytes(), key_pem.as_bytes());
             let identity = identity.map_err(|error| unreadable_key(&error))?;
@@ -130,7 +132,8 @@ fn of_parts(mut certificates: Vec<Vec<u8>>, key: &SecretDocument) -> Result<Iden
 ///
 /// # Errors
 ///
-/// What is wrong with the file, and the command that makes a readable one of it.
+/// A description of the problem and, where one exists, the `openssl` command that converts the
+/// file.
 pub(crate) fn pkcs12_identity(file: &[u8], passphrase: &str) -> Result<Identity, String> {
     let Some(der) = binary(file).filter(|der| is_pkcs12(der)) else {
         return Err(if blocks(&text(file)).is_empty() {
@@ -147,14 +150,21 @@ pub(crate) fn pkcs12_identity(file: &[u8], passphrase: &str) -> Result<Identity,
         if said.contains("at least one certificate") {
             return "the archive has no certificate with its private key; export both".to_owned();
         }
-        if said.contains("unsupported") {
+        if is_too_old(&error) {
             return format!(
-                "an old cipher encrypts it: unpack it with `openssl pkcs12 -legacy -in old.p12 -nodes -out all.pem` \
+                "its cipher is too old for OpenSSL 3: unpack it with `openssl pkcs12 -legacy -in old.p12 -nodes -out all.pem` \
                  and pack it anew with `openssl pkcs12 -export -in all.pem -out new.p12` ({said})"
             );
         }
         format!("the archive cannot be read ({said})")
     })
+}
+
+/// Whether OpenSSL has no implementation of the cipher, or hides it among its legacy ones. What a wrong
+/// passphrase makes of a key is "unsupported" too, and so is no sign of it.
+fn is_too_old(error: &dyn fmt::Display) -> bool {
+    let said = error.to_string();
+    ["Algorithm (", "unknown pbe", "unknown cipher", "unsupported cipher"].iter().any(|words| said.contains(words))
 }
 
 /// A part of a PEM text (RFC 7468), between its BEGIN and its END.
@@ -227,7 +237,7 @@ fn blocks(text: &str) -> Vec<Block<'_>> {
 
 /// The bytes of a file that is DER, or the base64 of DER without anything around it.
 fn binary(file: &[u8]) -> Option<Cow<'_, [u8]>> {
-    // A sequence of more than 127 bytes, or of a length that is not told (BER).
+    // A sequence of more than 127 bytes, or of indefinite length (BER).
     if matches!(file, [0x30, 0x80..=0x84, ..]) {
         return Some(Cow::Borrowed(file));
     }
@@ -277,10 +287,10 @@ fn der_certificate(der: Cow<'_, [u8]>) -> Result<Vec<u8>, String> {
     }
 }
 
-/// What is wrong with a text in which no certificate is.
+/// Describes the problem of a text without a certificate.
 fn no_certificate(blocks: &[Block<'_>]) -> String {
     let has = |labels: &[&str]| blocks.iter().any(|block| labels.contains(&block.label));
-    if has(&["PKCS7", "CMS"]) {
+    if has(&["PKCS7"]) {
         "it is PKCS#7; `openssl pkcs7 -in ca.p7b -print_certs -out ca.pem` makes PEM certificates of it".to_owned()
     } else if has(&["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"]) {
         "it is a certificate request; use the certificate that the authority made of it".to_owned()
@@ -299,7 +309,7 @@ fn unreadable_certificate(index: usize, count: usize, problem: &dyn fmt::Display
     }
 }
 
-/// The private key in PEM texts, as PKCS#8. The text that is said to have the key comes first.
+/// The private key in PEM texts, as PKCS#8. The `key` argument is searched first.
 fn pem_key(
     key: &[Block<'_>],
     chain: &[Block<'_>],
@@ -344,12 +354,12 @@ fn pem_key(
         }
         "OPENSSH PRIVATE KEY" => {
             return Err(
-                "it is an OpenSSH key, which is not for TLS: use the key that was made with the certificate".to_owned()
+                "it is an OpenSSH key, which TLS cannot use: use the key that was made with the certificate".to_owned()
             );
         }
         label => {
             return Err(format!(
-                "the private key has a form that is not known ({label}); `openssl pkey -in client.key -out plain.key` \
+                "the private key has an unknown format ({label}); `openssl pkey -in client.key -out plain.key` \
                  makes a PKCS#8 key of it"
             ));
         }
@@ -376,20 +386,20 @@ fn decrypt(block: &Block<'_>, passphrase: &str) -> Result<SecretDocument, String
     if passphrase.contains('\0') {
         return Err("a passphrase cannot contain a NUL character".to_owned());
     }
-    // An older form is no DER before it is decrypted.
+    // In the older PEM form (`Proc-Type`) the content is DER only after decryption.
     if !block.is_whole || block.headers.is_empty() {
         block.der().map_err(|problem| format!("the private key cannot be read ({problem})"))?;
     }
     let key = PKey::private_key_from_pem_passphrase(block.canonical().as_bytes(), passphrase.as_bytes());
     let key = key.map_err(|error| {
         let said = in_short(&error);
-        if said.contains("unsupported") || said.contains("unknown") {
+        if is_too_old(&error) {
             format!(
-                "an old cipher encrypts the private key: decrypt it with `openssl pkey -provider legacy \
+                "the private key's cipher is too old for OpenSSL 3: decrypt it with `openssl pkey -provider legacy \
                  -provider default -in client.key -out plain.key` ({said})"
             )
         } else {
-            format!("the passphrase of the private key is wrong ({said})")
+            format!("the passphrase is wrong, or the private key damaged ({said})")
         }
     })?;
     let der = key.private_key_to_pkcs8().map_err(|error| error.to_string())?;
@@ -432,8 +442,8 @@ fn parts<'d>(value: &'d [u8]) -> Option<Vec<AnyRef<'d>>> {
     Some(parts)
 }
 
-/// The parts of a certificate's first sequence from the issuer on: issuer, validity, subject, public
-/// key (RFC 5280, section 4.1).
+/// The parts of a certificate's first sequence from the issuer on: issuer, validity, subject,
+/// public key (RFC 5280, section 4.1).
 fn from_issuer_on(certificate: &[u8]) -> Option<Vec<AnyRef<'_>>> {
     let tbs = parts(AnyRef::from_der(certificate).ok()?.value())?.first()?.value();
     let parts = parts(tbs)?;

@@ -151,11 +151,11 @@
 //!   `server_name` sets another name, behind a tunnel for instance.
 //! - **A private certificate authority**, as hospitals have: `root_certificates_pem`, in addition
 //!   to the system's store, or with `system_roots(false)` in its place.
-//! - **Mutual TLS**, where the receiver wants to know who sends: `identity_pem` (a chain and a key in
-//!   PEM), `identity_pem_encrypted` or `identity_pkcs12`. A receiver that refuses the certificate is
-//!   [`ErrorKind::Tls`]. Under TLS 1.3 this shows only when the first answer is awaited, so that
-//!   the delivery is [`Unknown`](Delivery::Unknown) then, although a receiver that keeps to the
-//!   protocol has read nothing.
+//! - **Mutual TLS**, where the receiver wants to know who sends: `identity_pem` (a chain and a key
+//!   in PEM), `identity_pem_encrypted` or `identity_pkcs12`. A receiver that refuses the
+//!   certificate is [`ErrorKind::Tls`]. Under TLS 1.3 this shows only when the first answer is
+//!   awaited, so that the delivery is [`Unknown`](Delivery::Unknown) then, although a receiver that
+//!   keeps to the protocol has read nothing.
 //! - **What the dangerous switches give up.** `danger_accept_invalid_hostnames`: whoever holds any
 //!   certificate of a trusted authority can stand in for the receiver.
 //!   `danger_accept_invalid_certs`: anybody can. Both are warned about in the log, once for each

@@ -1,4 +1,4 @@
-//! Whom to trust and who to be on an `mllps://` endpoint.
+//! The TLS settings of an `mllps://` endpoint.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,10 +10,11 @@ use crate::error::{Error, ErrorKind};
 use crate::key_files::{self, Trusted};
 use crate::net::Connector;
 
-/// Whom to trust and who to be on an `mllps://` endpoint. See the [crate's page on TLS](crate#tls).
+/// The TLS settings of an `mllps://` endpoint: trusted authorities, client certificate, expected
+/// server name, versions. See the [crate's page on TLS](crate#tls).
 ///
 /// By default the system's trust store decides, the certificate must be for the endpoint's host,
-/// and TLS 1.2 is the least.
+/// and TLS 1.2 is the minimum version.
 ///
 /// # Examples
 ///
@@ -68,17 +69,18 @@ impl TlsConfig {
         }
     }
 
-    /// Trusts further certificate authorities: one certificate or several, in PEM form, or one in DER.
-    /// In addition to the system's, unless [`system_roots`](TlsConfig::system_roots) says otherwise.
+    /// Trusts further certificate authorities: one certificate or several, in PEM form, or one in
+    /// DER. In addition to the system's, unless [`system_roots`](TlsConfig::system_roots) says
+    /// otherwise.
     ///
-    /// They are root certificates, or certificates that vouch for themselves (self-signed). Another
-    /// one, such as the receiver's own or that of an intermediate authority, is not enough by itself:
-    /// OpenSSL asks for the root above it.
+    /// Give root certificates, or the receiver's own certificate if it is self-signed. The
+    /// certificate of an intermediate authority, or one of the receiver that an authority
+    /// issued, is not enough with OpenSSL, which also needs the root.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if there is no certificate, or one that cannot be read; it says which, and
-    /// for other forms (PKCS#7, PKCS#12) the command that makes PEM of them.
+    /// [`ErrorKind::Config`] if there is no certificate, or one that cannot be read; it says which,
+    /// and for other forms (PKCS#7, PKCS#12) the command that makes PEM of them.
     pub fn root_certificates_pem(mut self, pem: &[u8]) -> Result<Self, Error> {
         self.roots.extend(key_files::trusted(pem).map_err(|problem| unreadable("root certificates", &problem))?);
         Ok(self)
@@ -90,12 +92,13 @@ impl TlsConfig {
         TlsConfig { system_roots: trust, ..self }
     }
 
-    /// The client's certificate for receivers that ask for one (mutual TLS): its chain and its private
-    /// key, in PEM form.
+    /// The client's certificate for receivers that ask for one (mutual TLS): its chain and its
+    /// private key, in PEM form.
     ///
-    /// The key may be PKCS#8 (`BEGIN PRIVATE KEY`), PKCS#1 (`BEGIN RSA PRIVATE KEY`) or SEC1 (`BEGIN EC
-    /// PRIVATE KEY`). Both may be in one file, which is given twice then, and in any order: the
-    /// certificate that belongs to the key is found, and the others are sent behind it.
+    /// The key may be PKCS#8 (`BEGIN PRIVATE KEY`), PKCS#1 (`BEGIN RSA PRIVATE KEY`) or SEC1
+    /// (`BEGIN EC PRIVATE KEY`). Both may be in one file, which is given twice then, and in any
+    /// order: the certificate that belongs to the key is found, and the others are sent after
+    /// it. DER is read too.
     ///
     /// # Errors
     ///
@@ -105,8 +108,9 @@ impl TlsConfig {
         self.identified(key_files::identity(chain, key, None))
     }
 
-    /// The same with a private key that is encrypted: PKCS#8 (`BEGIN ENCRYPTED PRIVATE KEY`), or the
-    /// older form with `Proc-Type: 4,ENCRYPTED`. Works where the TLS library is OpenSSL; on Windows and
+    /// As [`identity_pem`](TlsConfig::identity_pem), but the private key is encrypted: PKCS#8
+    /// (`BEGIN ENCRYPTED PRIVATE KEY`), or the older form with `Proc-Type: 4,ENCRYPTED`. This
+    /// works only where the TLS library is OpenSSL; on Windows and
     /// macOS use [`identity_pkcs12`](TlsConfig::identity_pkcs12).
     ///
     /// # Errors
@@ -120,8 +124,8 @@ impl TlsConfig {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if it is none, if the passphrase is wrong, or if it is encrypted with a
-    /// cipher that the system's TLS library no longer takes.
+    /// [`ErrorKind::Config`] if it is none, if the passphrase is wrong, or if it is encrypted with
+    /// a cipher that the system's TLS library no longer takes.
     pub fn identity_pkcs12(self, der: &[u8], passphrase: &str) -> Result<Self, Error> {
         if passphrase.contains('\0') {
             return Err(unreadable("client identity", "a passphrase cannot contain a NUL character"));
@@ -135,14 +139,14 @@ impl TlsConfig {
     }
 
     /// The name that the certificate must be for, and that is asked for (SNI), where it is not the
-    /// endpoint's host: behind a tunnel, or where the endpoint is an address. What is neither a
-    /// host name nor an address is refused when the client is built. Defaults to the endpoint's
+    /// endpoint's host: behind a tunnel, or where the endpoint is an address. A value that is
+    /// neither a host name nor an address makes `build` fail. Defaults to the endpoint's
     /// host.
     pub fn server_name(self, name: &str) -> Self {
         TlsConfig { server_name: Some(name.to_owned()), ..self }
     }
 
-    /// The least version of TLS. Defaults to [`TlsVersion::Tls12`].
+    /// The minimum version of TLS. Defaults to [`TlsVersion::Tls12`].
     pub fn min_version(self, version: TlsVersion) -> Self {
         TlsConfig { min_version: version, ..self }
     }

@@ -1,5 +1,5 @@
-//! Certificates and private keys in the forms that people have them in, made by the `openssl` command:
-//! each is accepted and works, or refused with a command that helps.
+//! Certificates and private keys in the forms that people have them in, made by the `openssl`
+//! command: each is accepted and works, or refused with a command that helps.
 
 #![cfg(all(feature = "tls", target_os = "linux"))]
 
@@ -8,10 +8,12 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex, Weak};
 
 use common::{LONG, message};
 use mllp_client::testing::{Receiver, ServerTls};
 use mllp_client::{Advice, Client, Error, ErrorKind, TlsConfig};
+use tempfile::TempDir;
 
 /// Makes all files. `geheim` is the passphrase of what is encrypted.
 const FILES: &str = r#"
@@ -154,18 +156,18 @@ const ROWS: &[(Given, Option<&str>)] = &[
     (Encrypted("cl.pem", "cl.scrypt.key", "geheim"), None),
     (Encrypted("cl.pem", "cl.enc1.key", "geheim"), None),
     (Encrypted("cl.pem", "cl.key", "geheim"), None),
-    (Encrypted("cl.pem", "cl.enc8.key", "false"), Some("the passphrase of the private key is wrong")),
-    (Encrypted("cl.pem", "cl.enc8.key", ""), Some("the passphrase of the private key is wrong")),
-    (Encrypted("cl.pem", "cl.scrypt.key", "false"), Some("the passphrase of the private key is wrong")),
-    (Encrypted("cl.pem", "cl.enc1.key", "false"), Some("the passphrase of the private key is wrong")),
-    (Encrypted("cl.pem", "cl.old.key", "geheim"), Some("an old cipher")),
+    (Encrypted("cl.pem", "cl.enc8.key", "false"), Some("the passphrase is wrong, or the private key damaged")),
+    (Encrypted("cl.pem", "cl.enc8.key", ""), Some("the passphrase is wrong, or the private key damaged")),
+    (Encrypted("cl.pem", "cl.scrypt.key", "false"), Some("the passphrase is wrong, or the private key damaged")),
+    (Encrypted("cl.pem", "cl.enc1.key", "false"), Some("the passphrase is wrong, or the private key damaged")),
+    (Encrypted("cl.pem", "cl.old.key", "geheim"), Some("too old for OpenSSL 3")),
     (Pkcs12("new.p12", "geheim"), None),
     (Pkcs12("empty.p12", ""), None),
     (Pkcs12("umlaut.p12", "pässwörd"), None),
     (Pkcs12("tdes.p12", "geheim"), None),
     (Pkcs12("b64.p12", "geheim"), None),
     (Pkcs12("new.p12", "false"), Some("the passphrase is wrong")),
-    (Pkcs12("legacy.p12", "geheim"), Some("an old cipher")),
+    (Pkcs12("legacy.p12", "geheim"), Some("too old for OpenSSL 3")),
     (Pkcs12("nokey.p12", "geheim"), Some("no certificate with its private key")),
     (Pkcs12("all.pem", "geheim"), Some("use identity_pem")),
     (Pkcs12("leaf.ext", "geheim"), Some("expected a PKCS#12 archive")),
@@ -217,15 +219,22 @@ fn shell(directory: &Path, script: &str) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
-/// The directory with all files; `None` where there is no `openssl` command.
-fn files() -> Option<tempfile::TempDir> {
-    let directory = tempfile::tempdir().unwrap();
+/// The directory with all files, which tests that run beside each other share; `None` where there is no
+/// `openssl` command.
+fn files() -> Option<Arc<TempDir>> {
+    static MADE: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
+    let mut made = MADE.lock().unwrap();
+    if let Some(directory) = made.upgrade() {
+        return Some(directory);
+    }
+    let directory = Arc::new(tempfile::tempdir().unwrap());
     if shell(directory.path(), "openssl version && iconv --version").is_err() {
         assert!(std::env::var_os("MLLP_OPENSSL_REQUIRED").is_none(), "the openssl command is missing");
         eprintln!("skipped: there is no openssl command");
         return None;
     }
     shell(directory.path(), FILES).unwrap();
+    *made = Arc::downgrade(&directory);
     Some(directory)
 }
 
@@ -290,6 +299,17 @@ fn every_form_is_accepted_or_refused_with_a_command_that_helps() {
         }
     }
     assert_eq!(helped, 9);
+}
+
+#[test]
+fn a_wrong_passphrase_is_called_so_whatever_it_makes_of_the_key() {
+    let Some(files) = files() else { return };
+    // One in 256 decrypts to something that seems whole.
+    for number in 0..700 {
+        let passphrase = format!("false {number}").leak();
+        let error = Encrypted("cl.pem", "cl.enc8.key", passphrase).apply(files.path()).unwrap_err().to_string();
+        assert!(error.contains("the passphrase is wrong") && !error.contains("old"), "{error}");
+    }
 }
 
 #[test]

@@ -62,12 +62,17 @@ fn what_had_come_is_told() {
     for (name, framing, answer, expected) in [
         ("nothing", Framing::default(), &b""[..], None),
         ("filler", Framing::default(), b"\r\n", None),
-        ("half a frame", Framing::default(), b"\x0BMSH|PROBE", Some("10 bytes of an answer had come, without its end")),
+        (
+            "half a frame",
+            Framing::default(),
+            b"\x0BMSH|PROBE",
+            Some("10 bytes of an answer had come, but no End Block"),
+        ),
         (
             "no framing",
             lenient(),
             b"MSH|^~\\&|PROBE\rMSA|AA|1\r",
-            Some("24 bytes had come, no Start Block: the receiver answers"),
+            Some("24 bytes had come, but no Start Block: the receiver answers"),
         ),
     ] {
         let receiver = Receiver::scripted([Step::bytes(answer)]).unwrap();

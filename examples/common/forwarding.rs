@@ -20,7 +20,8 @@ pub enum Task {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Sends what is stored, in order; prints `delivered CONTROL_ID` or `dead CONTROL_ID CODE` (a code of the receiver, UNKNOWN or INVALID)
+    /// Sends what is stored, in order; prints `delivered CONTROL_ID` or `dead CONTROL_ID CODE` (a
+    /// code of the receiver, UNKNOWN or INVALID)
     Forward {
         /// Go on for ever, instead of until nothing waits
         #[arg(long)]

@@ -880,7 +880,7 @@ mod tests {
             ("|||AL|SU", ack("CA", "1"), Some(commit)),
             ("|||AL|AL", ack("CA", "1"), None),
             ("|||AL|ER", vec![], None),
-            ("", ack("AA", "1")[..20].to_vec(), Some("without its end")),
+            ("", ack("AA", "1")[..20].to_vec(), Some("but no End Block")),
             ("", ack("AA", "1").split_last().unwrap().1.to_vec(), Some("allow_missing_carriage_return")),
             ("", b"\r\n".to_vec(), None),
         ] {

@@ -165,7 +165,7 @@ impl Ack {
         String::from_utf8_lossy(self.layout.control_id.of(self.plain()))
     }
 
-    /// The control ID as far as one may be long (199 characters, HL7 v2.9), for messages and logs:
+    /// The control ID as far as one may be long (199 characters, HL7 v2.6), for messages and logs:
     /// what stands in its place is the peer's choice.
     pub(crate) fn control_id_in_short(&self) -> Cow<'_, str> {
         let whole = self.control_id();
@@ -181,10 +181,11 @@ impl Ack {
         (!text.is_empty()).then(|| self.layout.delimiters.unescape(text))
     }
 
-    /// The reason of a refusal as the receiver gives it, from the first of these places that has one:
-    /// the User Message (ERR-8), the Diagnostic Information (ERR-7), the original text of the error
-    /// code (ERR-3.9, where HAPI puts its own), the Text Message (MSA-3), the name of the error code
-    /// (ERR-3.2, or ERR-1.4.2 before HL7 v2.5), the Error Condition (MSA-6), a comment (NTE-3).
+    /// The reason of a refusal as the receiver gives it, from the first of these places that has
+    /// one: the User Message (ERR-8), the Diagnostic Information (ERR-7), the original text of
+    /// the error code (ERR-3.9, or ERR-1.4.5 before HL7 v2.5, where HAPI puts its own), the
+    /// Text Message (MSA-3), the name of the error code (ERR-3.2, or ERR-1.4.2 before HL7
+    /// v2.5), the Error Condition (MSA-6), a comment (NTE-3).
     ///
     /// # Examples
     ///
@@ -439,7 +440,7 @@ impl<'a> ErrorDetail<'a> {
 
     /// What this error says for people, from the first of these places that has something: the User
     /// Message (ERR-8), the Diagnostic Information (ERR-7), the original text of the error code
-    /// (ERR-3.9), its name (ERR-3.2); in the form before HL7 v2.5 the name in ERR-1 (ERR-1.4.2).
+    /// (ERR-3.9), its name (ERR-3.2); in the form before HL7 v2.5 ERR-1.4.5, then ERR-1.4.2.
     pub fn text(&self) -> Option<Cow<'a, str>> {
         let places = [self.user_message(), self.diagnostics(), self.original_text(), self.code_name()];
         self.view(places.into_iter().find(|place| !place.is_empty()).unwrap_or_default())
@@ -453,8 +454,12 @@ impl<'a> ErrorDetail<'a> {
         self.segment_field(7)
     }
 
+    /// HAPI's own text; before HL7 v2.5 it is the fifth subcomponent of ERR-1.4.
     fn original_text(self) -> &'a [u8] {
-        self.delimiters.component(self.segment_field(3), 9)
+        match self.source {
+            DetailSource::Segment(_) => self.delimiters.component(self.segment_field(3), 9),
+            DetailSource::Eld(eld) => self.eld_code(eld, 4),
+        }
     }
 
     fn code_name(self) -> &'a [u8] {
@@ -667,6 +672,7 @@ mod tests {
             ("MSA|AE|1|three|||six\rERR|||207^name|E\r", Some("three")),
             ("MSA|AE|1||||six\rERR|||207^name|E\r", Some("name")),
             ("MSA|AE|1||||six\rERR|PID^1^5^101&old name\r", Some("old name")),
+            ("MSA|AE|1|three\rERR|PID^1^5^207&old name&HL70357&&HAPI's\r", Some("HAPI's")),
             ("MSA|AE|1||||207^six^HL70357\rERR|||207|E\rNTE|1||note\r", Some("six")),
             ("MSA|AE|1||||six\r", Some("six")),
             ("MSA|AE|1\rNTE|1\rNTE|2||note\r", Some("note")),

@@ -77,8 +77,8 @@ impl Batch {
     /// # Errors
     ///
     /// Any [`MessageError`] that would keep it from being sent alone;
-    /// [`MessageError::MisplacedSegment`] if it is not one message, or holds a header or trailer of a
-    /// batch (FHS, BHS, BTS, FTS).
+    /// [`MessageError::MisplacedSegment`] if it is not one message, or holds a header or trailer of
+    /// a batch (FHS, BHS, BTS, FTS).
     pub fn push(&mut self, message: impl AsRef<[u8]>) -> Result<(), MessageError> {
         let message = message.as_ref();
         Framing::default().check(message)?;
@@ -99,9 +99,9 @@ impl Batch {
         Ok(())
     }
 
-    /// Reads what begins with FHS or BHS back into messages. It takes the text in every shape that
-    /// [`messages::split`](crate::messages::split) does: with any ends of lines, byte-order marks, blank
-    /// lines, in frames. The segments of the messages end in Carriage Returns afterwards.
+    /// Parses a batch: a text that begins with FHS or BHS. It takes it in every shape that
+    /// [`messages::split`](crate::messages::split) does: with any ends of lines, byte-order marks,
+    /// blank lines, in frames. The segments of the messages end in Carriage Returns afterwards.
     ///
     /// # Errors
     ///
@@ -109,8 +109,8 @@ impl Batch {
     ///
     /// - [`MessageError::NotABatch`] if it begins otherwise, [`MessageError::Empty`] if there is
     ///   nothing in it, [`MessageError::Utf16`].
-    /// - [`MessageError::NotASegment`] for a line that is none, [`MessageError::MisplacedSegment`] for a
-    ///   segment that belongs to no message, or a trailer that belongs to no header.
+    /// - [`MessageError::NotASegment`] for a line that is none, [`MessageError::MisplacedSegment`]
+    ///   for a segment that belongs to no message, or a trailer without its header.
     /// - [`MessageError::WrongCount`] if BTS-1 or FTS-1 says other than what is there. See
     ///   [`parse_ignoring_counts`](Batch::parse_ignoring_counts).
     /// - [`MessageError::NoControlId`] if a control ID of the batch holds a delimiter.
@@ -118,8 +118,9 @@ impl Batch {
         Batch::read(text, verify)
     }
 
-    /// Reads a batch as [`parse`](Batch::parse) does, whatever its trailers count: for senders whose
-    /// BTS-1 or FTS-1 is wrong. Then nothing tells a batch that was cut off from a whole one.
+    /// Parses a batch as [`parse`](Batch::parse) does, and ignores the counts in its trailers: for
+    /// senders whose BTS-1 or FTS-1 is wrong. A truncated batch can then not be distinguished from
+    /// a complete one.
     /// [`to_bytes`](Batch::to_bytes) writes the right numbers.
     ///
     /// # Errors
@@ -166,7 +167,7 @@ impl Batch {
                     }
                     b"FTS" if batch.file.is_some() => {
                         is_open = false;
-                        // Where BHS is left out, what is counted is not said.
+                        // Without BHS, HL7 does not define what FTS-1 counts.
                         if batch.batches.iter().all(|part| part.control_id.is_some()) {
                             verify(segment, batch.batches.len())?;
                         }
@@ -185,8 +186,9 @@ impl Batch {
         self.batches.iter().flat_map(|part| &part.messages).map(Vec::as_slice)
     }
 
-    /// The whole as it is sent: with BHS-3 to BHS-7 (and FHS-3 to FHS-7) as in the first message's
-    /// MSH, the numbers of messages in BTS-1 and the number of batches in FTS-1.
+    /// The complete batch as it is sent: with BHS-3 to BHS-7 (and FHS-3 to FHS-7) as in the first
+    /// message's MSH, the number of messages of each batch in its BTS-1 and the number of
+    /// batches in FTS-1.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut text = Vec::with_capacity(self.messages().map(<[u8]>::len).sum::<usize>() + 512);
         let from_to = self.messages().next().and_then(from_to).unwrap_or([b""; 5]).join(&b'|');
@@ -256,7 +258,7 @@ fn control_id(header: &[u8]) -> Result<String, MessageError> {
     }
 }
 
-/// Holds the count in a trailer's first field, if there is one, against what was found.
+/// Compares the count in a trailer's first field, if there is one, with the number found.
 fn verify(trailer: &[u8], found: usize) -> Result<(), MessageError> {
     let separator = trailer.get(3).copied().unwrap_or(b'|');
     let count = trailer.split(|&byte| byte == separator).nth(1).unwrap_or_default().trim_ascii();

@@ -28,7 +28,7 @@ pub(super) struct Line {
     /// Whether it stands in a frame.
     pub(super) framed: bool,
     /// Whether line feeds were content where it begins.
-    pub(super) returns: bool,
+    pub(super) feeds_are_content: bool,
     /// Where the next line begins.
     pub(super) after: usize,
 }
@@ -43,18 +43,19 @@ pub(super) struct Lines<'t> {
     framed: bool,
     /// Whether the last header ended in a Carriage Return, so that line feeds and form feeds are
     /// content.
-    returns: bool,
+    feeds_are_content: bool,
 }
 
 impl<'t> Lines<'t> {
     /// The lines of a whole text.
     pub(super) fn of_text(text: &'t [u8]) -> Lines<'t> {
-        Lines { text, at: 0, is_content: false, framed: false, returns: false }
+        Lines { text, at: 0, is_content: false, framed: false, feeds_are_content: false }
     }
 
-    /// The lines of the content of one message. `returns`: whether line feeds are content in its first line.
-    pub(super) fn of_content(text: &'t [u8], returns: bool) -> Lines<'t> {
-        Lines { text, at: 0, is_content: true, framed: false, returns }
+    /// The lines of one message's content. `feeds_are_content`: whether line feeds are content in
+    /// its first line.
+    pub(super) fn of_content(text: &'t [u8], feeds_are_content: bool) -> Lines<'t> {
+        Lines { text, at: 0, is_content: true, framed: false, feeds_are_content }
     }
 
     pub(super) fn text(&self) -> &'t [u8] {
@@ -76,13 +77,13 @@ impl<'t> Lines<'t> {
         (self.at, self.framed) = (line.segment.start, line.framed);
     }
 
-    /// Whether a byte ends the line that it stands in. `names_itself`: a header or trailer, in
-    /// which a line feed is no content.
-    fn is_end(&self, from: usize, at: usize, names_itself: bool) -> bool {
+    /// Whether a byte ends the line that it stands in. In a header or trailer a line feed is no
+    /// content.
+    fn is_end(&self, from: usize, at: usize, is_header_or_trailer: bool) -> bool {
         match self.text[at] {
             CARRIAGE_RETURN => true,
-            b'\n' | FORM_FEED => names_itself || !self.returns || is_msh(&self.text[at + 1..]),
-            // Alone on its line it is one of a frame whose beginning is missing.
+            b'\n' | FORM_FEED => is_header_or_trailer || !self.feeds_are_content || is_msh(&self.text[at + 1..]),
+            // An End Block alone on a line ends a frame whose Start Block is missing.
             END_BLOCK => {
                 !self.is_content
                     && (self.framed || at == from)
@@ -104,21 +105,21 @@ impl Iterator for Lines<'_> {
         loop {
             match self.text[from..] {
                 [START_BLOCK, ..] if !self.is_content => {
-                    (self.at, self.framed, self.returns) = (from + 1, true, false);
+                    (self.at, self.framed, self.feeds_are_content) = (from + 1, true, false);
                     let segment = from..from;
                     return Some(Line {
                         segment,
                         end: LineEnd::Frame,
                         is_header: false,
                         framed: true,
-                        returns: false,
+                        feeds_are_content: false,
                         after: self.at,
                     });
                 }
                 [] => return None,
                 ref rest if rest.starts_with(BYTE_ORDER_MARK) => from += BYTE_ORDER_MARK.len(),
                 ref rest => {
-                    // A blank line that ends in a line feed is one in any mode.
+                    // A blank line that ends in a line feed is skipped even where line feeds are content.
                     let blank = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | 0)).count();
                     match rest.get(blank) {
                         Some(&(b'\n' | FORM_FEED)) => from += blank + 1,
@@ -127,10 +128,11 @@ impl Iterator for Lines<'_> {
                 }
             }
         }
-        let (framed, returns) = (self.framed, self.returns);
+        let (framed, feeds_are_content) = (self.framed, self.feeds_are_content);
         let is_header = is_msh(&self.text[from..]);
-        let names_itself = is_header || is_wrapper(&self.text[from..]);
-        let to = (from..self.text.len()).find(|&at| self.is_end(from, at, names_itself)).unwrap_or(self.text.len());
+        let is_header_or_trailer = is_header || is_wrapper(&self.text[from..]);
+        let to =
+            (from..self.text.len()).find(|&at| self.is_end(from, at, is_header_or_trailer)).unwrap_or(self.text.len());
         let (end, length) = match self.text[to..] {
             [CARRIAGE_RETURN, b'\n', ..] => (LineEnd::Other, 2),
             [CARRIAGE_RETURN, ..] => (LineEnd::Return, 1),
@@ -138,14 +140,14 @@ impl Iterator for Lines<'_> {
             [_, ..] => (LineEnd::Other, 1),
             [] => (LineEnd::Other, 0),
         };
-        if names_itself {
-            self.returns = self.text.get(to) == Some(&CARRIAGE_RETURN);
+        if is_header_or_trailer {
+            self.feeds_are_content = self.text.get(to) == Some(&CARRIAGE_RETURN);
         }
         if end == LineEnd::Frame {
-            (self.framed, self.returns) = (false, false);
+            (self.framed, self.feeds_are_content) = (false, false);
         }
         self.at = to + length;
-        Some(Line { segment: from..to, end, is_header, framed, returns, after: self.at })
+        Some(Line { segment: from..to, end, is_header, framed, feeds_are_content, after: self.at })
     }
 }
 

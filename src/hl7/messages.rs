@@ -1,5 +1,4 @@
-//! Messages as people have them: in files, one or many, framed or not, with whatever ends their
-//! lines.
+//! Splits files into messages: one or many, framed or not, with any line ends.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -27,15 +26,16 @@ use crate::frame::{CARRIAGE_RETURN, Framing};
 /// - A line is a header or a trailer only if a field separator follows its name (`MSH angle 12` is
 ///   text).
 /// - A Start Block begins a frame only at the beginning of a line, and an End Block ends one only
-///   where one has begun, or alone on its line. In the middle of a bare message both stay where they are, and `send`
-///   refuses the whole with the offset.
+///   where one has begun, or alone on its line. In the middle of a bare message both stay where
+///   they are, and `send` refuses the whole with the offset.
 ///
-/// - A line that cannot be a segment (a remark, a rule of dashes, an indented segment, the rest of a
-///   line that was wrapped) stays in its message.
+/// - A line that cannot be a segment (a comment, a line of dashes, an indented segment, the rest of
+///   a line that was wrapped) stays in its message.
 ///
-/// Nothing is lost: text that belongs to no message is an item of its own. What cannot be sent as it
-/// stands is refused by [`Client::send_all`](crate::Client::send_all) ([`MessageError::NotHl7`],
-/// [`MessageError::Utf16`], [`MessageError::NotASegment`]); [`locate`] says where it is in the file.
+/// Nothing is lost: text that belongs to no message is an item of its own. What cannot be sent as
+/// it stands is refused by [`Client::send_all`](crate::Client::send_all) ([`MessageError::NotHl7`],
+/// [`MessageError::Utf16`], [`MessageError::NotASegment`]); [`locate`] says where it is in the
+/// file.
 ///
 /// # Examples
 ///
@@ -61,7 +61,7 @@ pub fn split(text: &[u8]) -> Split<'_> {
 /// let problem = found.problem.unwrap();
 /// assert_eq!(problem.line, 4);
 /// assert!(problem.error.to_string().contains("no segment"));
-/// // Whoever knows better sends `found.message` all the same, by `Client::send`.
+/// // To send it regardless, pass `found.message` to `Client::send`.
 /// ```
 pub fn locate(text: &[u8]) -> Locate<'_> {
     Locate { pieces: Pieces::of(text), lines: LineCount { text, at: 0, line: 1 } }
@@ -72,7 +72,7 @@ pub fn locate(text: &[u8]) -> Locate<'_> {
 ///
 /// # Errors
 ///
-/// [`MessageError::NotHl7`] or [`MessageError::NoControlId`], as sending it would say.
+/// [`MessageError::NotHl7`] or [`MessageError::NoControlId`], as `Client::send` returns them.
 ///
 /// # Examples
 ///
@@ -99,7 +99,7 @@ impl<'t> Iterator for Split<'t> {
     }
 }
 
-/// Shows how much is left, not what.
+/// Shows the number of bytes left, not their content.
 impl fmt::Debug for Split<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Split").field("left", &self.pieces.lines.left()).finish()
@@ -129,11 +129,12 @@ pub struct Located<'t> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Problem {
-    /// The reason, as [`Client::send_all`](crate::Client::send_all) gives it with the framing that the
-    /// specification asks for. An offset is one in the message.
+    /// The reason, as [`Client::send_all`](crate::Client::send_all) gives it with the framing that
+    /// the specification asks for. Its offset counts from the start of `message`, not of the
+    /// file.
     pub error: MessageError,
-    /// The line of the text that is the reason, counted from 1; for a missing control ID that of the
-    /// header.
+    /// The line of the text that is the reason, counted from 1; for a missing control ID that of
+    /// the header.
     pub line: usize,
 }
 
@@ -188,11 +189,11 @@ pub(crate) fn check_segments(message: &[u8]) -> Result<(), MessageError> {
     let Some(&outermost) = message.get(3) else { return Ok(()) };
     // A batch may separate fields otherwise than the messages in it.
     let mut separator = outermost;
-    let returns = memchr2(b'\r', b'\n', message).is_some_and(|end| message[end] == b'\r');
+    let feeds_are_content = memchr2(b'\r', b'\n', message).is_some_and(|end| message[end] == b'\r');
     let mut from = 0;
     while from < message.len() {
         let rest = &message[from..];
-        let end = if returns { memchr(b'\r', rest) } else { memchr2(b'\r', b'\n', rest) };
+        let end = if feeds_are_content { memchr(b'\r', rest) } else { memchr2(b'\r', b'\n', rest) };
         let line = &rest[..end.unwrap_or(rest.len())];
         // Blank lines, and the second half of CRLF.
         let blank = line.iter().take_while(|&&byte| byte == b'\n').count();
@@ -280,14 +281,14 @@ impl<'t> Iterator for Pieces<'t> {
                     message = Some(Gathered {
                         at: line.segment.start..line.segment.end,
                         after: line.after,
-                        returns: line.returns,
+                        feeds_are_content: line.feeds_are_content,
                         separator: line.is_header.then(|| segment[3]),
                         stray_line: None,
-                        as_it_is: line.end == LineEnd::Return,
+                        can_be_borrowed: line.end == LineEnd::Return,
                     });
                 }
                 (false, Some(message)) => {
-                    message.as_it_is &= message.after == line.segment.start && line.end == LineEnd::Return;
+                    message.can_be_borrowed &= message.after == line.segment.start && line.end == LineEnd::Return;
                     message.at.end = line.segment.end;
                     message.after = line.after;
                     if message.separator.is_some_and(|separator| !is_segment(segment, separator)) {
@@ -308,27 +309,34 @@ impl<'t> Iterator for Pieces<'t> {
 pub(super) struct Gathered {
     /// From the beginning of its first segment to the end of its last.
     pub(super) at: Range<usize>,
-    /// Where the line behind it begins.
+    /// Offset of the line after it.
     after: usize,
     /// Whether line feeds were content where it begins.
-    returns: bool,
+    feeds_are_content: bool,
     /// The field separator of its header; `None` for text that has none.
     pub(super) separator: Option<u8>,
     /// Where the first line begins that is no segment.
     pub(super) stray_line: Option<usize>,
     /// Whether its lines follow each other as they are to be sent.
-    as_it_is: bool,
+    can_be_borrowed: bool,
 }
 
 impl Gathered {
     /// A text that is not cut.
     fn whole(text: &[u8]) -> Gathered {
         let at = 0..text.len();
-        Gathered { at, after: text.len(), returns: false, separator: None, stray_line: None, as_it_is: true }
+        Gathered {
+            at,
+            after: text.len(),
+            feeds_are_content: false,
+            separator: None,
+            stray_line: None,
+            can_be_borrowed: true,
+        }
     }
 
-    /// Whether a segment is a header or trailer of a batch, and so the end of this message: its field
-    /// separator is the message's own or that of the batch.
+    /// Whether a segment is a header or trailer of a batch, and so the end of this message: its
+    /// field separator is the message's own or that of the batch.
     fn is_ended_by_wrapper(&self, segment: &[u8], batch_separator: Option<u8>) -> bool {
         let is_known = |byte| self.separator.is_none_or(|own| own == byte) || batch_separator == Some(byte);
         is_named(segment, &WRAPPERS) && segment.get(3).is_none_or(|&byte| is_known(byte))
@@ -336,12 +344,12 @@ impl Gathered {
 
     /// Its bytes, every segment ended by one Carriage Return.
     pub(super) fn to_be_sent<'t>(&self, text: &'t [u8]) -> Cow<'t, [u8]> {
-        if self.as_it_is {
+        if self.can_be_borrowed {
             return Cow::Borrowed(&text[self.at.start..self.after]);
         }
         let text = &text[self.at.clone()];
         let mut mended = Vec::with_capacity(text.len() + 1);
-        for line in Lines::of_content(text, self.returns) {
+        for line in Lines::of_content(text, self.feeds_are_content) {
             let segment = &text[line.segment];
             if !is_blank(segment) {
                 mended.extend_from_slice(segment);

@@ -12,7 +12,7 @@ pub(crate) mod segment;
 
 use crate::frame::PayloadError;
 
-/// Why a message is not sent.
+/// The reason why a message cannot be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MessageError {
@@ -46,12 +46,14 @@ pub enum MessageError {
     /// instance (`iconv -f UTF-16 -t UTF-8`), and name the character set in MSH-18.
     #[error("it is UTF-16 text; convert it, for instance to UTF-8, before it is sent")]
     Utf16,
-    /// A line of it cannot be a segment, which is three letters or digits and the field separator: a
-    /// remark, a rule of dashes, an indented segment, the rest of a line that was wrapped. Raised by
-    /// what reads files, [`send_all`](crate::Client::send_all) and
-    /// [`Batch::parse`](crate::Batch::parse); [`messages::locate`] says which line of the file it is.
-    /// [`send`](crate::Client::send) sends the message as it is.
-    #[error("the line at offset {offset} is no segment (three letters or digits and the field separator)")]
+    /// A line of it does not begin like a segment, with three letters or digits and the field
+    /// separator: a comment, a line of dashes, an indented segment, the rest of a line that was
+    /// wrapped. Returned by the functions that read files, [`send_all`](crate::Client::send_all)
+    /// and [`Batch::parse`](crate::Batch::parse); [`messages::locate`] says which line of the
+    /// file it is. [`send`](crate::Client::send) sends the message as it is.
+    #[error(
+        "the line at offset {offset} is no segment: it does not begin with three letters or digits and the field separator"
+    )]
     #[non_exhaustive]
     NotASegment {
         /// Where the line begins, in bytes.
@@ -60,18 +62,20 @@ pub enum MessageError {
     /// A text read as a batch does not begin with BHS or FHS.
     #[error("it does not begin with a BHS or FHS segment")]
     NotABatch,
-    /// A segment stands where a batch cannot have it: a header inside a message, a trailer without its
-    /// header, a segment that belongs to no message.
+    /// A segment stands where a batch cannot have it: a header inside a message, a trailer without
+    /// its header, a segment that belongs to no message.
     #[error(
-        "the segment at offset {offset} cannot stand there: a header, a trailer without its header, or a segment outside of messages"
+        "the segment at offset {offset} is misplaced: it is a header inside a message, a trailer without its header, or \
+         outside of any message"
     )]
     #[non_exhaustive]
     MisplacedSegment {
         /// Where the segment begins, in bytes.
         offset: usize,
     },
-    /// It has no Message Control ID (MSH-10), by which its acknowledgment is known.
-    #[error("it has no Message Control ID (MSH-10)")]
+    /// It has no control ID (MSH-10; of a batch BHS-11 or FHS-11), by which its acknowledgment is
+    /// known, or one that a batch cannot have: with a delimiter or a control character in it.
+    #[error("it has no usable control ID (MSH-10; of a batch BHS-11 or FHS-11)")]
     NoControlId,
     /// On a [`Connection`](crate::Connection): it has carried a message with this control ID
     /// before, so that a late acknowledgment of that one could be taken for this one's. Send it
@@ -85,10 +89,11 @@ pub enum MessageError {
     ControlIdInUse,
     /// A batch has a control ID twice: two of its messages, or a message and the batch or file, so
     /// that an acknowledgment could be meant for either.
-    #[error("two parts of the batch have the same control ID; give each message its own MSH-10")]
+    #[error("two parts of the batch have the same control ID; give each message, batch and file its own")]
     RepeatedControlId,
-    /// A batch's trailer (BTS-1, FTS-1) counts other than what is there: something is missing.
-    #[error("the trailer counts {said}, and there are {found}")]
+    /// The count in a batch's trailer (BTS-1 for messages, FTS-1 for batches) differs from the
+    /// number found: the batch may be incomplete.
+    #[error("the trailer (BTS-1 or FTS-1) says {said}, and {found} were found")]
     #[non_exhaustive]
     WrongCount {
         /// The count in the trailer.
@@ -114,7 +119,7 @@ pub enum MessageError {
         /// Why not.
         reason: &'static str,
     },
-    /// MSH-18 names a character set that is none of Table 0211.
+    /// MSH-18 names a character set that is not in Table 0211.
     #[error("the character set in MSH-18 is not known")]
     UnknownCharset,
     /// It asks for no acknowledgment (MSH-15 and MSH-16 are `NE`), so that none can be awaited. See

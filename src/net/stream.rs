@@ -225,8 +225,8 @@ impl Stream {
         }
     }
 
-    /// Whether it is a TLS session in which the peer has said nothing yet. Under TLS 1.3 it judges the
-    /// client's certificate after the handshake.
+    /// Whether it is a TLS session in which the peer has said nothing yet. Under TLS 1.3 it judges
+    /// the client's certificate after the handshake.
     pub(crate) fn is_silent_tls(&self) -> bool {
         matches!(self.channel, Transport::Tls(_)) && !self.has_read
     }

@@ -31,16 +31,20 @@ impl Connector {
             Err(HandshakeError::WouldBlock(_)) => "interrupted".to_owned(),
         };
         let broken_off = lost.load(Ordering::Relaxed);
-        let meaning = if broken_off { Some(NO_TLS) } else { meaning(&cause, self.trusts_without_root) };
+        let meaning = if broken_off { Some(BROKEN_OFF) } else { meaning(&cause, self.trusts_without_root) };
         Err(TlsError { name: Some(self.name.clone()), meaning, cause, broken_off })
     }
 }
 
-/// The peer answers a greeting otherwise than TLS does, or not at all.
+/// The connection ended in the handshake, without a TLS alert.
+const BROKEN_OFF: &str =
+    "the connection ended in the handshake: the receiver behind a proxy may be down; or does it speak TLS at all?";
+
+/// The peer answers a ClientHello with something else than TLS.
 const NO_TLS: &str = "the peer did not answer in TLS: does it speak TLS at all?";
 
-/// What the TLS library says of an error. Of OpenSSL's `error:CODE:library:function:reason:file:line:data`
-/// the first one's reason, data and code.
+/// The TLS library's message, shortened. Of OpenSSL's
+/// `error:CODE:library:function:reason:file:line:data` the first one's reason, data and code.
 pub(crate) fn in_short(error: &dyn fmt::Display) -> String {
     let said = error.to_string();
     let Some((before, stack)) = said.split_once("error:") else { return said };
@@ -53,10 +57,11 @@ pub(crate) fn in_short(error: &dyn fmt::Display) -> String {
     }
 }
 
-/// The meaning of what the TLS library says of a failed handshake, where it is known. OpenSSL's words.
+/// The meaning of the TLS library's message about a failed handshake, where it is known. The words
+/// are OpenSSL's.
 fn meaning(cause: &str, trusts_without_root: bool) -> Option<&'static str> {
     let no_issuer = if trusts_without_root {
-        "a trusted certificate is no root, and its root is missing: `openssl x509 -in ca.pem -noout -issuer` names it"
+        "perhaps a trusted certificate is no root and its root is missing: `openssl x509 -in ca.pem -noout -issuer`"
     } else {
         "the receiver's certificate is not from a trusted authority (TlsConfig::root_certificates_pem)"
     };
@@ -68,19 +73,10 @@ fn meaning(cause: &str, trusts_without_root: bool) -> Option<&'static str> {
             &["ostname mismatch", "address mismatch"],
             "the receiver's certificate is for another name (TlsConfig::server_name sets the name that is expected)",
         ),
-        (
-            &[
-                "http request",
-                "wrong version number",
-                "packet length too long",
-                "unexpected message",
-                "bad record type",
-            ],
-            NO_TLS,
-        ),
+        (&["http request", "wrong version number", "packet length too long", "bad record type"], NO_TLS),
         (
             &["alert certificate required", "alert bad certificate", "alert unknown ca", "alert certificate unknown"],
-            "the receiver does not accept this client's certificate, or misses one (TlsConfig::identity_pem)",
+            "the receiver rejected this client's certificate, or requires one and got none (TlsConfig::identity_pem)",
         ),
         (
             &["alert protocol version", "unsupported protocol"],
@@ -88,7 +84,8 @@ fn meaning(cause: &str, trusts_without_root: bool) -> Option<&'static str> {
         ),
         (
             &["alert handshake failure"],
-            "the receiver refused the handshake: does it want a client certificate (TlsConfig::identity_pem)?",
+            "the receiver refused the handshake: no cipher suite in common, or it wants a client certificate \
+             (TlsConfig::identity_pem)",
         ),
     ];
     let said = |words: &[&str]| words.iter().any(|word| cause.contains(word));
@@ -135,8 +132,8 @@ impl<S: Read + Write> Session<S> {
     }
 }
 
-/// A stream of TLS records (RFC 8446, section 5.1: five bytes of header, the last two a length), of
-/// which it is known where one ends.
+/// A stream of TLS records (RFC 8446, section 5.1: five bytes of header, the last two a length)
+/// that tracks the record boundaries.
 struct Records<S> {
     stream: S,
     header: [u8; 5],
@@ -144,8 +141,8 @@ struct Records<S> {
     seen: usize,
     /// How many bytes of the current record are still to come.
     left: usize,
-    /// Whether the stream has ended or failed; shared, since a handshake that fails keeps the rest
-    /// to itself.
+    /// Whether the stream has ended or failed; shared, because a failed handshake does not return
+    /// the stream.
     lost: Arc<AtomicBool>,
 }
 
@@ -205,8 +202,8 @@ impl<S: Write> Write for Records<S> {
     }
 }
 
-/// Why a TLS session could not be made, or broke: what that means, what the system's TLS library
-/// says, and which name was expected.
+/// Why a TLS session could not be made, or broke: the meaning, the message of the system's TLS
+/// library, and the name that was expected.
 #[derive(Clone, Debug)]
 pub struct TlsError {
     name: Option<String>,
@@ -218,7 +215,8 @@ pub struct TlsError {
 impl TlsError {
     /// A failure inside an open session, such as an alert, unless it is the network's.
     pub(crate) fn of_session(error: &io::Error) -> Option<TlsError> {
-        // An error of the network has a number of the system's; one that the library makes up has none.
+        // A network error carries an error code of the operating system; one that the TLS library
+        // creates does not.
         let made_up = error.raw_os_error().is_none() && error.get_ref().is_some();
         made_up.then(|| {
             let cause = in_short(error);
@@ -226,8 +224,8 @@ impl TlsError {
         })
     }
 
-    /// Whether the connection ended in the middle of the handshake, without a word against it: so
-    /// does a proxy whose receiver is not there.
+    /// Whether the connection ended in the middle of the handshake without a TLS alert, as behind a
+    /// proxy whose receiver is down.
     pub(crate) fn is_broken_off(&self) -> bool {
         self.broken_off
     }

@@ -302,9 +302,9 @@ impl ForwarderBuilder {
         self
     }
 
-    /// The same for AR or CR. A rejection may be about the message, for good, or about a system that
-    /// is down and will take the same message later (HL7 v2.5, chapter 2.9.2.2): 0 for a receiver
-    /// that means the former, more for one that means the latter. Defaults to 3.
+    /// The same for AR or CR. A rejection may be about the message, for good, or about a system
+    /// that is down and will take the same message later (HL7 v2.5, chapter 2.9.2.2): 0 for a
+    /// receiver that means the former, more for one that means the latter. Defaults to 3.
     pub fn rejections(mut self, times: u32) -> Self {
         self.policy.rejections = times;
         self

@@ -52,8 +52,8 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The settlement of an entry after this attempt. `unknown_before`: the number of attempts before
-    /// it whose result is not known; `why`: the words of a failure.
+    /// The settlement of an entry after this attempt. `unknown_before`: the number of attempts
+    /// before it whose result is not known; `why`: the words of a failure.
     pub(super) fn judge<'w>(
         &self,
         entry: &Entry,
