@@ -7,7 +7,7 @@ use crate::frame::Framing;
 use crate::hl7::MessageError;
 use crate::hl7::header::{self, Header};
 use crate::hl7::messages::{Piece, Pieces};
-use crate::hl7::segment::{Delimiters, WRAPPERS, is_named, offset_of, segments};
+use crate::hl7::segment::{Delimiters, WRAPPERS, offset_of, segments, without_mark};
 
 /// Messages that are sent together in one frame
 /// ([`Client::send_batch`](crate::Client::send_batch)), between BHS and BTS; several such batches
@@ -83,10 +83,18 @@ impl Batch {
         let message = message.as_ref();
         Framing::default().check(message)?;
         Header::read(message)?;
-        let is_wrapper = |segment: &&[u8]| is_named(segment, &WRAPPERS);
+        let mut lines = segments(message);
+        let header = lines.next().unwrap_or_default();
+        // Also one that is malformed, or indented: receivers differ in what they make of it.
+        let is_reserved = |line: &&[u8]| {
+            let line = without_mark(line.trim_ascii_start());
+            let is_named = |name: &&[u8; 3]| line.get(..3).is_some_and(|own| own.eq_ignore_ascii_case(*name));
+            WRAPPERS.iter().chain(&[b"MSH"]).any(is_named) && (line.len() == 3 || line.get(3) == header.get(3))
+        };
+        let reserved = if header.starts_with(b"MSH") { lines.find(is_reserved) } else { Some(header) };
+        let reserved = reserved.map(|line| offset_of(line, message));
         let second = Pieces::of(message).nth(1).map(|piece| piece.offset());
-        let wrapper = segments(message).find(is_wrapper).map(|segment| offset_of(segment, message));
-        if let Some(offset) = wrapper.into_iter().chain(second).min() {
+        if let Some(offset) = reserved.into_iter().chain(second).min() {
             return Err(MessageError::MisplacedSegment { offset });
         }
         let mut message = message.to_vec();
@@ -134,9 +142,11 @@ impl Batch {
         let mut batch = Batch { file: None, batches: Vec::new() };
         let mut is_open = false;
         let mut is_first = true;
+        let mut has_ended = false;
         for piece in Pieces::of(text) {
             let misplaced = Err(MessageError::MisplacedSegment { offset: piece.offset() });
             match piece {
+                _ if has_ended => return misplaced,
                 Piece::Message(_) if header::is_utf16(text) => return Err(MessageError::Utf16),
                 Piece::Message(_) if is_first => return Err(MessageError::NotABatch),
                 Piece::Message(message) => {
@@ -146,13 +156,18 @@ impl Batch {
                     if message.separator.is_none() {
                         return misplaced;
                     }
+                    if !is_open && batch.file.is_none() {
+                        return misplaced;
+                    }
                     if !is_open {
                         // BHS and BTS may be left out in a file.
                         batch.batches.push(BatchPart { control_id: None, messages: Vec::new() });
                         is_open = true;
                     }
+                    let message = message.to_be_sent(text);
+                    Framing::default().check(&message)?;
                     if let Some(part) = batch.batches.last_mut() {
-                        part.messages.push(message.to_be_sent(text).into_owned());
+                        part.messages.push(message.into_owned());
                     }
                 }
                 Piece::Wrapper(segment, _) => match &segment[..3] {
@@ -166,7 +181,7 @@ impl Batch {
                         verify(segment, batch.batches.last().map_or(0, |part| part.messages.len()))?;
                     }
                     b"FTS" if batch.file.is_some() => {
-                        is_open = false;
+                        (is_open, has_ended) = (false, true);
                         // Without BHS, HL7 does not define what FTS-1 counts.
                         if batch.batches.iter().all(|part| part.control_id.is_some()) {
                             verify(segment, batch.batches.len())?;
@@ -338,11 +353,36 @@ mod tests {
                 format!("BHS|^~\\&\r{one}BTS|1\rhello\r"),
                 MessageError::MisplacedSegment { offset: 15 + one.len() },
             ),
-            ("no delimiters", format!("BHS\r{one}"), MessageError::NotHl7),
+            ("no delimiters", format!("BHS\r{one}"), MessageError::NotABatch),
             (
                 "a trailer without its header",
                 format!("BHS|^~\\&\r{one}BTS|1\rFTS|1\r"),
                 MessageError::MisplacedSegment { offset: 15 + one.len() },
+            ),
+            (
+                "a message behind the trailer",
+                format!("BHS|^~\\&\r{one}BTS|1\r{one}"),
+                MessageError::MisplacedSegment { offset: 15 + one.len() },
+            ),
+            (
+                "a batch behind the file",
+                format!("FHS|^~\\&\r{one}FTS|1\rBHS|^~\\&\r{one}"),
+                MessageError::MisplacedSegment { offset: 15 + one.len() },
+            ),
+            (
+                "a malformed header",
+                format!("BHS|^~\\&\r{one}msh|^~\\&\r"),
+                MessageError::NotASegment { offset: 9 + one.len() },
+            ),
+            (
+                "a Start Block in a message",
+                format!("BHS|^~\\&\r{one}OBX|\x0B\r"),
+                MessageError::FramingByte { byte: 0x0B, offset: one.len() + 4 },
+            ),
+            (
+                "a count that is none",
+                format!("BHS|^~\\&\r{one}BTS|two\r"),
+                MessageError::NotASegment { offset: 9 + one.len() },
             ),
             ("two file headers", format!("FHS|^~\\&\rFHS|^~\\&\r{one}"), MessageError::MisplacedSegment { offset: 9 }),
             ("a delimiter in a control ID", format!("BHS$%*!@$$$$$$$$$a|b\r{one}"), MessageError::NoControlId),

@@ -8,8 +8,8 @@ use memchr::{memchr, memchr2};
 
 use super::MessageError;
 use super::header::{self, Header};
-use super::lines::{LineEnd, Lines, is_blank, is_msh};
-use super::segment::{WRAPPERS, is_named};
+use super::lines::{LineEnd, LineKind, Lines, is_batch_header, is_blank, is_header, is_trailer};
+use super::segment::WRAPPERS;
 use crate::frame::{CARRIAGE_RETURN, Framing};
 
 /// Cuts a file's bytes into the messages in it, ready to be sent: each from its MSH segment on,
@@ -23,11 +23,13 @@ use crate::frame::{CARRIAGE_RETURN, Framing};
 ///
 /// - Where a message's header ends in CR or CRLF, a lone line feed or form feed in the message is
 ///   content.
-/// - A line is a header or a trailer only if a field separator follows its name (`MSH angle 12` is
-///   text).
-/// - A Start Block begins a frame only at the beginning of a line, and an End Block ends one only
-///   where one has begun, or alone on its line. In the middle of a bare message both stay where
-///   they are, and `send` refuses the whole with the offset.
+/// - A line is a header only if a field separator and encoding characters follow its name (`MSH angle
+///   12` and `MSH: 3` are text), and a trailer only if it has no more than a count, and no segment
+///   behind it.
+/// - A Start Block begins a frame only before a header, and an End Block ends one only where one has
+///   begun. In a bare message both stay where they are, and `send` refuses the whole with the offset.
+/// - A file of one message a line is cut at the line feeds before headers, though its segments end in
+///   Carriage Returns. A message that a report quotes, whose lines end in line feeds, is content.
 ///
 /// - A line that cannot be a segment (a comment, a line of dashes, an indented segment, the rest of
 ///   a line that was wrapped) stays in its message.
@@ -194,25 +196,28 @@ pub(crate) fn check_segments(message: &[u8]) -> Result<(), MessageError> {
     while from < message.len() {
         let rest = &message[from..];
         let end = if feeds_are_content { memchr(b'\r', rest) } else { memchr2(b'\r', b'\n', rest) };
-        let line = &rest[..end.unwrap_or(rest.len())];
+        let whole = &rest[..end.unwrap_or(rest.len())];
         // Blank lines, and the second half of CRLF.
-        let blank = line.iter().take_while(|&&byte| byte == b'\n').count();
-        if is_msh(&line[blank..]) {
-            separator = line[blank + 3];
-        }
-        let is_one = |separator| is_segment(&line[blank..], separator);
-        if !is_blank(line) && !is_one(separator) && !is_one(outermost) {
+        let blank = whole.iter().take_while(|&&byte| byte == b'\n').count();
+        let line = &whole[blank..];
+        if is_header(line, b"MSH") || is_batch_header(line) {
+            separator = line[3];
+        } else if !is_blank(line) && !is_trailer(line) && !is_segment(line, separator) && !is_segment(line, outermost) {
             return Err(MessageError::NotASegment { offset: from + blank });
         }
-        from += line.len() + 1;
+        from += whole.len() + 1;
     }
     Ok(())
 }
 
-/// Whether a line can be a segment of a message with this field separator.
+/// Whether a line can be a segment of a message with this field separator. A header or trailer is none
+/// of its segments, even if it is malformed.
 fn is_segment(line: &[u8], separator: u8) -> bool {
-    let is_named = line.len() >= 3 && line[..3].iter().all(u8::is_ascii_alphanumeric);
-    is_named && line.get(3).is_none_or(|&byte| byte == separator)
+    let Some((name, fields)) = line.split_at_checked(3) else { return false };
+    let is_reserved = |other: &&[u8; 3]| name.eq_ignore_ascii_case(*other);
+    name.iter().all(u8::is_ascii_alphanumeric)
+        && (fields.first() == Some(&separator) || is_blank(fields))
+        && !WRAPPERS.iter().chain(&[b"MSH"]).any(is_reserved)
 }
 
 /// A part of a text of messages.
@@ -237,13 +242,11 @@ impl Piece<'_> {
 #[derive(Clone)]
 pub(super) struct Pieces<'t> {
     lines: Lines<'t>,
-    /// The field separator of the last header or trailer of a batch.
-    batch_separator: Option<u8>,
 }
 
 impl<'t> Pieces<'t> {
     pub(super) fn of(text: &'t [u8]) -> Pieces<'t> {
-        Pieces { lines: Lines::of_text(text), batch_separator: None }
+        Pieces { lines: Lines::of_text(text) }
     }
 
     fn next_message(&mut self) -> Option<Gathered> {
@@ -267,22 +270,19 @@ impl<'t> Iterator for Pieces<'t> {
         while let Some(line) = self.lines.next() {
             let segment = &text[line.segment.clone()];
             match (is_blank(segment), &mut message) {
-                (false, Some(message))
-                    if line.is_header || message.is_ended_by_wrapper(segment, self.batch_separator) =>
-                {
+                (false, Some(_)) if line.kind != LineKind::Other => {
                     self.lines.go_back_to(line);
                     break;
                 }
-                (false, None) if is_named(segment, &WRAPPERS) => {
-                    self.batch_separator = segment.get(3).copied().or(self.batch_separator);
+                (false, None) if line.kind == LineKind::Wrapper => {
                     return Some(Piece::Wrapper(segment, line.segment.start));
                 }
                 (false, None) => {
                     message = Some(Gathered {
-                        at: line.segment.start..line.segment.end,
+                        at: line.segment.clone(),
                         after: line.after,
                         feeds_are_content: line.feeds_are_content,
-                        separator: line.is_header.then(|| segment[3]),
+                        separator: (line.kind == LineKind::Header).then(|| segment[3]),
                         stray_line: None,
                         can_be_borrowed: line.end == LineEnd::Return,
                     });
@@ -333,13 +333,6 @@ impl Gathered {
             stray_line: None,
             can_be_borrowed: true,
         }
-    }
-
-    /// Whether a segment is a header or trailer of a batch, and so the end of this message: its
-    /// field separator is the message's own or that of the batch.
-    fn is_ended_by_wrapper(&self, segment: &[u8], batch_separator: Option<u8>) -> bool {
-        let is_known = |byte| self.separator.is_none_or(|own| own == byte) || batch_separator == Some(byte);
-        is_named(segment, &WRAPPERS) && segment.get(3).is_none_or(|&byte| is_known(byte))
     }
 
     /// Its bytes, every segment ended by one Carriage Return.
@@ -496,7 +489,65 @@ mod tests {
                 format!("{one}a remark\n{}", TWO.replace('\r', "\n")),
                 vec![&format!("{one}a remark\r"), two],
             ),
-            ("a frame whose beginning is missing", format!("{one}\x1C\r{two}"), vec![one, two]),
+            ("a frame whose beginning is missing", format!("{one}\x1C\r{two}"), vec![&format!("{one}\x1C\r"), two]),
+            (
+                "a line named MSH with a colon",
+                format!("{one}OBX|1|TX|||a\nMSH:\n12\r"),
+                vec![&format!("{one}OBX|1|TX|||a\nMSH:\n12\r")],
+            ),
+            (
+                "a report that quotes a message",
+                format!("{one}OBX|1|TX|||refused:\n{}PID|1\rOBX|2\r{two}", ONE.replace('\r', "\n")),
+                vec![&format!("{one}OBX|1|TX|||refused:\n{}PID|1\rOBX|2\r", ONE.replace('\r', "\n")), two],
+            ),
+            (
+                "a frame with such a report",
+                framed(&format!("{one}OBX|1|TX|||refused:\n{two}PID|1\r")),
+                vec![&format!("{one}OBX|1|TX|||refused:\n{two}PID|1\r")],
+            ),
+            ("one message a line", format!("{one}\n{two}\n").replace("\r\n", "\n"), vec![one, two]),
+            (
+                "one message a line, in a batch",
+                format!("BHS|^~\\&|L\n{one}\n{two}\nBTS|2\nBHS|^~\\&|L\n{one}\nBTS|1\n").replace("\r\n", "\n"),
+                vec![one, two, one],
+            ),
+            ("a file with CR and one with LF", format!("{one}\n{}", TWO.replace('\r', "\n")), vec![one, two]),
+            ("the same with a byte-order mark", format!("{}\n\u{feff}{two}", one.trim_end()), vec![one, two]),
+            ("a last line feed", format!("{}\n", one.trim_end()), vec![one]),
+            ("a last line feed and a DOS end of file", format!("{}\n\x1A", one.trim_end()), vec![one]),
+            ("a DOS end of file before a message", format!("{one}\n\x1A{two}"), vec![one, two]),
+            ("frames ended oddly", format!("\x0B{one}\x1C\x1A\x0B{two}\x1C\0\x0B{one}\x1C \r"), vec![one, two, one]),
+            (
+                "an encoding that is escaped twice",
+                format!("MSH|^~\\&amp;|LAB\r{two}MSH|^~\\& |LAB\r"),
+                vec!["MSH|^~\\&amp;|LAB\r", two, "MSH|^~\\& |LAB\r"],
+            ),
+            (
+                "a Start Block before a segment",
+                "MSH|^~\\&|LAB\nOBX|a\n\x0BOBX|b\n".into(),
+                vec!["MSH|^~\\&|LAB\rOBX|a\r\x0BOBX|b\r"],
+            ),
+            (
+                "a frame that was cut off",
+                format!("\x0B{one}OBX|a\r\x0B{two}\x1C\r"),
+                vec![&format!("{one}OBX|a\r\x0B{two}")],
+            ),
+            (
+                "a word that is the name of a trailer",
+                "MSH|^~\\&|LAB\nOBX|he took the\nBTS\nto work\n".into(),
+                vec!["MSH|^~\\&|LAB\rOBX|he took the\rBTS\rto work\r"],
+            ),
+            (
+                "text that begins as a trailer",
+                format!("BTS: please\n{}", TWO.replace('\r', "\n")),
+                vec!["BTS: please\r", two],
+            ),
+            (
+                "an End Block and a space in a field of a frame",
+                framed("MSH|^~\\&|LAB\rOBX|a\x1C b\r"),
+                vec!["MSH|^~\\&|LAB\rOBX|a\x1C b\r"],
+            ),
+            ("a remark behind a trailer", format!("BHS|^~\\&|\r{one}BTS|1\rthe end\r"), vec![one, "the end\r"]),
             ("text in a batch with CR", "BHS|^~\\&\r\nOBX|a\nb\r\n".into(), vec!["OBX|a\nb\r"]),
             ("UTF-16", "\0M\0S\0H\0|\0\n".into(), vec!["\0M\0S\0H\0|\0\n"]),
             ("no header, but the like", "MSHARP|1\r".into(), vec!["MSHARP|1\r"]),
