@@ -43,10 +43,10 @@ impl Endpoint {
 
 impl Endpoint {
     /// Reads an endpoint. The error says what is wrong with it and what was expected. It does not
-    /// show the text where a user name and a password may stand in it.
+    /// show the text: a password may stand anywhere in one that is wrong.
     pub(crate) fn parse(text: &str) -> Result<Endpoint, String> {
         let expected = "expected mllp://host:port or mllps://host:port";
-        let fail = |problem: &str| format!("endpoint {text:?}: {problem}; {expected}");
+        let fail = |problem: &str| format!("endpoint: {problem}; {expected}");
         let has_no = |what: &str| format!("endpoint: MLLP has no {what}; {expected}, and nothing else");
         if text.contains('@') {
             return Err(has_no("user name or password"));

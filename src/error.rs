@@ -280,7 +280,7 @@ pub enum ErrorKind {
     MalformedAck(#[source] AckParseError),
     /// The answer acknowledges another message: its MSA-2 is not our MSH-10. [`Error::response`]
     /// has it.
-    #[error("the answer acknowledges another message, with control ID {:?}", .0.control_id_in_short())]
+    #[error("the answer acknowledges another message, with control ID {}", quoted(&.0.control_id()))]
     UnmatchedAck(Ack),
     /// The receiver refuses the message: AE, AR, CE or CR. [`Error::nak`] has the reasons. The
     /// connection stays open, unless the refusal names no message (MSA-2 is empty).
@@ -489,8 +489,14 @@ impl Error {
     }
 }
 
-/// The most characters of a control ID that a text shows.
-const SHOWN: usize = 60;
+/// A text of somebody else's choice in quotation marks, cut where it is long.
+fn quoted(text: &str) -> String {
+    /// The most characters that are shown, as they are escaped.
+    const SHOWN: usize = 60;
+    let mut escaped = text.escape_debug();
+    let shown: String = escaped.by_ref().take(SHOWN).collect();
+    format!("\"{shown}\"{}", if escaped.next().is_some() { "…" } else { "" })
+}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -499,8 +505,7 @@ impl fmt::Display for Error {
                 write!(f, "{endpoint}: ")?;
             }
             if let Some(control_id) = &self.0.control_id {
-                let shown: String = control_id.chars().take(SHOWN).collect();
-                write!(f, "message {shown:?}{}: ", if shown.len() < control_id.len() { "…" } else { "" })?;
+                write!(f, "message {}: ", quoted(control_id))?;
             }
             return f.write_str(&self.with_causes());
         }

@@ -7,7 +7,7 @@ use std::fmt;
 use native_tls::{Certificate, Identity, TlsConnector};
 use pkcs8::der::asn1::{AnyRef, OctetStringRef};
 use pkcs8::der::pem::{self, LineEnding};
-use pkcs8::der::{Decode, Encode, Reader, SecretDocument, SliceReader, Tag};
+use pkcs8::der::{Decode, Reader, SecretDocument, SliceReader, Tag, Tagged};
 use pkcs8::{AlgorithmIdentifierRef, ObjectIdentifier, PrivateKeyInfoRef};
 
 use crate::net::in_short;
@@ -26,32 +26,35 @@ const ENCRYPTED_PKCS8: &str = "ENCRYPTED PRIVATE KEY";
 #[derive(Clone)]
 pub(crate) struct Trusted {
     pub(crate) certificate: Certificate,
-    /// Whether it is self-issued, as those of root authorities are.
-    pub(crate) is_root: bool,
+    der: Vec<u8>,
 }
 
 /// The certificates in a file of authorities.
 ///
 /// # Errors
 ///
-/// A description of the problem and, where one exists, the `openssl` command that converts the
-/// file.
+/// A description of the problem and, where one exists, the command that converts the file.
 pub(crate) fn trusted(file: &[u8]) -> Result<Vec<Trusted>, String> {
-    let certificates = match binary(file) {
-        Some(der) => vec![der_certificate(der)?],
+    let certificates = match binary(file)? {
+        Some(der) => der_certificates(&der)?,
         None => pem_certificates(&blocks(&text(file)))?,
     };
     if certificates.is_empty() {
-        return Err(no_certificate(&blocks(&text(file))));
+        return Err(no_certificate(file));
     }
     let count = certificates.len();
-    let numbered = certificates.into_iter().enumerate();
-    numbered.map(|(index, der)| trust(&der).map_err(|problem| unreadable_certificate(index, count, &problem))).collect()
+    let trust = |(index, der): (usize, Vec<u8>)| match Certificate::from_der(&der) {
+        Ok(certificate) => Ok(Trusted { certificate, der }),
+        Err(error) => Err(unreadable_certificate(index, count, &in_short(&error))),
+    };
+    certificates.into_iter().enumerate().map(trust).collect()
 }
 
-fn trust(der: &[u8]) -> Result<Trusted, String> {
-    let certificate = Certificate::from_der(der).map_err(|error| in_short(&error))?;
-    Ok(Trusted { certificate, is_root: is_self_issued(der) })
+/// Whether the issuer of a trusted certificate is not among them, and neither is it its own, as a root
+/// authority is.
+pub(crate) fn lacks_root(trusted: &[Trusted]) -> bool {
+    let names: Vec<_> = trusted.iter().filter_map(|it| issuer_and_subject(&it.der)).collect();
+    names.iter().any(|(issuer, _)| !names.iter().any(|(_, subject)| subject == issuer))
 }
 
 /// The certificate chain and private key in two files, or in one that is given twice, in any order.
@@ -60,38 +63,50 @@ fn trust(der: &[u8]) -> Result<Trusted, String> {
 ///
 /// A description of the problem and, where one exists, the `openssl` command that converts a file.
 pub(crate) fn identity(chain: &[u8], key: &[u8], passphrase: Option<&str>) -> Result<Identity, String> {
-    if [chain, key].into_iter().filter_map(binary).any(|der| is_pkcs12(&der)) {
+    let (chain_der, key_der) = (binary(chain)?, binary(key)?);
+    if [&chain_der, &key_der].into_iter().flatten().any(|der| is_pkcs12(der)) {
         return Err("it is a PKCS#12 archive: use identity_pkcs12".to_owned());
     }
     let (chain_text, key_text) = (text(chain), text(key));
     let (chain_blocks, key_blocks) = (blocks(&chain_text), blocks(&key_text));
-    let mut certificates = pem_certificates(&chain_blocks)?;
+    let mut certificates = match &chain_der {
+        Some(der) => der_certificates(der)?,
+        None => pem_certificates(&chain_blocks)?,
+    };
     for certificate in pem_certificates(&key_blocks)? {
         if !certificates.contains(&certificate) {
             certificates.push(certificate);
         }
     }
-    if let Some(der) = binary(chain) {
-        certificates.push(der_certificate(der)?);
-    }
     if certificates.is_empty() {
-        return Err(no_certificate(&chain_blocks));
+        return Err(no_certificate(chain));
     }
-    let key = match binary(key) {
-        Some(der) => der_key(der)?,
-        None => pem_key(&key_blocks, &chain_blocks, passphrase, &certificates)?,
+    let keys = match &key_der {
+        Some(der) => vec![der_key(der)?],
+        None => pem_keys(&key_blocks, &chain_blocks, passphrase, &certificates)?,
     };
-    of_parts(certificates, &key)
+    let mut mismatch = None;
+    for key in &keys {
+        match own_certificate(&certificates, key)? {
+            Ok(own) => return of_parts(certificates, own, key),
+            Err(problem) => mismatch = mismatch.or(Some(problem)),
+        }
+    }
+    Err(mismatch.unwrap_or_else(|| "there is no private key (-----BEGIN PRIVATE KEY-----)".to_owned()))
 }
 
-/// The identity of a key and the certificate that belongs to it, with the others after it.
-fn of_parts(mut certificates: Vec<Vec<u8>>, key: &SecretDocument) -> Result<Identity, String> {
-    let unreadable_key = |error: &dyn fmt::Display| format!("the private key cannot be read ({})", in_short(error));
+fn unreadable_key(problem: &dyn fmt::Display) -> String {
+    format!("the private key cannot be read ({})", in_short(problem))
+}
+
+/// Which certificate belongs to a key: of several the one that is valid for the longest, since renewed
+/// certificates often keep their key. The inner error says that none does.
+fn own_certificate(certificates: &[Vec<u8>], key: &SecretDocument) -> Result<Result<usize, String>, String> {
     let algorithm = key.decode_msg::<PrivateKeyInfoRef<'_>>().map_err(|error| unreadable_key(&error))?.algorithm;
     let key_pem = key.to_pem(PKCS8, LineEnding::LF).map_err(|error| unreadable_key(&error))?;
     let count = certificates.len();
     let mut names = Vec::new();
-    let mut own = None;
+    let mut own: Option<(String, usize)> = None;
     for (index, der) in certificates.iter().enumerate() {
         let unreadable = |problem: &dyn fmt::Display| unreadable_certificate(index, count, problem);
         Certificate::from_der(der).map_err(|error| unreadable(&in_short(&error)))?;
@@ -99,33 +114,43 @@ fn of_parts(mut certificates: Vec<Vec<u8>>, key: &SecretDocument) -> Result<Iden
         names.push(name(&of_certificate));
         // OpenSSL reports a mismatch only between keys of the same algorithm. For other pairs it
         // reports success, and later sends no certificate.
-        if own.is_none() && is_same(&of_certificate, &algorithm) {
-            let identity = Identity::from_pkcs8(pem_of([der])?.as_bytes(), key_pem.as_bytes());
-            let identity = identity.map_err(|error| unreadable_key(&error))?;
-            match TlsConnector::builder().disable_built_in_roots(true).identity(identity).build() {
-                Ok(_) => own = Some(index),
-                Err(error) if error.to_string().contains("mismatch") => {}
-                Err(error) => return Err(format!("the certificate or its key is not accepted ({})", in_short(&error))),
+        if !is_same(&of_certificate, &algorithm) {
+            continue;
+        }
+        let identity = Identity::from_pkcs8(pem_of([der])?.as_bytes(), key_pem.as_bytes());
+        let identity = identity.map_err(|error| unreadable_key(&error))?;
+        match TlsConnector::builder().disable_built_in_roots(true).identity(identity).build() {
+            Ok(_) => {
+                let expiry = expiry(der).unwrap_or_default();
+                if own.as_ref().is_none_or(|(latest, _)| *latest < expiry) {
+                    own = Some((expiry, index));
+                }
             }
+            Err(error) if error.to_string().contains("mismatch") => {}
+            Err(error) => return Err(format!("the certificate or its key is not accepted ({})", in_short(&error))),
         }
     }
-    let Some(own) = own else {
-        names.dedup();
+    names.dedup();
+    Ok(own.map(|(_, index)| index).ok_or_else(|| {
         let what = if count == 1 { "the certificate".to_owned() } else { format!("any of the {count} certificates") };
-        return Err(format!(
-            "the private key (of the kind {}) does not belong to {what} (for keys of the kind {}); use the pair that \
-             was made together",
+        format!(
+            "the private key ({}) does not belong to {what} ({}); use the pair that was made together",
             name(&algorithm),
             names.join(", ")
-        ));
-    };
+        )
+    }))
+}
+
+/// The identity of a key and the certificate that belongs to it, with the others after it.
+fn of_parts(mut certificates: Vec<Vec<u8>>, own: usize, key: &SecretDocument) -> Result<Identity, String> {
     // A chain that begins with the root is in reverse order.
-    if own > 0 && own == count - 1 {
+    if own > 0 && own == certificates.len() - 1 {
         certificates.reverse();
     } else {
         certificates[..=own].rotate_right(1);
     }
-    Identity::from_pkcs8(pem_of(&certificates)?.as_bytes(), key_pem.as_bytes()).map_err(|error| error.to_string())
+    let key = key.to_pem(PKCS8, LineEnding::LF).map_err(|error| unreadable_key(&error))?;
+    Identity::from_pkcs8(pem_of(&certificates)?.as_bytes(), key.as_bytes()).map_err(|error| in_short(&error))
 }
 
 /// The identity in a PKCS#12 archive.
@@ -135,7 +160,7 @@ fn of_parts(mut certificates: Vec<Vec<u8>>, key: &SecretDocument) -> Result<Iden
 /// A description of the problem and, where one exists, the `openssl` command that converts the
 /// file.
 pub(crate) fn pkcs12_identity(file: &[u8], passphrase: &str) -> Result<Identity, String> {
-    let Some(der) = binary(file).filter(|der| is_pkcs12(der)) else {
+    let Some(der) = binary(file)?.filter(|der| is_pkcs12(der)) else {
         return Err(if blocks(&text(file)).is_empty() {
             "expected a PKCS#12 archive (.p12, .pfx)".to_owned()
         } else {
@@ -221,42 +246,63 @@ fn text(file: &[u8]) -> Cow<'_, str> {
 fn blocks(text: &str) -> Vec<Block<'_>> {
     const BEGIN: &str = "-----BEGIN ";
     let mut blocks = Vec::new();
-    let mut rest = text;
-    while let Some((label, after)) = rest.split_once(BEGIN).and_then(|(_, after)| after.split_once("-----")) {
-        let end = after.find("-----END ");
-        let next = after.find(BEGIN).unwrap_or(after.len());
-        let to = end.unwrap_or(next).min(next);
+    // Each part is what follows one BEGIN, up to the next.
+    for part in text.split(BEGIN).skip(1) {
+        let Some((label, body)) = part.split_once("-----") else { continue };
+        // Anything else may be a key whose BEGIN is damaged, and is shown in no error.
+        let is_label = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b' ';
+        if label.len() > 40 || !label.bytes().all(is_label) {
+            continue;
+        }
+        let end = body.find("-----END ");
         let (headers, lines): (Vec<&str>, Vec<&str>) =
-            after[..to].split(['\r', '\n']).map(str::trim).partition(|line| line.contains(':'));
+            body[..end.unwrap_or(body.len())].split(['\r', '\n']).map(str::trim).partition(|line| line.contains(':'));
         let base64 = lines.concat().split_whitespace().collect();
-        blocks.push(Block { label: label.trim(), headers, base64, is_whole: end == Some(to) });
-        rest = &after[to..];
+        blocks.push(Block { label: label.trim(), headers, base64, is_whole: end.is_some() });
     }
     blocks
 }
 
-/// The bytes of a file that is DER, or the base64 of DER without anything around it.
-fn binary(file: &[u8]) -> Option<Cow<'_, [u8]>> {
-    // A sequence of more than 127 bytes, or of indefinite length (BER).
-    if matches!(file, [0x30, 0x80..=0x84, ..]) {
-        return Some(Cow::Borrowed(file));
+/// The bytes of a file that is DER, or the base64 of PKCS#12 or a certificate without anything around it.
+///
+/// # Errors
+///
+/// The command that decodes the base64 of anything else.
+fn binary(file: &[u8]) -> Result<Option<Cow<'_, [u8]>>, String> {
+    if is_der(file) {
+        return Ok(Some(Cow::Borrowed(file)));
     }
     let text = text(file);
     let base64: String = match &blocks(&text)[..] {
         [] => text.split_whitespace().collect(),
         [block] if block.label == "PKCS12" => block.base64.clone(),
-        _ => return None,
+        _ => return Ok(None),
     };
     let block = Block { label: "DER", headers: Vec::new(), base64, is_whole: true };
-    let (_, der) = pem::decode_vec(block.canonical().as_bytes()).ok()?;
-    matches!(&der[..], [0x30, 0x80..=0x84, ..]).then_some(Cow::Owned(der))
+    match pem::decode_vec(block.canonical().as_bytes()) {
+        Ok((_, der)) if is_pkcs7(&der) => {
+            Err("it is the base64 of PKCS#7; `base64 -d ca.b64 > ca.p7b` decodes it".to_owned())
+        }
+        Ok((_, der)) if is_der(&der) => Ok(Some(Cow::Owned(der))),
+        _ => Ok(None),
+    }
+}
+
+/// Whether bytes begin as DER does here: a sequence, of more than 127 bytes, of indefinite length (BER), or
+/// of just the length of the whole.
+fn is_der(bytes: &[u8]) -> bool {
+    match bytes {
+        [0x30, 0x80..=0x84, ..] => true,
+        [0x30, length, rest @ ..] => usize::from(*length) == rest.len() && !rest.is_empty(),
+        _ => false,
+    }
 }
 
 /// The certificates among the blocks of a PEM text.
 fn pem_certificates(blocks: &[Block<'_>]) -> Result<Vec<Vec<u8>>, String> {
     if blocks.iter().any(|block| block.label == "TRUSTED CERTIFICATE") {
         return Err("an OpenSSL TRUSTED CERTIFICATE is among them; `openssl x509 -in ca.pem -out plain.pem` makes an \
-                    ordinary one of it"
+                    ordinary one of the first in a file"
             .to_owned());
     }
     let found: Vec<_> = blocks.iter().filter(|block| block.is_certificate()).collect();
@@ -267,37 +313,48 @@ fn pem_certificates(blocks: &[Block<'_>]) -> Result<Vec<Vec<u8>>, String> {
     found.iter().enumerate().map(der).collect()
 }
 
-fn der_certificate(der: Cow<'_, [u8]>) -> Result<Vec<u8>, String> {
-    if is_pkcs7(&der) {
+/// The certificates in DER, one after the other.
+fn der_certificates(der: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    if is_pkcs7(der) {
         return Err(
             "it is PKCS#7; `openssl pkcs7 -inform der -in ca.p7b -print_certs -out ca.pem` makes PEM of it".to_owned()
         );
     }
-    if is_pkcs12(&der) {
-        return Err("it is a PKCS#12 archive; `openssl pkcs12 -in ca.p12 -nokeys -out ca.pem` takes the certificates \
-                    out of it"
-            .to_owned());
+    if is_pkcs12(der) {
+        return Err(
+            "it is a PKCS#12 archive; `openssl pkcs12 -in ca.p12 -nokeys -out ca.pem` (with -legacy for an old \
+                    one) takes the certificates out of it"
+                .to_owned(),
+        );
     }
-    match Certificate::from_der(&der) {
-        Ok(_) => Ok(der.into_owned()),
-        Err(error) => Err(format!(
-            "expected certificates, in PEM (-----BEGIN CERTIFICATE-----) or one in DER ({})",
-            in_short(&error)
-        )),
+    let not_one = |problem: &dyn fmt::Display| format!("{EXPECTED} ({})", in_short(problem));
+    let mut reader = SliceReader::new(der).map_err(|error| not_one(&error))?;
+    let mut certificates = Vec::new();
+    while !reader.is_finished() {
+        let one = reader.tlv_bytes().map_err(|error| not_one(&error))?;
+        Certificate::from_der(one).map_err(|error| not_one(&error))?;
+        certificates.push(one.to_vec());
     }
+    Ok(certificates)
 }
 
-/// Describes the problem of a text without a certificate.
-fn no_certificate(blocks: &[Block<'_>]) -> String {
+const EXPECTED: &str = "expected certificates, in PEM (-----BEGIN CERTIFICATE-----) or in DER";
+
+/// Describes the problem of a file without a certificate.
+fn no_certificate(file: &[u8]) -> String {
+    let text = text(file);
+    let blocks = blocks(&text);
     let has = |labels: &[&str]| blocks.iter().any(|block| labels.contains(&block.label));
-    if has(&["PKCS7"]) {
+    if has(&["PKCS7"]) && matches!(text, Cow::Owned(_)) {
+        "it is PKCS#7 in UTF-16; `iconv -f UTF-16 -t UTF-8 ca.p7b > ca.utf8.p7b` makes UTF-8 of it".to_owned()
+    } else if has(&["PKCS7"]) {
         "it is PKCS#7; `openssl pkcs7 -in ca.p7b -print_certs -out ca.pem` makes PEM certificates of it".to_owned()
     } else if has(&["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"]) {
         "it is a certificate request; use the certificate that the authority made of it".to_owned()
     } else if blocks.iter().any(Block::is_private_key) {
         "there is a private key and no certificate (-----BEGIN CERTIFICATE-----)".to_owned()
     } else {
-        "expected certificates, in PEM (-----BEGIN CERTIFICATE-----) or one in DER".to_owned()
+        EXPECTED.to_owned()
     }
 }
 
@@ -309,68 +366,88 @@ fn unreadable_certificate(index: usize, count: usize, problem: &dyn fmt::Display
     }
 }
 
-/// The private key in PEM texts, as PKCS#8. The `key` argument is searched first.
-fn pem_key(
+/// The private keys in PEM texts, as PKCS#8. The `key` argument is searched first.
+fn pem_keys(
     key: &[Block<'_>],
     chain: &[Block<'_>],
     passphrase: Option<&str>,
     certificates: &[Vec<u8>],
-) -> Result<SecretDocument, String> {
+) -> Result<Vec<SecretDocument>, String> {
     let all = || key.iter().chain(chain);
-    let Some(block) = all().find(|block| block.is_private_key()) else {
-        return Err(if all().any(|block| block.label.ends_with("PUBLIC KEY")) {
-            "there is a public key and no private key (-----BEGIN PRIVATE KEY-----)".to_owned()
-        } else {
-            "there is no private key (-----BEGIN PRIVATE KEY-----)".to_owned()
+    let mut keys = Vec::new();
+    for block in all().filter(|block| block.is_private_key()) {
+        keys.extend(match block.label {
+            _ if block.is_encrypted() => {
+                let passphrase =
+                    passphrase.ok_or("the private key is encrypted: use identity_pem_encrypted with its passphrase")?;
+                vec![decrypt(block, passphrase)?]
+            }
+            PKCS8 => vec![block.der().map_err(|problem| unreadable_key(&problem))?],
+            "RSA PRIVATE KEY" => {
+                let der = block.der().map_err(|problem| unreadable_key(&problem))?;
+                vec![wrapped(AlgorithmIdentifierRef { oid: RSA, parameters: Some(AnyRef::NULL) }, &der)?]
+            }
+            "EC PRIVATE KEY" => {
+                let der = block.der().map_err(|problem| unreadable_key(&problem))?;
+                let curves = curves_for(&der, all(), certificates);
+                if curves.is_empty() {
+                    return Err(unreadable_key(&"it does not name its curve"));
+                }
+                let algorithms =
+                    curves.iter().map(|curve| AlgorithmIdentifierRef { oid: EC, parameters: Some(curve.into()) });
+                algorithms.map(|algorithm| wrapped(algorithm, &der)).collect::<Result<_, _>>()?
+            }
+            "OPENSSH PRIVATE KEY" => {
+                return Err(
+                    "it is an OpenSSH key, which TLS cannot use: use the key that was made with the certificate"
+                        .to_owned(),
+                );
+            }
+            label => {
+                return Err(format!(
+                    "the private key has an unknown format ({label}); `openssl pkey -in client.key -out plain.key` \
+                     makes a PKCS#8 key of it"
+                ));
+            }
         });
-    };
-    let unreadable = |problem: &dyn fmt::Display| format!("the private key cannot be read ({problem})");
-    if block.is_encrypted() {
-        return match passphrase {
-            Some(passphrase) => decrypt(block, passphrase),
-            None => Err("the private key is encrypted: use identity_pem_encrypted with its passphrase, or decrypt it \
-                         with `openssl pkey -in client.key -out plain.key`"
-                .to_owned()),
-        };
     }
-    let der = block.der().map_err(|problem| unreadable(&problem))?;
-    let algorithm = match block.label {
-        PKCS8 => return Ok(der),
-        "RSA PRIVATE KEY" => AlgorithmIdentifierRef { oid: RSA, parameters: Some(AnyRef::NULL) },
-        "EC PRIVATE KEY" => {
-            let parameters = all().filter(|block| block.label == "EC PARAMETERS").filter_map(|block| block.der().ok());
-            let curve = curve_of(der.as_bytes()).or_else(|| {
-                let stated = parameters.map(|der| der.as_bytes().to_vec());
-                let certified =
-                    certificates.iter().filter_map(|der| public_key_algorithm(der)?.parameters?.to_der().ok());
-                stated.chain(certified).find_map(|der| ObjectIdentifier::from_der(&der).ok())
-            });
-            let curve = curve.ok_or_else(|| unreadable(&"it does not name its curve"))?;
-            let info = PrivateKeyInfoRef::new(
-                AlgorithmIdentifierRef { oid: EC, parameters: Some((&curve).into()) },
-                OctetStringRef::new(der.as_bytes()).map_err(|error| unreadable(&error))?,
-            );
-            return SecretDocument::try_from(info).map_err(|error| unreadable(&error));
+    if keys.is_empty() && all().any(|block| block.label.ends_with("PUBLIC KEY")) {
+        return Err("there is a public key and no private key (-----BEGIN PRIVATE KEY-----)".to_owned());
+    }
+    Ok(keys)
+}
+
+/// A key of an older form as PKCS#8, which names its algorithm.
+fn wrapped(algorithm: AlgorithmIdentifierRef<'_>, key: &SecretDocument) -> Result<SecretDocument, String> {
+    let key = OctetStringRef::new(key.as_bytes()).map_err(|error| unreadable_key(&error))?;
+    SecretDocument::try_from(PrivateKeyInfoRef::new(algorithm, key)).map_err(|error| unreadable_key(&error))
+}
+
+/// The curve that a SEC1 key names; where it names none, that of an `EC PARAMETERS` block, or those of the
+/// certificates.
+fn curves_for<'b>(
+    key: &SecretDocument,
+    blocks: impl Iterator<Item = &'b Block<'b>>,
+    certificates: &[Vec<u8>],
+) -> Vec<ObjectIdentifier> {
+    let own = curve_of(key.as_bytes());
+    let stated = blocks.filter(|block| block.label == "EC PARAMETERS").filter_map(|block| block.der().ok());
+    let stated = stated.filter_map(|der| ObjectIdentifier::from_der(der.as_bytes()).ok()).next();
+    match own.or(stated) {
+        Some(curve) => vec![curve],
+        None => {
+            let of = |der: &Vec<u8>| public_key_algorithm(der)?.parameters?.decode_as::<ObjectIdentifier>().ok();
+            certificates.iter().filter_map(of).collect()
         }
-        "OPENSSH PRIVATE KEY" => {
-            return Err(
-                "it is an OpenSSH key, which TLS cannot use: use the key that was made with the certificate".to_owned()
-            );
-        }
-        label => {
-            return Err(format!(
-                "the private key has an unknown format ({label}); `openssl pkey -in client.key -out plain.key` \
-                 makes a PKCS#8 key of it"
-            ));
-        }
-    };
-    let key = OctetStringRef::new(der.as_bytes()).map_err(|error| unreadable(&error))?;
-    SecretDocument::try_from(PrivateKeyInfoRef::new(algorithm, key)).map_err(|error| unreadable(&error))
+    }
 }
 
 /// A private key in DER, which has to be PKCS#8.
-fn der_key(der: Cow<'_, [u8]>) -> Result<SecretDocument, String> {
-    let info = PrivateKeyInfoRef::from_der(&der).ok();
+fn der_key(der: &[u8]) -> Result<SecretDocument, String> {
+    if Certificate::from_der(der).is_ok() {
+        return Err("there is a certificate where the private key is expected".to_owned());
+    }
+    let info = PrivateKeyInfoRef::from_der(der).ok();
     info.and_then(|info| SecretDocument::try_from(info).ok()).ok_or_else(|| {
         "the private key cannot be read; `openssl pkey -inform der -in client.key -out plain.key` makes a PKCS#8 PEM \
          key of it"
@@ -388,7 +465,7 @@ fn decrypt(block: &Block<'_>, passphrase: &str) -> Result<SecretDocument, String
     }
     // In the older PEM form (`Proc-Type`) the content is DER only after decryption.
     if !block.is_whole || block.headers.is_empty() {
-        block.der().map_err(|problem| format!("the private key cannot be read ({problem})"))?;
+        block.der().map_err(|problem| unreadable_key(&problem))?;
     }
     let key = PKey::private_key_from_pem_passphrase(block.canonical().as_bytes(), passphrase.as_bytes());
     let key = key.map_err(|error| {
@@ -448,12 +525,25 @@ fn from_issuer_on(certificate: &[u8]) -> Option<Vec<AnyRef<'_>>> {
     let tbs = parts(AnyRef::from_der(certificate).ok()?.value())?.first()?.value();
     let parts = parts(tbs)?;
     // The version is left out by certificates of version 1.
-    let serial_number = parts.iter().position(|part| Tag::Integer == pkcs8::der::Tagged::tag(part))?;
+    let serial_number = parts.iter().position(|part| Tag::Integer == part.tag())?;
     Some(parts.get(serial_number + 2..)?.to_vec())
 }
 
-fn is_self_issued(certificate: &[u8]) -> bool {
-    from_issuer_on(certificate).is_some_and(|parts| parts.len() > 2 && parts[0] == parts[2])
+fn issuer_and_subject(certificate: &[u8]) -> Option<(AnyRef<'_>, AnyRef<'_>)> {
+    let parts = from_issuer_on(certificate)?;
+    Some((*parts.first()?, *parts.get(2)?))
+}
+
+/// When a certificate expires, as text that can be compared: the year has four digits (RFC 5280, section
+/// 4.1.2.5).
+fn expiry(certificate: &[u8]) -> Option<String> {
+    let validity = from_issuer_on(certificate)?.get(1)?.value();
+    let not_after = *parts(validity)?.get(1)?;
+    let text = str::from_utf8(not_after.value()).ok()?;
+    Some(match not_after.tag() {
+        Tag::UtcTime => format!("{}{text}", if text < "50" { "20" } else { "19" }),
+        _ => text.to_owned(),
+    })
 }
 
 fn public_key_algorithm(certificate: &[u8]) -> Option<AlgorithmIdentifierRef<'_>> {
@@ -465,7 +555,7 @@ fn public_key_algorithm(certificate: &[u8]) -> Option<AlgorithmIdentifierRef<'_>
 /// The curve that an elliptic-curve key names itself (SEC1, RFC 5915: `[0]` of its sequence).
 fn curve_of(key: &[u8]) -> Option<ObjectIdentifier> {
     let parts = parts(AnyRef::from_der(key).ok()?.value())?;
-    let parameters = parts.iter().find(|part| pkcs8::der::Tagged::tag(*part).number().value() == 0)?;
+    let parameters = parts.iter().find(|part| part.tag().number().value() == 0)?;
     ObjectIdentifier::from_der(parameters.value()).ok()
 }
 
@@ -475,12 +565,16 @@ fn is_same(one: &AlgorithmIdentifierRef<'_>, other: &AlgorithmIdentifierRef<'_>)
 }
 
 fn name(algorithm: &AlgorithmIdentifierRef<'_>) -> String {
-    match algorithm.oid {
-        RSA => "RSA".to_owned(),
-        EC => match algorithm.parameters.and_then(|curve| curve.decode_as::<ObjectIdentifier>().ok()) {
-            Some(curve) => format!("EC on curve {curve}"),
-            None => "EC".to_owned(),
+    let curve = || algorithm.parameters?.decode_as::<ObjectIdentifier>().ok();
+    match (algorithm.oid, curve()) {
+        (RSA, _) => "RSA".to_owned(),
+        (EC, Some(curve)) => match curve.to_string().as_str() {
+            "1.2.840.10045.3.1.7" => "EC P-256".to_owned(),
+            "1.3.132.0.34" => "EC P-384".to_owned(),
+            "1.3.132.0.35" => "EC P-521".to_owned(),
+            other => format!("EC on curve {other}"),
         },
-        other => other.to_string(),
+        (other, _) if other.to_string() == "1.3.101.112" => "Ed25519".to_owned(),
+        (other, _) => other.to_string(),
     }
 }

@@ -198,12 +198,13 @@ impl TlsConfig {
         let name = self.server_name.clone().unwrap_or_else(|| host.trim_end_matches('.').to_owned());
         // An empty name would switch the verification of names off, silently, in OpenSSL.
         if !is_host(&name) && name.parse::<IpAddr>().is_err() {
-            return Err(unreadable("server_name", &format!("{name:?} is neither a host name nor an IP address")));
+            let shown: String = name.chars().take(60).collect();
+            return Err(unreadable("server_name", &format!("{shown:?} is neither a host name nor an IP address")));
         }
         // No name is asked for where the host is an address (RFC 6066, section 3).
         builder.use_sni(name.parse::<IpAddr>().is_err());
         let native = builder.build().map_err(refused)?;
-        Ok(Connector::new(native, name, self.roots.iter().any(|root| !root.is_root)))
+        Ok(Connector::new(native, name, key_files::lacks_root(&self.roots)))
     }
 }
 

@@ -200,7 +200,7 @@ impl Ack {
         let delimiters = self.layout.delimiters;
         let field = |name, number| {
             let named = segments(self.plain()).filter(move |segment| is_named(segment, name, delimiters));
-            named.map(|segment| delimiters.field(segment, number)).find(|found| !found.is_empty())
+            named.map(|segment| delimiters.field(segment, number)).find(|found| !is_absent(found))
         };
         let condition = |field| match delimiters.component(field, 2) {
             b"" => delimiters.component(field, 1),
@@ -217,9 +217,11 @@ impl Ack {
         Some(delimiters.unescape(reason))
     }
 
-    /// A part of the first error that has it.
+    /// A part of the first error that has it; what is a warning or an information (ERR-4) comes last.
     fn of_error<'a>(&'a self, part: fn(ErrorDetail<'a>) -> &'a [u8]) -> Option<&'a [u8]> {
-        self.errors().map(part).find(|found| !found.is_empty())
+        let is_mild = |detail: &ErrorDetail<'_>| matches!(detail.segment_field(4).trim_ascii(), b"W" | b"I");
+        let errors = self.errors().filter(|detail| !is_mild(detail)).chain(self.errors().filter(is_mild));
+        errors.map(part).find(|found| !is_absent(found))
     }
 
     /// The receiver's reasons: one item for each ERR segment, and one for each repetition of ERR-1,
@@ -377,6 +379,11 @@ impl Span {
     }
 }
 
+/// Whether a field says nothing: it is blank, or HL7's null (`""`).
+fn is_absent(field: &[u8]) -> bool {
+    absent_if_null(field.trim_ascii()).is_empty()
+}
+
 fn is_named(segment: &[u8], name: &[u8; 3], delimiters: Delimiters) -> bool {
     segment.strip_prefix(name).is_some_and(|rest| rest.first().is_none_or(|&next| next == delimiters.field))
 }
@@ -401,7 +408,8 @@ enum DetailSource<'a> {
 impl<'a> ErrorDetail<'a> {
     fn of_segment(segment: &'a [u8], delimiters: Delimiters) -> impl Iterator<Item = ErrorDetail<'a>> {
         let old = delimiters.field(segment, 1);
-        let old_form = !old.is_empty() && (2..=8).all(|number| delimiters.field(segment, number).is_empty());
+        // HL7 v2.5 and later require ERR-3.
+        let old_form = !old.is_empty() && delimiters.field(segment, 3).is_empty();
         let repetitions = if old_form { old } else { &[] };
         let detail = move |source| ErrorDetail { delimiters, source };
         (!old_form).then(|| detail(DetailSource::Segment(segment))).into_iter().chain(
@@ -443,7 +451,7 @@ impl<'a> ErrorDetail<'a> {
     /// (ERR-3.9), its name (ERR-3.2); in the form before HL7 v2.5 ERR-1.4.5, then ERR-1.4.2.
     pub fn text(&self) -> Option<Cow<'a, str>> {
         let places = [self.user_message(), self.diagnostics(), self.original_text(), self.code_name()];
-        self.view(places.into_iter().find(|place| !place.is_empty()).unwrap_or_default())
+        self.view(places.into_iter().find(|place| !is_absent(place)).unwrap_or_default())
     }
 
     fn user_message(self) -> &'a [u8] {
@@ -676,6 +684,10 @@ mod tests {
             ("MSA|AE|1||||207^six^HL70357\rERR|||207|E\rNTE|1||note\r", Some("six")),
             ("MSA|AE|1||||six\r", Some("six")),
             ("MSA|AE|1\rNTE|1\rNTE|2||note\r", Some("note")),
+            ("MSA|AE|1|three\rERR|||207|E||||\"\"\rERR|||207|E|||  \r", Some("three")),
+            ("MSA|AE|1\rERR|||0|I||||mild\rERR|||207|E||||severe\r", Some("severe")),
+            ("MSA|AE|1\rERR|||0|W||||mild\r", Some("mild")),
+            ("MSA|AE|1\rERR|PID^1^5^101&Missing|PID^1\r", Some("Missing")),
             ("MSA|AE|1\r", None),
         ] {
             assert_eq!(ack(segments).reason().as_deref(), expected, "{segments:?}");

@@ -53,6 +53,8 @@ pub(crate) fn in_short(error: &dyn fmt::Display) -> String {
     let (Some(code), Some(reason)) = (fields.next(), fields.nth(2)) else { return said };
     match fields.nth(2).unwrap_or_default().trim().trim_start_matches("Global default library context, ") {
         "" => format!("{before}{reason} [{code}]"),
+        // Why a certificate is not accepted.
+        data if data.starts_with('(') => format!("{before}{} [{code}]", data.trim_matches(['(', ')'])),
         data => format!("{before}{reason} {data} [{code}]"),
     }
 }
@@ -61,7 +63,7 @@ pub(crate) fn in_short(error: &dyn fmt::Display) -> String {
 /// are OpenSSL's.
 fn meaning(cause: &str, trusts_without_root: bool) -> Option<&'static str> {
     let no_issuer = if trusts_without_root {
-        "perhaps a trusted certificate is no root and its root is missing: `openssl x509 -in ca.pem -noout -issuer`"
+        "a trusted certificate is no root, and its root is missing: `openssl x509 -in ca.pem -noout -issuer`"
     } else {
         "the receiver's certificate is not from a trusted authority (TlsConfig::root_certificates_pem)"
     };
@@ -255,7 +257,7 @@ mod tests {
             (
                 "error:0A000086:SSL routines:tls_post_process:certificate verify failed:../ssl/statem.c:1889: (unable to get \
                  local issuer certificate)",
-                "certificate verify failed (unable to get local issuer certificate) [0A000086]",
+                "unable to get local issuer certificate [0A000086]",
             ),
             (
                 "error:0308010C:digital envelope routines:fetch:unsupported:../evp.c:386:Global default library context, Algorithm (RC2-40-CBC : 0), \
