@@ -73,7 +73,8 @@ pub(crate) enum Hint {
     /// A commit accept had come that the message does not ask for, or that is the only answer it is
     /// sure to get.
     CommitAcceptAlone,
-    /// A TLS session ended before the peer's first answer.
+    /// A TLS session ended before the peer's first answer, as under TLS 1.3 after a client
+    /// certificate that was refused or missing.
     ClientCertificate,
     /// The peer was silent in the TLS handshake.
     NoTls,

@@ -50,8 +50,8 @@ pub(crate) fn trusted(file: &[u8]) -> Result<Vec<Trusted>, String> {
     certificates.into_iter().enumerate().map(trust).collect()
 }
 
-/// Whether the issuer of a trusted certificate is not among them, and neither is it its own, as a root
-/// authority is.
+/// Whether the issuer of a trusted certificate is not among them, and neither is it its own, as a
+/// root authority is.
 pub(crate) fn lacks_root(trusted: &[Trusted]) -> bool {
     let names: Vec<_> = trusted.iter().filter_map(|it| issuer_and_subject(&it.der)).collect();
     names.iter().any(|(issuer, _)| !names.iter().any(|(_, subject)| subject == issuer))
@@ -99,8 +99,8 @@ fn unreadable_key(problem: &dyn fmt::Display) -> String {
     format!("the private key cannot be read ({})", in_short(problem))
 }
 
-/// Which certificate belongs to a key: of several the one that is valid for the longest, since renewed
-/// certificates often keep their key. The inner error says that none does.
+/// Which certificate belongs to a key: of several the one that is valid for the longest, since
+/// renewed certificates often keep their key. The inner error says that none does.
 fn own_certificate(certificates: &[Vec<u8>], key: &SecretDocument) -> Result<Result<usize, String>, String> {
     let algorithm = key.decode_msg::<PrivateKeyInfoRef<'_>>().map_err(|error| unreadable_key(&error))?.algorithm;
     let key_pem = key.to_pem(PKCS8, LineEnding::LF).map_err(|error| unreadable_key(&error))?;
@@ -185,8 +185,8 @@ pub(crate) fn pkcs12_identity(file: &[u8], passphrase: &str) -> Result<Identity,
     })
 }
 
-/// Whether OpenSSL has no implementation of the cipher, or hides it among its legacy ones. What a wrong
-/// passphrase makes of a key is "unsupported" too, and so is no sign of it.
+/// Whether OpenSSL has no implementation of the cipher, or hides it among its legacy ones. What a
+/// wrong passphrase makes of a key is "unsupported" too, and so is no sign of it.
 fn is_too_old(error: &dyn fmt::Display) -> bool {
     let said = error.to_string();
     ["Algorithm (", "unknown pbe", "unknown cipher", "unsupported cipher"].iter().any(|words| said.contains(words))
@@ -263,7 +263,8 @@ fn blocks(text: &str) -> Vec<Block<'_>> {
     blocks
 }
 
-/// The bytes of a file that is DER, or the base64 of PKCS#12 or a certificate without anything around it.
+/// The bytes of a file that is DER, or the base64 of PKCS#12 or a certificate without anything
+/// around it.
 ///
 /// # Errors
 ///
@@ -288,8 +289,8 @@ fn binary(file: &[u8]) -> Result<Option<Cow<'_, [u8]>>, String> {
     }
 }
 
-/// Whether bytes begin as DER does here: a sequence, of more than 127 bytes, of indefinite length (BER), or
-/// of just the length of the whole.
+/// Whether bytes begin as DER does here: a sequence, of more than 127 bytes, of indefinite length
+/// (BER), or of just the length of the whole.
 fn is_der(bytes: &[u8]) -> bool {
     match bytes {
         [0x30, 0x80..=0x84, ..] => true,
@@ -423,8 +424,8 @@ fn wrapped(algorithm: AlgorithmIdentifierRef<'_>, key: &SecretDocument) -> Resul
     SecretDocument::try_from(PrivateKeyInfoRef::new(algorithm, key)).map_err(|error| unreadable_key(&error))
 }
 
-/// The curve that a SEC1 key names; where it names none, that of an `EC PARAMETERS` block, or those of the
-/// certificates.
+/// The curve that a SEC1 key names; where it names none, that of an `EC PARAMETERS` block, or those
+/// of the certificates.
 fn curves_for<'b>(
     key: &SecretDocument,
     blocks: impl Iterator<Item = &'b Block<'b>>,
@@ -534,12 +535,12 @@ fn issuer_and_subject(certificate: &[u8]) -> Option<(AnyRef<'_>, AnyRef<'_>)> {
     Some((*parts.first()?, *parts.get(2)?))
 }
 
-/// When a certificate expires, as text that can be compared: the year has four digits (RFC 5280, section
-/// 4.1.2.5).
+/// When a certificate expires, as text that can be compared: the year has four digits (RFC 5280,
+/// section 4.1.2.5).
 fn expiry(certificate: &[u8]) -> Option<String> {
     let validity = from_issuer_on(certificate)?.get(1)?.value();
     let not_after = *parts(validity)?.get(1)?;
-    let text = str::from_utf8(not_after.value()).ok()?;
+    let text = std::str::from_utf8(not_after.value()).ok()?;
     Some(match not_after.tag() {
         Tag::UtcTime => format!("{}{text}", if text < "50" { "20" } else { "19" }),
         _ => text.to_owned(),

@@ -233,8 +233,8 @@ fn shell(directory: &Path, script: &str) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
-/// The directory with all files, which tests that run beside each other share; `None` where there is no
-/// `openssl` command.
+/// The directory with all files, which tests that run beside each other share; `None` where there
+/// is no `openssl` command.
 fn files() -> Option<Arc<TempDir>> {
     static MADE: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
     let mut made = MADE.lock().unwrap();

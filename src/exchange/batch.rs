@@ -22,7 +22,7 @@ use crate::hl7::header::Header;
 #[derive(Debug)]
 pub(crate) struct Batched<'m> {
     rules: AckRules,
-    /// The batches, and the file around them.
+    /// The batches (BHS to BTS), and the file (FHS to FTS) around them.
     wholes: Vec<Whole<'m>>,
     asks: Vec<Asks<'m>>,
     /// The acknowledgments that have come, for each message.

@@ -217,7 +217,8 @@ impl Ack {
         Some(delimiters.unescape(reason))
     }
 
-    /// A part of the first error that has it; what is a warning or an information (ERR-4) comes last.
+    /// A part of the first error that has it; what is a warning or an information (ERR-4) comes
+    /// last.
     fn of_error<'a>(&'a self, part: fn(ErrorDetail<'a>) -> &'a [u8]) -> Option<&'a [u8]> {
         let is_mild = |detail: &ErrorDetail<'_>| matches!(detail.segment_field(4).trim_ascii(), b"W" | b"I");
         let errors = self.errors().filter(|detail| !is_mild(detail)).chain(self.errors().filter(is_mild));

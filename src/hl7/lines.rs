@@ -155,8 +155,8 @@ impl<'t> Lines<'t> {
         !self.is_content && !self.framed && (is_header(content, b"MSH") || is_batch_header(content))
     }
 
-    /// Whether an End Block ends a frame here: the end of a line, the next frame or the end of the text
-    /// follows, perhaps after some padding.
+    /// Whether an End Block ends a frame here: the end of a line, the next frame or the end of the
+    /// text follows, perhaps after some padding.
     fn is_end_of_frame(&self, at: usize) -> bool {
         const MOST_PADDING: usize = 16;
         let behind = &self.text[at + 1..];
@@ -290,16 +290,16 @@ fn what_follows(text: &[u8]) -> &[u8] {
     &next[next.iter().take_while(between).count()..]
 }
 
-/// Whether what follows the trailer that begins here can follow one: a header, the trailer of the file, or
-/// the end of the text.
+/// Whether what follows the trailer that begins here can follow one: a header, the trailer of the
+/// file, or the end of the text.
 fn ends_batch(trailer: &[u8]) -> bool {
     let next = what_follows(trailer);
     let ends_file = trailer.starts_with(b"BTS") && next.starts_with(b"FTS") && is_trailer(next);
     next.is_empty() || is_header(next, b"MSH") || is_batch_header(next) || ends_file
 }
 
-/// Whether the trailer that begins here is rather a line of a message: its segments go on behind it, or
-/// any text if the line has no field.
+/// Whether the trailer that begins here is rather a line of a message: its segments go on behind
+/// it, or any text if the line has no field.
 fn is_amid_segments(trailer: &[u8]) -> bool {
     let next = what_follows(trailer);
     let is_segment = |separator: &u8| next.get(3) == Some(separator) && next[..3].iter().all(u8::is_ascii_alphanumeric);

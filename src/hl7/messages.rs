@@ -23,13 +23,15 @@ use crate::frame::{CARRIAGE_RETURN, Framing};
 ///
 /// - Where a message's header ends in CR or CRLF, a lone line feed or form feed in the message is
 ///   content.
-/// - A line is a header only if a field separator and encoding characters follow its name (`MSH angle
-///   12` and `MSH: 3` are text), and a trailer only if it has no more than a count, and no segment
-///   behind it.
-/// - A Start Block begins a frame only before a header, and an End Block ends one only where one has
-///   begun. In a bare message both stay where they are, and `send` refuses the whole with the offset.
-/// - A file of one message a line is cut at the line feeds before headers, though its segments end in
-///   Carriage Returns. A message that a report quotes, whose lines end in line feeds, is content.
+/// - A line is a header only if a field separator and encoding characters follow its name (`MSH
+///   angle 12` and `MSH: 3` are text), and a trailer only if it has no more than a count, and no
+///   segment behind it.
+/// - A Start Block begins a frame only before a header, and an End Block ends one only where one
+///   has begun. In a bare message both stay where they are, and `send` refuses the whole with the
+///   offset.
+/// - A file of one message a line is cut at the line feeds before headers, though its segments end
+///   in Carriage Returns. A message that a report quotes, whose lines end in line feeds, is
+///   content.
 ///
 /// - A line that cannot be a segment (a comment, a line of dashes, an indented segment, the rest of
 ///   a line that was wrapped) stays in its message.
@@ -210,8 +212,8 @@ pub(crate) fn check_segments(message: &[u8]) -> Result<(), MessageError> {
     Ok(())
 }
 
-/// Whether a line can be a segment of a message with this field separator. A header or trailer is none
-/// of its segments, even if it is malformed.
+/// Whether a line can be a segment of a message with this field separator. A header or trailer is
+/// none of its segments, even if it is malformed.
 fn is_segment(line: &[u8], separator: u8) -> bool {
     let Some((name, fields)) = line.split_at_checked(3) else { return false };
     let is_reserved = |other: &&[u8; 3]| name.eq_ignore_ascii_case(*other);

@@ -250,8 +250,8 @@ impl Stream {
         } else if deadline.is_some_and(|deadline| deadline.remaining().is_none()) {
             Halt::Deadline
         } else if self.has_ended() {
-            // Without a word of farewell in TLS. A frame has an end of its own, so that nothing can be cut off
-            // unnoticed.
+            // TCP ended without TLS's `close_notify`. That is an ordinary end here: a frame has an end of its
+            // own, so that a truncation is noticed.
             Halt::Peer(None)
         } else if error.kind() == io::ErrorKind::InvalidData {
             Halt::Peer(Some(error))

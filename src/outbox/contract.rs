@@ -267,7 +267,7 @@ pub enum EntryState {
 }
 
 impl EntryState {
-    /// A word for it, as storages keep it: `waiting`, `sending`, `held`, `dead`.
+    /// The word for this state that storages keep: `waiting`, `sending`, `held`, `dead`.
     pub fn as_str(self) -> &'static str {
         match self {
             EntryState::Waiting => "waiting",

@@ -170,7 +170,7 @@ impl<T> Occupancy<T> {
     }
 }
 
-/// A slot that somebody holds; dropping it makes it free again, with what is in it.
+/// A guard for a slot in use. Dropping it returns the slot, and the connection in it, to the pool.
 #[derive(Debug)]
 pub(crate) struct Slot<'s, T> {
     slots: &'s Slots<T>,

@@ -296,7 +296,8 @@ impl Link {
         count
     }
 
-    /// Offers bytes, of which some are taken before so long has passed.
+    /// Offers bytes to the peer, which takes some of them or none within `at_most`; returns their
+    /// number and lets the time pass that it took.
     fn put(&mut self, slices: &[IoSlice<'_>], at_most: Duration, now: &mut Duration) -> io::Result<usize> {
         self.record.used_after_close |= self.record.closed;
         let until = now.saturating_add(at_most);
