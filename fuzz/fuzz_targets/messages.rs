@@ -19,7 +19,9 @@ fuzz_target!(|text: &[u8]| {
         if let Some(MessageError::NotASegment { offset, .. }) = it.problem.map(|problem| problem.error) {
             let line = it.message[offset..].split(|&byte| byte == b'\r').next().unwrap();
             let separator = it.message[3];
-            let is_named = line.len() >= 3 && line[..3].iter().all(u8::is_ascii_alphanumeric);
+            let name = line.get(..3).unwrap_or_default().to_ascii_uppercase();
+            let is_reserved = name == b"MSH" || WRAPPERS.contains(&&name[..]);
+            let is_named = name.len() == 3 && name.iter().all(u8::is_ascii_alphanumeric) && !is_reserved;
             assert!(!is_named || line.get(3).is_some_and(|&byte| byte != separator), "a segment is called none");
         }
     }
@@ -36,8 +38,10 @@ fuzz_target!(|text: &[u8]| {
     if !text.windows(3).any(|name| WRAPPERS.contains(&name)) {
         assert_eq!(kept(&whole), kept(text), "something is lost");
     }
-    // Bytes of frames may have been content, and what cannot be sent is kept as it was.
-    if located.iter().all(|it| it.problem.is_none()) && !text.iter().any(|byte| b"\x0B\x1C".contains(byte)) {
+    // Bytes of frames may have been content, what cannot be sent is kept as it was, and whether a message
+    // is quoted depends on what stands around it.
+    let quotes = whole.windows(4).any(|bytes| matches!(bytes, [b'\n' | 0x0C, b'M' | b'B' | b'F', _, b'H' | b'S']));
+    if !quotes && located.iter().all(|it| it.problem.is_none()) && !text.iter().any(|byte| b"\x0B\x1C".contains(byte)) {
         assert_eq!(messages::split(&whole).collect::<Vec<_>>().concat(), whole);
     }
 });

@@ -628,8 +628,9 @@ mod tests {
             }
             let whole: Vec<u8> = split(&text).flat_map(|message| message.into_owned()).collect();
             prop_assert!(split(&text).all(|message| message.ends_with(b"\r") && !is_blank(&message[..message.len() - 1])));
-            // Cutting again what can be sent changes nothing, unless it was a line feed that a frame had made content.
-            if !text.contains(&START_BLOCK) && locate(&text).all(|found| found.problem.is_none()) {
+            // Cutting again what can be sent changes nothing, unless it has content like a header in it.
+            let is_quoted = whole.windows(4).any(|bytes| matches!(bytes, b"\nMSH" | b"\nBHS" | b"\x0CMSH" | b"\x0CBHS"));
+            if !text.contains(&START_BLOCK) && !is_quoted && locate(&text).all(|found| found.problem.is_none()) {
                 let again: Vec<u8> = split(&whole).flat_map(|message| message.into_owned()).collect();
                 prop_assert_eq!(again, whole);
             }
