@@ -261,6 +261,31 @@ mod redis {
     }
 
     #[test]
+    fn a_number_that_is_given_out_twice_settles_its_own_entry_alone() {
+        let Some(redis) = Redis::start() else { return };
+        let [holder, pusher] = [0, 1].map(|_| RedisOutbox::open(&redis.url(), "ehr").unwrap());
+        for settlement in [
+            Settlement::Delivered,
+            Settlement::Dead { why: "x" },
+            Settlement::Retry { after: Duration::ZERO, refused: false, why: "x" },
+        ] {
+            let id = holder.push(message("1").as_bytes()).unwrap();
+            let claim = holder.claim().unwrap().unwrap();
+            // As a replica has it that takes over and lacks the last push.
+            redis.command(&format!("DEL mllp-outbox:{{ehr}}:entry:{id}"));
+            redis.command(&format!("ZREM mllp-outbox:{{ehr}}:waiting {id}"));
+            redis.command(&format!("SET mllp-outbox:{{ehr}}:last {}", id - 1));
+            assert_eq!(pusher.push(message("2").as_bytes()).unwrap(), id);
+            assert!(matches!(holder.begin(&claim), Err(OutboxError::ClaimLost)));
+            assert!(matches!(holder.settle(&claim, settlement), Err(OutboxError::ClaimLost)));
+            let other = holder.claim().unwrap().unwrap();
+            assert_eq!((other.entry.id, &*other.entry.control_id, other.entry.attempts), (id, "2", 0));
+            holder.settle(&other, Settlement::Delivered).unwrap();
+            assert_eq!(holder.pending().unwrap().waiting, 0);
+        }
+    }
+
+    #[test]
     fn a_server_that_is_away_is_said_to_be_and_found_again() {
         let Some(mut redis) = Redis::start() else { return };
         let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap();

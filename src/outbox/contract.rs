@@ -296,12 +296,14 @@ pub struct Claim {
     /// A token by which the outbox distinguishes this claim from those of earlier and later
     /// holders.
     pub token: u64,
+    /// What the entry is known by where its number may be given out twice; empty where it may not.
+    pub(super) identity: String,
 }
 
 impl Claim {
     /// A claim that lasts as long as its holder.
     pub fn new(entry: Entry) -> Claim {
-        Claim { entry, until: None, token: 0 }
+        Claim { entry, until: None, token: 0, identity: String::new() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A Redis server of the test's own, on a free port, which it stops.
 
 use std::env;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -37,6 +37,15 @@ impl Redis {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Has it carry out a command, as an operator would.
+    pub fn command(&self, words: &str) {
+        let mut connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        connection.write_all(format!("{words}\r\n").as_bytes()).unwrap();
+        let mut answer = [0; 256];
+        let count = connection.read(&mut answer).unwrap();
+        assert!(matches!(answer[0], b'+' | b':' | b'$'), "{words}: {}", String::from_utf8_lossy(&answer[..count]));
     }
 
     /// Starts it again, on what it has on its disk; fails if it ends, as where another has the

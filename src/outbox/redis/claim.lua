@@ -19,4 +19,4 @@ if not id then
     return false
 end
 return {fence, id, redis.call('HMGET', base .. ':entry:' .. id,
-    'control_id', 'pushed_at', 'state', 'attempts', 'refusals', 'last_failure', 'message')}
+    'control_id', 'pushed_at', 'state', 'attempts', 'refusals', 'last_failure', 'message', 'identity')}

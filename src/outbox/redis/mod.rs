@@ -1,8 +1,6 @@
 //! Messages in Redis, for several machines. This folder alone names `redis`.
 
-use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -37,7 +35,8 @@ const LEASE: Duration = Duration::from_secs(45);
 /// may push; one at a time may claim, by a lease that it renews with each claim. A holder that has
 /// ended, or is cut off, loses the lease when its time is over, and another takes over, with a
 /// higher fencing token: what the former holder settles after that is refused
-/// ([`OutboxError::ClaimLost`]), and since [`Claim::until`] is the limit of its exchange, it does
+/// ([`OutboxError::ClaimLost`]), as is what it settles after a replica took over that gave the
+/// entry's number to another message, and since [`Claim::until`] is the limit of its exchange, it does
 /// not send any more either. The holder's clock for this is its machine's monotonic one, the
 /// server's is the time of day there: where that is set forward by more than a lease, or a machine
 /// is suspended as a whole, two may send for a moment.
@@ -96,8 +95,17 @@ struct Scripts {
 }
 
 /// An entry as the scripts return it: control ID, time, state, attempts, refusals, last failure,
-/// message.
-type Fields = (Option<String>, Option<i64>, Option<String>, Option<u32>, Option<u32>, Option<String>, Option<Vec<u8>>);
+/// message, identity.
+type Fields = (
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<u32>,
+    Option<u32>,
+    Option<String>,
+    Option<Vec<u8>>,
+    Option<String>,
+);
 
 impl RedisOutbox {
     /// The outbox of a destination on a server, such as `redis://host:6379/0`, or `rediss://` for
@@ -116,7 +124,7 @@ impl RedisOutbox {
             server,
             base: format!("mllp-outbox:{{{destination}}}"),
             destination: destination.to_owned(),
-            holder: format!("{:016x}{:016x}", random(), random()),
+            holder: unique()?,
             scripts: Scripts::new(),
             wire: Mutex::default(),
             local_claim: Mutex::default(),
@@ -142,9 +150,14 @@ impl RedisOutbox {
     }
 }
 
-/// Unlike any other hasher, and so as good as random.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
+/// 128 bits of the system's randomness, which nobody else has.
+fn unique() -> Result<String, OutboxError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| OutboxError::Storage {
+        what: "the system has no randomness to give".to_owned(),
+        source: Some(error.into()),
+    })?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
 impl Scripts {
@@ -233,7 +246,8 @@ impl RedisShared {
     /// Changes the entry of a claim, unless another has taken over since.
     fn change(&self, claim: &Claim, state: &str, attempts: u32, refusals: u32, why: &str) -> Result<(), OutboxError> {
         let mut call = self.call(&self.scripts.settle);
-        call.arg(claim.token).arg(claim.entry.id).arg(state).arg(attempts).arg(refusals).arg(why).arg(&self.holder);
+        call.arg(claim.token).arg(claim.entry.id).arg(state).arg(attempts).arg(refusals).arg(why);
+        call.arg(&self.holder).arg(&claim.identity);
         match self.run::<i64>(&call)? {
             0 => Err(OutboxError::ClaimLost),
             _ => Ok(()),
@@ -269,9 +283,9 @@ impl RedisShared {
     }
 }
 
-/// An entry, and whether its message is there.
-fn entry(id: u64, fields: Fields) -> (Entry, bool) {
-    let (control_id, pushed_at, state, attempts, refusals, last_failure, message) = fields;
+/// An entry, whether its message is there, and its identity: empty for those of a version without.
+fn entry(id: u64, fields: Fields) -> (Entry, bool, String) {
+    let (control_id, pushed_at, state, attempts, refusals, last_failure, message, identity) = fields;
     let whole = message.is_some();
     let entry = Entry {
         id,
@@ -284,17 +298,18 @@ fn entry(id: u64, fields: Fields) -> (Entry, bool) {
         refusals: refusals.unwrap_or(0),
         last_failure,
     };
-    (entry, whole)
+    (entry, whole, identity.unwrap_or_default())
 }
 
 impl Outbox for RedisOutbox {
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
         let shared = &*self.shared;
         let control_id = Entry::control_id_of(message).map_err(OutboxError::InvalidMessage)?;
+        let identity = unique()?;
         let mut wire = shared.wire();
         wire.pushes += 1;
         let mut call = shared.call(&shared.scripts.push);
-        call.arg(&shared.holder).arg(wire.pushes).arg(message).arg(control_id).arg(unix_millis::now());
+        call.arg(&shared.holder).arg(wire.pushes).arg(message).arg(control_id).arg(unix_millis::now()).arg(identity);
         let id = shared.run_on(&mut wire, &call)?;
         shared.wake_up.notify();
         Ok(id)
@@ -311,10 +326,10 @@ impl Outbox for RedisOutbox {
         let mut call = shared.call(&shared.scripts.claim);
         call.arg(&shared.holder).arg(lease);
         let Some((token, id, fields)) = shared.run::<Option<(u64, u64, Fields)>>(&call)? else { return Ok(None) };
-        let (entry, whole) = entry(id, fields);
+        let (entry, whole, identity) = entry(id, fields);
         // A tenth less: clocks do not go equally fast.
         let until = Some(begun + Duration::from_millis(lease) * 9 / 10);
-        let claim = Claim { entry, until, token };
+        let claim = Claim { entry, until, token, identity };
         let Entry { attempts, refusals, state, ref control_id, .. } = claim.entry;
         match state {
             EntryState::Waiting if local_claim.rests(id) => Ok(None),

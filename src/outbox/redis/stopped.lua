@@ -9,6 +9,6 @@ table.sort(ids)
 local entries = {}
 for place = 1, math.min(#ids, tonumber(ARGV[2])) do
     entries[place] = {ids[place], redis.call('HMGET', base .. ':entry:' .. ids[place],
-        'control_id', 'pushed_at', 'state', 'attempts', 'refusals', 'last_failure', 'message')}
+        'control_id', 'pushed_at', 'state', 'attempts', 'refusals', 'last_failure', 'message', 'identity')}
 end
 return entries
