@@ -85,14 +85,14 @@ pub(crate) fn identity(chain: &[u8], key: &[u8], passphrase: Option<&str>) -> Re
         Some(der) => vec![der_key(der)?],
         None => pem_keys(&key_blocks, &chain_blocks, passphrase, &certificates)?,
     };
-    let mut mismatch = None;
+    let mut problem = None;
     for key in &keys {
-        match own_certificate(&certificates, key)? {
+        match own_certificate(&certificates, key) {
             Ok(own) => return of_parts(certificates, own, key),
-            Err(problem) => mismatch = mismatch.or(Some(problem)),
+            Err(other) => problem = problem.or(Some(other)),
         }
     }
-    Err(mismatch.unwrap_or_else(|| "there is no private key (-----BEGIN PRIVATE KEY-----)".to_owned()))
+    Err(problem.unwrap_or_else(|| "there is no private key (-----BEGIN PRIVATE KEY-----)".to_owned()))
 }
 
 fn unreadable_key(problem: &dyn fmt::Display) -> String {
@@ -100,8 +100,8 @@ fn unreadable_key(problem: &dyn fmt::Display) -> String {
 }
 
 /// Which certificate belongs to a key: of several the one that is valid for the longest, since
-/// renewed certificates often keep their key. The inner error says that none does.
-fn own_certificate(certificates: &[Vec<u8>], key: &SecretDocument) -> Result<Result<usize, String>, String> {
+/// renewed certificates often keep their key.
+fn own_certificate(certificates: &[Vec<u8>], key: &SecretDocument) -> Result<usize, String> {
     let algorithm = key.decode_msg::<PrivateKeyInfoRef<'_>>().map_err(|error| unreadable_key(&error))?.algorithm;
     let key_pem = key.to_pem(PKCS8, LineEnding::LF).map_err(|error| unreadable_key(&error))?;
     let count = certificates.len();
@@ -131,14 +131,14 @@ fn own_certificate(certificates: &[Vec<u8>], key: &SecretDocument) -> Result<Res
         }
     }
     names.dedup();
-    Ok(own.map(|(_, index)| index).ok_or_else(|| {
+    own.map(|(_, index)| index).ok_or_else(|| {
         let what = if count == 1 { "the certificate".to_owned() } else { format!("any of the {count} certificates") };
         format!(
             "the private key ({}) does not belong to {what} ({}); use the pair that was made together",
             name(&algorithm),
             names.join(", ")
         )
-    }))
+    })
 }
 
 /// The identity of a key and the certificate that belongs to it, with the others after it.

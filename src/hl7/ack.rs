@@ -668,6 +668,13 @@ mod tests {
     }
 
     #[test]
+    fn acknowledgments_are_equal_if_their_bytes_are() {
+        assert_eq!(ack("MSA|AA|1\r"), ack("MSA|AA|1\r"));
+        assert_ne!(ack("MSA|AA|1\rZZZ|1\r"), ack("MSA|AA|1\rZZZ|2\r"));
+        assert_ne!(ack("MSA|AA|1\r"), ack("MSA|AE|1\r"));
+    }
+
+    #[test]
     fn the_best_reason_is_given() {
         // Each line lacks what the one before it had.
         for (segments, expected) in [
