@@ -423,7 +423,7 @@ impl Scanner {
     }
 }
 
-/// The bytes that are searched for inside a frame.
+/// The start and the end of frames, as they are searched for in a frame's content.
 #[derive(Clone, Debug)]
 enum Search {
     Bytes { start: u8, end: u8 },

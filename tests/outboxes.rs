@@ -286,6 +286,55 @@ mod redis {
     }
 
     #[test]
+    fn a_server_that_throws_messages_away_is_refused() {
+        let Some(redis) = Redis::start() else { return };
+        for (memory, policy, is_taken) in [
+            ("100mb", "noeviction", true),
+            ("100mb", "allkeys-lru", false),
+            ("100mb", "volatile-ttl", false),
+            ("0", "allkeys-lru", true),
+        ] {
+            redis.command(&format!("CONFIG SET maxmemory {memory}"));
+            redis.command(&format!("CONFIG SET maxmemory-policy {policy}"));
+            match RedisOutbox::open(&redis.url(), "ehr") {
+                Ok(_) => assert!(is_taken, "{memory} {policy}"),
+                Err(OutboxError::Config(said)) => assert!(!is_taken && said.contains(policy), "{said}"),
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_demoted_server_is_asked_over_new_connections() {
+        let Some(redis) = Redis::start() else { return };
+        let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap();
+        let first = outbox.push(message("1").as_bytes()).unwrap();
+        let connections = || {
+            let stats = redis.command("INFO stats");
+            let count = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:")).unwrap();
+            count.trim().parse::<u64>().unwrap()
+        };
+        redis.command("REPLICAOF 127.0.0.1 1");
+        let refused = |result: Result<(), OutboxError>| {
+            let error = result.unwrap_err();
+            assert!(error.to_string().contains("is a replica"), "{error}");
+        };
+        for _ in 0..3 {
+            // Its name or address may lead to another server by now.
+            let before = connections();
+            refused(outbox.push(message("2").as_bytes()).map(drop));
+            assert!(connections() >= before + 2, "one for the question, one for the push");
+        }
+        refused(outbox.claim().map(drop));
+        refused(outbox.pending().map(drop));
+        refused(outbox.stopped(0, 10).map(drop));
+        redis.command("REPLICAOF NO ONE");
+        assert_eq!(outbox.claim().unwrap().unwrap().entry.id, first);
+        outbox.push(message("2").as_bytes()).unwrap();
+        assert_eq!(outbox.pending().unwrap().waiting, 2);
+    }
+
+    #[test]
     fn a_server_that_is_away_is_said_to_be_and_found_again() {
         let Some(mut redis) = Redis::start() else { return };
         let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap();

@@ -36,7 +36,7 @@ use crate::hl7::charset::Charset;
 use crate::hl7::header::{self, Asked, Header};
 use crate::hl7::segment;
 
-/// How many acknowledgments of one answer are taken before the clock is asked.
+/// The number of acknowledgments of one answer that are read between two looks at the deadline.
 const STRIDE: usize = 256;
 
 /// One answer holds two verdicts that contradict each other.
@@ -54,8 +54,8 @@ pub(crate) struct AckRules {
     pub(crate) max_kept: usize,
 }
 
-/// How far a message has come. It only advances, but for a receiver that says that it has not
-/// stored what was sent.
+/// How far a message has come. It only advances, except that the negative commit block of MLLP
+/// release 2 takes it back to the beginning.
 #[derive(Clone, Debug)]
 pub(crate) enum Progress {
     /// The End Block has not left, or the receiver has reported that it did not store the message.

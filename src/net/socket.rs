@@ -154,7 +154,7 @@ impl Socket {
         }
     }
 
-    /// Writes what the system takes at once; if that is nothing, it is `WouldBlock`.
+    /// Writes what the system takes without waiting; the error is `WouldBlock` if it takes nothing.
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let socket = SockRef::from(&*self.tcp);
         match AT_ONCE {

@@ -52,10 +52,10 @@ const LONG: Duration = Duration::from_secs(5);
 type Finding = Result<(), String>;
 
 impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
-    /// The suite for outboxes that this opens, by the name of their destination. Each call is to
-    /// open a handle of its own on the same storage, as another process would; where claims
-    /// have a time, set one of less than a second or two. The suite uses destinations whose names
-    /// begin with `suite-`, which have to be empty.
+    /// The suite for the outboxes that `open` opens, by the name of their destination. Each call of
+    /// `open` has to open a handle of its own on the same storage, as another process would. Where
+    /// claims are leases, set one of at most a second. The suite uses destinations whose names begin
+    /// with `suite-`, which have to be empty.
     pub fn new(open: F) -> Self {
         OutboxSuite { open, volatile: false }
     }

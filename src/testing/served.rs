@@ -1,4 +1,5 @@
-//! One connection of the receiver's: read by its thread, written and ended by any.
+//! One connection that the receiver has accepted. Its own thread reads from it; any thread may write to
+//! it or end it.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};

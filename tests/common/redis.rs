@@ -39,13 +39,15 @@ impl Redis {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// Has it carry out a command, as an operator would.
-    pub fn command(&self, words: &str) {
+    /// Has it carry out a command, as an operator would; the answer as it comes, or its beginning.
+    pub fn command(&self, words: &str) -> String {
         let mut connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         connection.write_all(format!("{words}\r\n").as_bytes()).unwrap();
-        let mut answer = [0; 256];
+        let mut answer = [0; 4096];
         let count = connection.read(&mut answer).unwrap();
-        assert!(matches!(answer[0], b'+' | b':' | b'$'), "{words}: {}", String::from_utf8_lossy(&answer[..count]));
+        let answer = String::from_utf8_lossy(&answer[..count]).into_owned();
+        assert!(answer.starts_with(['+', ':', '$']), "{words}: {answer}");
+        answer
     }
 
     /// Starts it again, on what it has on its disk; fails if it ends, as where another has the

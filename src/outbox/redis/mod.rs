@@ -113,8 +113,9 @@ impl RedisOutbox {
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Config`] if the address is none, [`OutboxError::Storage`] if the server
-    /// cannot be reached.
+    /// [`OutboxError::Config`] if the address is none, or if the server throws keys away when its memory
+    /// is full (`maxmemory-policy` other than `noeviction`); [`OutboxError::Storage`] if the server
+    /// cannot be reached. A server that has no append-only file is warned about in the log.
     pub fn open(url: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
         // The library's text may repeat the address, with its password.
         let client = Client::open(url)
@@ -133,6 +134,7 @@ impl RedisOutbox {
         };
         let outbox = RedisOutbox { shared: Arc::new(shared), lease: LEASE };
         outbox.pending()?;
+        outbox.shared.check_server()?;
         Ok(outbox)
     }
 
@@ -148,6 +150,18 @@ impl RedisOutbox {
     pub fn destination(&self) -> &str {
         &self.shared.destination
     }
+}
+
+/// Whether a failure is of the connection at hand, so that another may lead to a server that does: the
+/// connection is broken, or its server is no primary in service (any more).
+fn is_of_connection(error: &RedisError) -> bool {
+    const OUT_OF_SERVICE: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS"];
+    error.is_unrecoverable_error() || error.is_timeout() || OUT_OF_SERVICE.iter().any(|word| says(error, word))
+}
+
+/// Whether a server's error has this code; one inside a script has it in its text.
+fn says(error: &RedisError, code: &str) -> bool {
+    error.code() == Some(code) || error.detail().is_some_and(|detail| detail.contains(code))
 }
 
 /// 128 bits of the system's randomness, which nobody else has.
@@ -197,7 +211,7 @@ impl RedisShared {
     fn run_on<T: FromRedisValue>(&self, wire: &mut Wire, call: &ScriptInvocation<'_>) -> Result<T, OutboxError> {
         if let Some(mut connection) = wire.connection.take() {
             match call.invoke(&mut connection) {
-                Err(error) if error.is_unrecoverable_error() || error.is_timeout() => {}
+                Err(error) if is_of_connection(&error) => {}
                 result => {
                     wire.connection = Some(connection);
                     return result.map_err(|error| self.failure(error));
@@ -206,10 +220,45 @@ impl RedisShared {
         }
         let mut connection = self.connect().map_err(|error| self.failure(error))?;
         let result = call.invoke(&mut connection);
-        if !matches!(&result, Err(error) if error.is_unrecoverable_error() || error.is_timeout()) {
+        if !matches!(&result, Err(error) if is_of_connection(error)) {
             wire.connection = Some(connection);
         }
         result.map_err(|error| self.failure(error))
+    }
+
+    /// Looks whether the server keeps what it is given. One that does not let this program look is warned
+    /// about.
+    fn check_server(&self) -> Result<(), OutboxError> {
+        let server = &self.server;
+        let mut wire = self.wire();
+        let Some(connection) = &mut wire.connection else { return Ok(()) };
+        let info: String = match redis::cmd("INFO").query(connection) {
+            Ok(info) => info,
+            Err(error) => {
+                log::warn!("Redis at {server} does not say whether it keeps what it is given: {error}");
+                return Ok(());
+            }
+        };
+        let value = |name: &str| {
+            let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+            lines.find(|(own, _)| *own == name).map(|(_, value)| value.trim())
+        };
+        let policy = value("maxmemory_policy").unwrap_or("noeviction");
+        if policy != "noeviction" && value("maxmemory") != Some("0") {
+            return Err(OutboxError::Config(format!(
+                "Redis at {server} throws messages away when its memory is full: set its maxmemory-policy to noeviction \
+                 (it is {policy})"
+            )));
+        }
+        if policy != "noeviction" {
+            log::warn!(
+                "Redis at {server}: maxmemory-policy has to be noeviction once maxmemory is set (it is {policy})"
+            );
+        }
+        if value("aof_enabled") == Some("0") {
+            log::warn!("Redis at {server} has no append-only file: what is pushed may be lost with the server");
+        }
+        Ok(())
     }
 
     fn connect(&self) -> RedisResult<Connection> {
@@ -226,8 +275,7 @@ impl RedisShared {
             let what = format!("what Redis at {server} holds for this destination is no outbox of this version");
             return OutboxError::Damaged { what, source: None };
         }
-        let said =
-            |word: &str| error.code() == Some(word) || error.detail().is_some_and(|detail| detail.contains(word));
+        let said = |word: &str| says(&error, word);
         let what = if said("OOM") {
             let what = format!(
                 "Redis at {server} is out of memory; what is in it is untouched, and it goes on once there is room"
@@ -235,6 +283,8 @@ impl RedisShared {
             return OutboxError::Full { what, source: Some(error.into()) };
         } else if said("NOAUTH") || said("WRONGPASS") || error.kind() == ErrorKind::AuthenticationFailed {
             format!("Redis at {server} does not let this program in")
+        } else if said("READONLY") {
+            format!("Redis at {server} is a replica, which takes no messages; its address has to lead to the primary")
         } else if error.is_io_error() || error.is_unrecoverable_error() {
             format!("Redis at {server} cannot be reached")
         } else {
@@ -254,7 +304,8 @@ impl RedisShared {
         }
     }
 
-    /// The same, of what this handle has claimed.
+    /// Changes the entry of a claim as [`change`](RedisShared::change) does, if this handle still holds the
+    /// claim.
     fn change_claimed(
         &self,
         claim: &Claim,

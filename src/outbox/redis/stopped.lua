@@ -1,3 +1,5 @@
+#!lua flags=allow-oom
+-- (Not flagged as reading only: a replica, which may be behind, is to refuse it.)
 -- KEYS[1]: the destination; ARGV: after which number, how many. Returns the held and the dead in their order.
 local base, ids = KEYS[1], {}
 for _, set in ipairs({':held', ':dead'}) do

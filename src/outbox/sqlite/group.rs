@@ -95,7 +95,8 @@ impl Group {
         let mut writer = lock(&self.writer);
         match transact(&mut writer, &mut group) {
             Ok(answers) => group.iter().zip(answers).for_each(|(change, answer)| change.answer(Ok(answer))),
-            // Where one is too large for what is left of the disk, others may fit.
+            // Each change is made alone: where one message is too large for what is left of the disk, others may
+            // fit.
             Err(error) if group.len() > 1 && error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => {
                 for change in &mut group {
                     let alone = transact(&mut writer, std::slice::from_mut(change));
