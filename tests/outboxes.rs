@@ -286,6 +286,26 @@ mod redis {
     }
 
     #[test]
+    fn a_message_that_rests_is_not_sent_over_again() {
+        let Some(redis) = Redis::start() else { return };
+        let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap();
+        outbox.push(&common::message_of("1", 1_000_000)).unwrap();
+        let claim = outbox.claim().unwrap().unwrap();
+        let long = Settlement::Retry { after: LONG * 10, refused: false, why: "x" };
+        outbox.settle(&claim, long).unwrap();
+        let sent = || {
+            let stats = redis.command("INFO stats");
+            let count = stats.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:")).unwrap();
+            count.trim().parse::<u64>().unwrap()
+        };
+        let before = sent();
+        for _ in 0..20 {
+            assert_eq!(outbox.claim().unwrap(), None);
+        }
+        assert!(sent() - before < 200_000);
+    }
+
+    #[test]
     fn a_server_that_throws_messages_away_is_refused() {
         let Some(redis) = Redis::start() else { return };
         for (memory, policy, is_taken) in [
@@ -432,6 +452,27 @@ mod sqlite {
         let path = directory.path().join("another.db");
         let outbox = SqliteOutbox::open(&path, "first").unwrap().keep_delivered(None);
         OutboxSuite::new(|destination: &str| outbox.for_destination(destination).unwrap()).run().unwrap();
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_message_that_rests_is_not_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let outbox = SqliteOutbox::open(directory.path().join("outbox.db"), "ehr").unwrap();
+        outbox.push(&common::message_of("1", 10_000_000)).unwrap();
+        let claim = outbox.claim().unwrap().unwrap();
+        let long = Settlement::Retry { after: LONG * 10, refused: false, why: "x" };
+        outbox.settle(&claim, long).unwrap();
+        let read = || {
+            // Of this thread alone: other tests read too.
+            let counters = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+            counters.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse::<u64>().unwrap()
+        };
+        let before = read();
+        for _ in 0..20 {
+            assert_eq!(outbox.claim().unwrap(), None);
+        }
+        assert!(read() - before < 10_000_000);
     }
 
     #[test]

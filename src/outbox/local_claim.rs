@@ -22,6 +22,12 @@ impl LocalClaim {
         matches!(&self.resting, Some((resting, until)) if *resting == id && until.remaining().is_some())
     }
 
+    /// The entry that rests, as long as it does.
+    #[cfg(any(feature = "redis", feature = "sqlite"))]
+    pub(super) fn resting(&self) -> Option<u64> {
+        self.resting.as_ref().filter(|(_, until)| until.remaining().is_some()).map(|(id, _)| *id)
+    }
+
     pub(super) fn begin(&mut self, id: u64) {
         *self = LocalClaim { claimed: Some(id), resting: None };
     }

@@ -375,7 +375,8 @@ impl Outbox for RedisOutbox {
         let begun = Instant::now();
         let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX).clamp(1, u64::from(u32::MAX));
         let mut call = shared.call(&shared.scripts.claim);
-        call.arg(&shared.holder).arg(lease);
+        // A message that rests is not sent over again and again.
+        call.arg(&shared.holder).arg(lease).arg(local_claim.resting().map_or(String::new(), |id| id.to_string()));
         let Some((token, id, fields)) = shared.run::<Option<(u64, u64, Fields)>>(&call)? else { return Ok(None) };
         let (entry, whole, identity) = entry(id, fields);
         // A tenth less: clocks do not go equally fast.

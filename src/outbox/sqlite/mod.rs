@@ -212,6 +212,16 @@ impl SqliteShared {
         Ok(holding.lock.is_some())
     }
 
+    /// The number of the head.
+    fn head_id(&self) -> Result<Option<u64>, OutboxError> {
+        let id: Option<i64> = self.storage.read(|reader| {
+            let mut query =
+                reader.prepare_cached("SELECT id FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1")?;
+            query.query_row([self.destination], |row| row.get(0)).optional()
+        })?;
+        Ok(id.and_then(|id| u64::try_from(id).ok()))
+    }
+
     /// The head and whether it is as it was written.
     fn head(&self) -> Result<Option<(Entry, bool)>, OutboxError> {
         self.storage.read(|reader| {
@@ -428,6 +438,10 @@ impl Outbox for SqliteOutbox {
             if let Err(error) = purged {
                 log::warn!("what was delivered long ago cannot be removed: {error}");
             }
+        }
+        // A message that rests is not read again and again.
+        if holding.local_claim.resting().is_some_and(|id| self.shared.head_id().is_ok_and(|head| head == Some(id))) {
+            return Ok(None);
         }
         let Some((head, intact)) = self.shared.head()? else {
             return Ok(None);
