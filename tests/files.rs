@@ -91,7 +91,7 @@ impl File {
         for number in 0..count {
             match choice.below(6) {
                 0 => file.framed(&mut choice, ends, number),
-                _ => file.bare(&mut choice, ends, number),
+                _ => file.message(&mut choice, ends, number, false),
             }
             if choice.below(5) == 0 {
                 file.add(["\n", "\r\n\r\n", "\u{c}\r\n", "\u{feff}"][choice.below(4)]);
@@ -120,10 +120,6 @@ impl File {
         self.add("\x0B");
         self.message(choice, ends, number, true);
         self.add(["\x1C\r", "\x1C\r\n", "\x1C\n"][choice.below(3)]);
-    }
-
-    fn bare(&mut self, choice: &mut Seeded, ends: &[&str], number: usize) {
-        self.message(choice, ends, number, false);
     }
 
     fn message(&mut self, choice: &mut Seeded, ends: &[&str], number: usize, framed: bool) {

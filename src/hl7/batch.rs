@@ -7,7 +7,7 @@ use crate::frame::Framing;
 use crate::hl7::MessageError;
 use crate::hl7::header::{self, Header};
 use crate::hl7::messages::{Piece, Pieces};
-use crate::hl7::segment::{Delimiters, WRAPPERS, offset_of, segments, without_mark};
+use crate::hl7::segment::{Delimiters, has_reserved_name, offset_of, segments, without_mark};
 
 /// Messages that are sent together in one frame
 /// ([`Client::send_batch`](crate::Client::send_batch)), between BHS and BTS; several such batches
@@ -88,8 +88,7 @@ impl Batch {
         // Also one that is malformed, or indented: receivers differ in what they make of it.
         let is_reserved = |line: &&[u8]| {
             let line = without_mark(line.trim_ascii_start());
-            let is_named = |name: &&[u8; 3]| line.get(..3).is_some_and(|own| own.eq_ignore_ascii_case(*name));
-            WRAPPERS.iter().chain(&[b"MSH"]).any(is_named) && (line.len() == 3 || line.get(3) == header.get(3))
+            has_reserved_name(line) && (line.len() == 3 || line.get(3) == header.get(3))
         };
         let reserved = if header.starts_with(b"MSH") { lines.find(is_reserved) } else { Some(header) };
         let reserved = reserved.map(|line| offset_of(line, message));

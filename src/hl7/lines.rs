@@ -133,7 +133,7 @@ impl<'t> Lines<'t> {
             return false;
         }
         let next = without_mark(&self.text[at + 1..]);
-        let is_header = is_header(next, b"MSH") || is_batch_header(next);
+        let is_header = is_any_header(next);
         if !is_header && !self.is_trailer(next) {
             return false;
         }
@@ -152,7 +152,7 @@ impl<'t> Lines<'t> {
         let content = &self.text[at + 1..];
         let blank = content.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | 0)).count();
         let content = without_mark(&content[blank..]);
-        !self.is_content && !self.framed && (is_header(content, b"MSH") || is_batch_header(content))
+        !self.is_content && !self.framed && is_any_header(content)
     }
 
     /// Whether an End Block ends a frame here: the end of a line, the next frame or the end of the
@@ -195,19 +195,18 @@ impl Iterator for Lines<'_> {
             let blank = rest.iter().take_while(|byte| matches!(**byte, b' ' | b'\t' | 0 | SUBSTITUTE)).count();
             match rest.get(blank) {
                 None if blank == 0 => return None,
-                Some(&START_BLOCK) if blank == 0 && self.begins_frame(from) => {
-                    let (segment, framed) = (from..from, self.framed);
+                Some(&START_BLOCK) if self.begins_frame(from + blank) => {
+                    from += blank;
                     (self.at, self.framed, self.feeds_are_content) = (from + 1, true, false);
                     return Some(Line {
-                        segment,
+                        segment: from..from,
                         end: LineEnd::Frame,
                         kind: LineKind::Other,
-                        framed,
+                        framed: false,
                         feeds_are_content: false,
                         after: self.at,
                     });
                 }
-                Some(&START_BLOCK) if blank > 0 && self.begins_frame(from + blank) => from += blank,
                 _ if rest.starts_with(BYTE_ORDER_MARK) => from += BYTE_ORDER_MARK.len(),
                 Some(&(b'\n' | FORM_FEED)) => from += blank + 1,
                 Some(_) if rest[..blank].contains(&SUBSTITUTE) && is_header(&rest[blank..], b"MSH") => from += blank,
@@ -270,6 +269,11 @@ pub(super) fn is_batch_header(text: &[u8]) -> bool {
     is_header(text, b"BHS") || is_header(text, b"FHS")
 }
 
+/// Whether a text begins with the header of a message, a batch or a file.
+fn is_any_header(text: &[u8]) -> bool {
+    is_header(text, b"MSH") || is_batch_header(text)
+}
+
 /// Whether a text begins with the trailer of a batch or file: nothing, or a field separator and
 /// perhaps a count, follows its name.
 pub(super) fn is_trailer(text: &[u8]) -> bool {
@@ -295,7 +299,7 @@ fn what_follows(text: &[u8]) -> &[u8] {
 fn ends_batch(trailer: &[u8]) -> bool {
     let next = what_follows(trailer);
     let ends_file = trailer.starts_with(b"BTS") && next.starts_with(b"FTS") && is_trailer(next);
-    next.is_empty() || is_header(next, b"MSH") || is_batch_header(next) || ends_file
+    next.is_empty() || is_any_header(next) || ends_file
 }
 
 /// Whether the trailer that begins here is rather a line of a message: its segments go on behind

@@ -9,7 +9,7 @@ use memchr::{memchr, memchr2};
 use super::MessageError;
 use super::header::{self, Header};
 use super::lines::{LineEnd, LineKind, Lines, is_batch_header, is_blank, is_header, is_trailer};
-use super::segment::WRAPPERS;
+use super::segment::has_reserved_name;
 use crate::frame::{CARRIAGE_RETURN, Framing};
 
 /// Cuts a file's bytes into the messages in it, ready to be sent: each from its MSH segment on,
@@ -219,10 +219,9 @@ pub(crate) fn check_segments(message: &[u8]) -> Result<(), MessageError> {
 /// none of its segments, even if it is malformed.
 fn is_segment(line: &[u8], separator: u8) -> bool {
     let Some((name, fields)) = line.split_at_checked(3) else { return false };
-    let is_reserved = |other: &&[u8; 3]| name.eq_ignore_ascii_case(*other);
     name.iter().all(u8::is_ascii_alphanumeric)
         && (fields.first() == Some(&separator) || is_blank(fields))
-        && !WRAPPERS.iter().chain(&[b"MSH"]).any(is_reserved)
+        && !has_reserved_name(name)
 }
 
 /// A part of a text of messages.

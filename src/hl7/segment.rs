@@ -22,7 +22,7 @@ impl Delimiters {
     /// What MSH-2 leaves out is as HL7 recommends it.
     pub(crate) fn of_header(segment: &[u8]) -> Option<Delimiters> {
         let field = *segment.get(3)?;
-        if field <= b' ' || field.is_ascii_alphanumeric() {
+        if !is_separator(field) {
             return None;
         }
         let encoding = nth(&segment[4..], field, 0);
@@ -140,16 +140,17 @@ impl Delimiters {
 /// The names of the segments that make up batches and files around messages.
 pub(crate) const WRAPPERS: [&[u8; 3]; 4] = [b"FHS", b"BHS", b"BTS", b"FTS"];
 
-/// Whether a segment has one of these names.
+/// Whether a segment has one of these names. A field separator follows it; a trailer may have no
+/// field, so that the end of a line, or nothing, may follow as well.
 pub(crate) fn is_named(segment: &[u8], names: &[&[u8; 3]]) -> bool {
-    begins_with_name(segment, names, b"\r\n")
+    let follows = |byte: &u8| is_separator(*byte) || b"\r\n".contains(byte);
+    names.iter().any(|name| segment.starts_with(*name)) && segment.get(3).is_none_or(follows)
 }
 
-/// Whether a text begins with one of these names. A field separator follows it; a trailer may have
-/// no field, so that one of these ends of a line, or nothing, may follow as well.
-pub(crate) fn begins_with_name(text: &[u8], names: &[&[u8; 3]], ends: &[u8]) -> bool {
-    let follows = |byte: &u8| is_separator(*byte) || ends.contains(byte);
-    names.iter().any(|name| text.starts_with(*name)) && text.get(3).is_none_or(follows)
+/// Whether a line begins with the name of a header or trailer, in letters of any case.
+pub(crate) fn has_reserved_name(line: &[u8]) -> bool {
+    let is_own = |name: &&[u8; 3]| line.get(..3).is_some_and(|own| own.eq_ignore_ascii_case(*name));
+    WRAPPERS.iter().chain(&[b"MSH"]).any(is_own)
 }
 
 /// Whether a byte can separate fields.
