@@ -35,12 +35,10 @@ pub(crate) struct Trusted {
 ///
 /// A description of the problem and, where one exists, the command that converts the file.
 pub(crate) fn trusted(file: &[u8]) -> Result<Vec<Trusted>, String> {
-    let certificates = match binary(file)? {
-        Some(der) => der_certificates(&der)?,
-        None => pem_certificates(&blocks(&text(file)))?,
-    };
+    let file = Content::read(file)?;
+    let certificates = file.certificates()?;
     if certificates.is_empty() {
-        return Err(no_certificate(file));
+        return Err(file.no_certificate());
     }
     let count = certificates.len();
     let trust = |(index, der): (usize, Vec<u8>)| match Certificate::from_der(&der) {
@@ -63,27 +61,22 @@ pub(crate) fn lacks_root(trusted: &[Trusted]) -> bool {
 ///
 /// A description of the problem and, where one exists, the `openssl` command that converts a file.
 pub(crate) fn identity(chain: &[u8], key: &[u8], passphrase: Option<&str>) -> Result<Identity, String> {
-    let (chain_der, key_der) = (binary(chain)?, binary(key)?);
-    if [&chain_der, &key_der].into_iter().flatten().any(|der| is_pkcs12(der)) {
+    let (chain, key) = (Content::read(chain)?, Content::read(key)?);
+    if chain.is_pkcs12() || key.is_pkcs12() {
         return Err("it is a PKCS#12 archive: use identity_pkcs12".to_owned());
     }
-    let (chain_text, key_text) = (text(chain), text(key));
-    let (chain_blocks, key_blocks) = (blocks(&chain_text), blocks(&key_text));
-    let mut certificates = match &chain_der {
-        Some(der) => der_certificates(der)?,
-        None => pem_certificates(&chain_blocks)?,
-    };
-    for certificate in pem_certificates(&key_blocks)? {
+    let mut certificates = chain.certificates()?;
+    for certificate in pem_certificates(key.blocks())? {
         if !certificates.contains(&certificate) {
             certificates.push(certificate);
         }
     }
     if certificates.is_empty() {
-        return Err(no_certificate(chain));
+        return Err(chain.no_certificate());
     }
-    let keys = match &key_der {
-        Some(der) => vec![der_key(der)?],
-        None => pem_keys(&key_blocks, &chain_blocks, passphrase, &certificates)?,
+    let keys = match &key {
+        Content::Der(der) => vec![der_key(der)?],
+        Content::Text { blocks, .. } => pem_keys(blocks, chain.blocks(), passphrase, &certificates)?,
     };
     let mut problem = None;
     for key in &keys {
@@ -160,12 +153,13 @@ fn of_parts(mut certificates: Vec<Vec<u8>>, own: usize, key: &SecretDocument) ->
 /// A description of the problem and, where one exists, the `openssl` command that converts the
 /// file.
 pub(crate) fn pkcs12_identity(file: &[u8], passphrase: &str) -> Result<Identity, String> {
-    let Some(der) = binary(file)?.filter(|der| is_pkcs12(der)) else {
-        return Err(if blocks(&text(file)).is_empty() {
-            "expected a PKCS#12 archive (.p12, .pfx)".to_owned()
-        } else {
-            "it is PEM text, not a PKCS#12 archive: use identity_pem".to_owned()
-        });
+    check_passphrase(passphrase)?;
+    let der = match Content::read(file)? {
+        Content::Der(der) if is_pkcs12(&der) => der,
+        Content::Text { blocks, .. } if !blocks.is_empty() => {
+            return Err("it is PEM text, not a PKCS#12 archive: use identity_pem".to_owned());
+        }
+        _ => return Err("expected a PKCS#12 archive (.p12, .pfx)".to_owned()),
     };
     Identity::from_pkcs12(&der, passphrase).map_err(|error| {
         let said = in_short(&error);
@@ -185,6 +179,10 @@ pub(crate) fn pkcs12_identity(file: &[u8], passphrase: &str) -> Result<Identity,
     })
 }
 
+fn check_passphrase(passphrase: &str) -> Result<(), String> {
+    if passphrase.contains('\0') { Err("a passphrase cannot contain a NUL character".to_owned()) } else { Ok(()) }
+}
+
 /// Whether OpenSSL has no implementation of the cipher, or hides it among its legacy ones. What a
 /// wrong passphrase makes of a key is "unsupported" too, and so is no sign of it.
 fn is_too_old(error: &dyn fmt::Display) -> bool {
@@ -192,19 +190,93 @@ fn is_too_old(error: &dyn fmt::Display) -> bool {
     ["Algorithm (", "unknown pbe", "unknown cipher", "unsupported cipher"].iter().any(|words| said.contains(words))
 }
 
+/// What a file has in it.
+enum Content<'f> {
+    Der(Cow<'f, [u8]>),
+    /// PEM, or anything else.
+    Text {
+        blocks: Vec<Block>,
+        is_utf16: bool,
+    },
+}
+
 /// A part of a PEM text (RFC 7468), between its BEGIN and its END.
-struct Block<'t> {
-    label: &'t str,
+struct Block {
+    label: String,
     /// The header lines of older forms, as `Proc-Type: 4,ENCRYPTED`.
-    headers: Vec<&'t str>,
+    headers: Vec<String>,
     /// Without white space.
     base64: String,
     is_whole: bool,
 }
 
-impl Block<'_> {
+impl<'f> Content<'f> {
+    /// Reads a file: DER, the base64 of PKCS#12 or a certificate without anything around it, or
+    /// PEM.
+    ///
+    /// # Errors
+    ///
+    /// The command that decodes the base64 of PKCS#7.
+    fn read(file: &'f [u8]) -> Result<Content<'f>, String> {
+        if is_der(file) {
+            return Ok(Content::Der(Cow::Borrowed(file)));
+        }
+        let text = text(file);
+        let blocks = blocks(&text);
+        let base64: String = match &blocks[..] {
+            [] => text.split_whitespace().collect(),
+            [block] if block.label == "PKCS12" => block.base64.clone(),
+            _ => String::new(),
+        };
+        let whole = Block { label: "DER".to_owned(), headers: Vec::new(), base64, is_whole: true };
+        match pem::decode_vec(whole.canonical().as_bytes()) {
+            Ok((_, der)) if is_pkcs7(&der) => {
+                Err("it is the base64 of PKCS#7; `base64 -d ca.b64 > ca.p7b` decodes it".to_owned())
+            }
+            Ok((_, der)) if is_der(&der) => Ok(Content::Der(Cow::Owned(der))),
+            _ => Ok(Content::Text { blocks, is_utf16: is_utf16(file) }),
+        }
+    }
+
+    fn blocks(&self) -> &[Block] {
+        match self {
+            Content::Der(_) => &[],
+            Content::Text { blocks, .. } => blocks,
+        }
+    }
+
+    fn is_pkcs12(&self) -> bool {
+        matches!(self, Content::Der(der) if is_pkcs12(der))
+    }
+
+    fn certificates(&self) -> Result<Vec<Vec<u8>>, String> {
+        match self {
+            Content::Der(der) => der_certificates(der),
+            Content::Text { blocks, .. } => pem_certificates(blocks),
+        }
+    }
+
+    /// Describes the problem of a file without a certificate.
+    fn no_certificate(&self) -> String {
+        let blocks = self.blocks();
+        let has = |labels: &[&str]| blocks.iter().any(|block| labels.contains(&block.label.as_str()));
+        if has(&["PKCS7"]) && matches!(self, Content::Text { is_utf16: true, .. }) {
+            "it is PKCS#7 in UTF-16; `iconv -f UTF-16 -t UTF-8 ca.p7b > ca.utf8.p7b` makes UTF-8 of it".to_owned()
+        } else if has(&["PKCS7"]) {
+            "it is PKCS#7; `openssl pkcs7 -in ca.p7b -print_certs -out ca.pem` makes PEM certificates of it".to_owned()
+        } else if has(&["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"]) {
+            "it is a certificate request; use the certificate that the authority made of it".to_owned()
+        } else if blocks.iter().any(Block::is_private_key) {
+            "there is a private key and no certificate (-----BEGIN CERTIFICATE-----)".to_owned()
+        } else {
+            EXPECTED.to_owned()
+        }
+    }
+}
+
+impl Block {
     fn is_certificate(&self) -> bool {
-        matches!(self.label, CERTIFICATE | "X509 CERTIFICATE")
+        matches!(self.label.as_str(), CERTIFICATE | "X509 CERTIFICATE")
     }
 
     fn is_private_key(&self) -> bool {
@@ -220,7 +292,7 @@ impl Block<'_> {
         let lines: Vec<_> = self.base64.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
         let headers: String = self.headers.iter().map(|header| format!("{header}\n")).collect();
         let gap = if headers.is_empty() { "" } else { "\n" };
-        let (label, lines) = (self.label, lines.join("\n"));
+        let (label, lines) = (&self.label, lines.join("\n"));
         format!("-----BEGIN {label}-----\n{headers}{gap}{lines}\n-----END {label}-----\n")
     }
 
@@ -232,18 +304,21 @@ impl Block<'_> {
     }
 }
 
-/// The text of a file. UTF-16 is known by its byte-order mark.
+/// Whether a file is UTF-16, by its byte-order mark.
+fn is_utf16(file: &[u8]) -> bool {
+    file.starts_with(b"\xFF\xFE") || file.starts_with(b"\xFE\xFF")
+}
+
 fn text(file: &[u8]) -> Cow<'_, str> {
-    let units: fn([u8; 2]) -> u16 = match file {
-        [0xFF, 0xFE, ..] => u16::from_le_bytes,
-        [0xFE, 0xFF, ..] => u16::from_be_bytes,
-        _ => return String::from_utf8_lossy(file),
-    };
-    let units: Vec<u16> = file[2..].chunks_exact(2).map(|pair| units([pair[0], pair[1]])).collect();
+    if !is_utf16(file) {
+        return String::from_utf8_lossy(file);
+    }
+    let unit = if file[0] == 0xFF { u16::from_le_bytes } else { u16::from_be_bytes };
+    let units: Vec<u16> = file[2..].chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
     String::from_utf16_lossy(&units).into()
 }
 
-fn blocks(text: &str) -> Vec<Block<'_>> {
+fn blocks(text: &str) -> Vec<Block> {
     const BEGIN: &str = "-----BEGIN ";
     let mut blocks = Vec::new();
     // Each part is what follows one BEGIN, up to the next.
@@ -255,38 +330,16 @@ fn blocks(text: &str) -> Vec<Block<'_>> {
             continue;
         }
         let end = body.find("-----END ");
-        let (headers, lines): (Vec<&str>, Vec<&str>) =
-            body[..end.unwrap_or(body.len())].split(['\r', '\n']).map(str::trim).partition(|line| line.contains(':'));
-        let base64 = lines.concat().split_whitespace().collect();
-        blocks.push(Block { label: label.trim(), headers, base64, is_whole: end.is_some() });
+        let lines = body[..end.unwrap_or(body.len())].split(['\r', '\n']);
+        let (headers, base64): (Vec<_>, Vec<_>) = lines.map(str::trim).partition(|line| line.contains(':'));
+        blocks.push(Block {
+            label: label.trim().to_owned(),
+            headers: headers.into_iter().map(str::to_owned).collect(),
+            base64: base64.concat().split_whitespace().collect(),
+            is_whole: end.is_some(),
+        });
     }
     blocks
-}
-
-/// The bytes of a file that is DER, or the base64 of PKCS#12 or a certificate without anything
-/// around it.
-///
-/// # Errors
-///
-/// The command that decodes the base64 of anything else.
-fn binary(file: &[u8]) -> Result<Option<Cow<'_, [u8]>>, String> {
-    if is_der(file) {
-        return Ok(Some(Cow::Borrowed(file)));
-    }
-    let text = text(file);
-    let base64: String = match &blocks(&text)[..] {
-        [] => text.split_whitespace().collect(),
-        [block] if block.label == "PKCS12" => block.base64.clone(),
-        _ => return Ok(None),
-    };
-    let block = Block { label: "DER", headers: Vec::new(), base64, is_whole: true };
-    match pem::decode_vec(block.canonical().as_bytes()) {
-        Ok((_, der)) if is_pkcs7(&der) => {
-            Err("it is the base64 of PKCS#7; `base64 -d ca.b64 > ca.p7b` decodes it".to_owned())
-        }
-        Ok((_, der)) if is_der(&der) => Ok(Some(Cow::Owned(der))),
-        _ => Ok(None),
-    }
 }
 
 /// Whether bytes begin as DER does here: a sequence, of more than 127 bytes, of indefinite length
@@ -300,7 +353,7 @@ fn is_der(bytes: &[u8]) -> bool {
 }
 
 /// The certificates among the blocks of a PEM text.
-fn pem_certificates(blocks: &[Block<'_>]) -> Result<Vec<Vec<u8>>, String> {
+fn pem_certificates(blocks: &[Block]) -> Result<Vec<Vec<u8>>, String> {
     if blocks.iter().any(|block| block.label == "TRUSTED CERTIFICATE") {
         return Err("an OpenSSL TRUSTED CERTIFICATE is among them; `openssl x509 -in ca.pem -out plain.pem` makes an \
                     ordinary one of the first in a file"
@@ -308,7 +361,7 @@ fn pem_certificates(blocks: &[Block<'_>]) -> Result<Vec<Vec<u8>>, String> {
     }
     let found: Vec<_> = blocks.iter().filter(|block| block.is_certificate()).collect();
     let count = found.len();
-    let der = |(index, block): (usize, &&Block<'_>)| {
+    let der = |(index, block): (usize, &&Block)| {
         block.der().map(|der| der.as_bytes().to_vec()).map_err(|problem| unreadable_certificate(index, count, &problem))
     };
     found.iter().enumerate().map(der).collect()
@@ -341,24 +394,6 @@ fn der_certificates(der: &[u8]) -> Result<Vec<Vec<u8>>, String> {
 
 const EXPECTED: &str = "expected certificates, in PEM (-----BEGIN CERTIFICATE-----) or in DER";
 
-/// Describes the problem of a file without a certificate.
-fn no_certificate(file: &[u8]) -> String {
-    let text = text(file);
-    let blocks = blocks(&text);
-    let has = |labels: &[&str]| blocks.iter().any(|block| labels.contains(&block.label));
-    if has(&["PKCS7"]) && matches!(text, Cow::Owned(_)) {
-        "it is PKCS#7 in UTF-16; `iconv -f UTF-16 -t UTF-8 ca.p7b > ca.utf8.p7b` makes UTF-8 of it".to_owned()
-    } else if has(&["PKCS7"]) {
-        "it is PKCS#7; `openssl pkcs7 -in ca.p7b -print_certs -out ca.pem` makes PEM certificates of it".to_owned()
-    } else if has(&["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"]) {
-        "it is a certificate request; use the certificate that the authority made of it".to_owned()
-    } else if blocks.iter().any(Block::is_private_key) {
-        "there is a private key and no certificate (-----BEGIN CERTIFICATE-----)".to_owned()
-    } else {
-        EXPECTED.to_owned()
-    }
-}
-
 fn unreadable_certificate(index: usize, count: usize, problem: &dyn fmt::Display) -> String {
     if count == 1 {
         format!("the certificate cannot be read ({problem})")
@@ -369,15 +404,15 @@ fn unreadable_certificate(index: usize, count: usize, problem: &dyn fmt::Display
 
 /// The private keys in PEM texts, as PKCS#8. The `key` argument is searched first.
 fn pem_keys(
-    key: &[Block<'_>],
-    chain: &[Block<'_>],
+    key: &[Block],
+    chain: &[Block],
     passphrase: Option<&str>,
     certificates: &[Vec<u8>],
 ) -> Result<Vec<SecretDocument>, String> {
     let all = || key.iter().chain(chain);
     let mut keys = Vec::new();
     for block in all().filter(|block| block.is_private_key()) {
-        keys.extend(match block.label {
+        keys.extend(match block.label.as_str() {
             _ if block.is_encrypted() => {
                 let passphrase =
                     passphrase.ok_or("the private key is encrypted: use identity_pem_encrypted with its passphrase")?;
@@ -428,7 +463,7 @@ fn wrapped(algorithm: AlgorithmIdentifierRef<'_>, key: &SecretDocument) -> Resul
 /// of the certificates.
 fn curves_for<'b>(
     key: &SecretDocument,
-    blocks: impl Iterator<Item = &'b Block<'b>>,
+    blocks: impl Iterator<Item = &'b Block>,
     certificates: &[Vec<u8>],
 ) -> Vec<ObjectIdentifier> {
     let own = curve_of(key.as_bytes());
@@ -458,12 +493,10 @@ fn der_key(der: &[u8]) -> Result<SecretDocument, String> {
 
 /// The key of an encrypted block, as PKCS#8.
 #[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
-fn decrypt(block: &Block<'_>, passphrase: &str) -> Result<SecretDocument, String> {
+fn decrypt(block: &Block, passphrase: &str) -> Result<SecretDocument, String> {
     use openssl::pkey::PKey;
 
-    if passphrase.contains('\0') {
-        return Err("a passphrase cannot contain a NUL character".to_owned());
-    }
+    check_passphrase(passphrase)?;
     // In the older PEM form (`Proc-Type`) the content is DER only after decryption.
     if !block.is_whole || block.headers.is_empty() {
         block.der().map_err(|problem| unreadable_key(&problem))?;
@@ -485,7 +518,7 @@ fn decrypt(block: &Block<'_>, passphrase: &str) -> Result<SecretDocument, String
 }
 
 #[cfg(any(target_os = "windows", target_vendor = "apple"))]
-fn decrypt(_: &Block<'_>, _: &str) -> Result<SecretDocument, String> {
+fn decrypt(_: &Block, _: &str) -> Result<SecretDocument, String> {
     Err("on this system a private key cannot be decrypted; pack it as PKCS#12 with `openssl pkcs12 -export -inkey \
          client.key -in client.pem -out client.p12` and use identity_pkcs12"
         .to_owned())

@@ -127,9 +127,6 @@ impl TlsConfig {
     /// [`ErrorKind::Config`] if it is none, if the passphrase is wrong, or if it is encrypted with
     /// a cipher that the system's TLS library no longer takes.
     pub fn identity_pkcs12(self, der: &[u8], passphrase: &str) -> Result<Self, Error> {
-        if passphrase.contains('\0') {
-            return Err(unreadable("client identity", "a passphrase cannot contain a NUL character"));
-        }
         self.identified(key_files::pkcs12_identity(der, passphrase))
     }
 

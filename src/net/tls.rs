@@ -11,14 +11,14 @@ use native_tls::{HandshakeError, TlsConnector, TlsStream};
 pub(crate) struct Connector {
     native: TlsConnector,
     name: String,
-    /// Whether a certificate is trusted that is not that of a root authority.
-    trusts_without_root: bool,
+    /// Whether the root above a trusted certificate is not trusted itself.
+    lacks_root: bool,
 }
 
 impl Connector {
     /// A connector for receivers that show a certificate for this name.
-    pub(crate) fn new(native: TlsConnector, name: String, trusts_without_root: bool) -> Connector {
-        Connector { native, name, trusts_without_root }
+    pub(crate) fn new(native: TlsConnector, name: String, lacks_root: bool) -> Connector {
+        Connector { native, name, lacks_root }
     }
 
     /// Makes a session of a stream that blocks, within limits of its own.
@@ -31,7 +31,7 @@ impl Connector {
             Err(HandshakeError::WouldBlock(_)) => "interrupted".to_owned(),
         };
         let broken_off = lost.load(Ordering::Relaxed);
-        let meaning = if broken_off { Some(BROKEN_OFF) } else { meaning(&cause, self.trusts_without_root) };
+        let meaning = if broken_off { Some(BROKEN_OFF) } else { meaning(&cause, self.lacks_root) };
         Err(TlsError { name: Some(self.name.clone()), meaning, cause, broken_off })
     }
 }
@@ -61,8 +61,8 @@ pub(crate) fn in_short(error: &dyn fmt::Display) -> String {
 
 /// The meaning of the TLS library's message about a failed handshake, where it is known. The words
 /// are OpenSSL's.
-fn meaning(cause: &str, trusts_without_root: bool) -> Option<&'static str> {
-    let no_issuer = if trusts_without_root {
+fn meaning(cause: &str, lacks_root: bool) -> Option<&'static str> {
+    let no_issuer = if lacks_root {
         "a trusted certificate is no root, and its root is missing: `openssl x509 -in ca.pem -noout -issuer`"
     } else {
         "the receiver's certificate is not from a trusted authority (TlsConfig::root_certificates_pem)"
