@@ -17,13 +17,7 @@ impl LocalClaim {
         self.claimed
     }
 
-    /// Whether the time has not come yet to try this entry again.
-    pub(super) fn rests(&self, id: u64) -> bool {
-        matches!(&self.resting, Some((resting, until)) if *resting == id && until.remaining().is_some())
-    }
-
-    /// The entry that rests, as long as it does.
-    #[cfg(any(feature = "redis", feature = "sqlite"))]
+    /// The entry that rests, until the time has come to try it again.
     pub(super) fn resting(&self) -> Option<u64> {
         self.resting.as_ref().filter(|(_, until)| until.remaining().is_some()).map(|(id, _)| *id)
     }

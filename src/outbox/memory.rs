@@ -172,7 +172,7 @@ impl Outbox for MemoryOutbox {
         let Some(mut head) = waiting.first_entry().filter(|_| local_claim.claimed().is_none()) else { return Ok(None) };
         let entry = head.get_mut();
         match entry.state {
-            EntryState::Waiting if local_claim.rests(entry.id) => Ok(None),
+            EntryState::Waiting if local_claim.resting() == Some(entry.id) => Ok(None),
             EntryState::Waiting => {
                 local_claim.begin(entry.id);
                 Ok(Some(Claim::new(entry.clone())))

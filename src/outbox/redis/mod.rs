@@ -36,8 +36,8 @@ const LEASE: Duration = Duration::from_secs(45);
 /// ended, or is cut off, loses the lease when its time is over, and another takes over, with a
 /// higher fencing token: what the former holder settles after that is refused
 /// ([`OutboxError::ClaimLost`]), as is what it settles after a replica took over that gave the
-/// entry's number to another message, and since [`Claim::until`] is the limit of its exchange, it does
-/// not send any more either. The holder's clock for this is its machine's monotonic one, the
+/// entry's number to another message, and since [`Claim::until`] is the limit of its exchange, it
+/// does not send any more either. The holder's clock for this is its machine's monotonic one, the
 /// server's is the time of day there: where that is set forward by more than a lease, or a machine
 /// is suspended as a whole, two may send for a moment.
 ///
@@ -113,9 +113,10 @@ impl RedisOutbox {
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Config`] if the address is none, or if the server throws keys away when its memory
-    /// is full (`maxmemory-policy` other than `noeviction`); [`OutboxError::Storage`] if the server
-    /// cannot be reached. A server that has no append-only file is warned about in the log.
+    /// [`OutboxError::Config`] if the address is none, or if the server throws keys away when its
+    /// memory is full (`maxmemory-policy` other than `noeviction`); [`OutboxError::Storage`] if
+    /// the server cannot be reached. A server that has no append-only file is warned about in
+    /// the log.
     pub fn open(url: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
         // The library's text may repeat the address, with its password.
         let client = Client::open(url)
@@ -152,8 +153,8 @@ impl RedisOutbox {
     }
 }
 
-/// Whether a failure is of the connection at hand, so that another may lead to a server that does: the
-/// connection is broken, or its server is no primary in service (any more).
+/// Whether a failure is of the connection at hand, so that another may lead to a server that does:
+/// the connection is broken, or its server is no primary in service (any more).
 fn is_of_connection(error: &RedisError) -> bool {
     const OUT_OF_SERVICE: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS"];
     error.is_unrecoverable_error() || error.is_timeout() || OUT_OF_SERVICE.iter().any(|word| says(error, word))
@@ -226,8 +227,8 @@ impl RedisShared {
         result.map_err(|error| self.failure(error))
     }
 
-    /// Looks whether the server keeps what it is given. One that does not let this program look is warned
-    /// about.
+    /// Looks whether the server keeps what it is given. One that does not let this program look is
+    /// warned about.
     fn check_server(&self) -> Result<(), OutboxError> {
         let server = &self.server;
         let mut wire = self.wire();
@@ -304,8 +305,8 @@ impl RedisShared {
         }
     }
 
-    /// Changes the entry of a claim as [`change`](RedisShared::change) does, if this handle still holds the
-    /// claim.
+    /// Changes the entry of a claim as [`change`](RedisShared::change) does, if this handle still
+    /// holds the claim.
     fn change_claimed(
         &self,
         claim: &Claim,
@@ -384,7 +385,6 @@ impl Outbox for RedisOutbox {
         let claim = Claim { entry, until, token, identity };
         let Entry { attempts, refusals, state, ref control_id, .. } = claim.entry;
         match state {
-            EntryState::Waiting if local_claim.rests(id) => Ok(None),
             EntryState::Waiting if !whole => {
                 // Here nobody can mend it, and those behind it are to go on.
                 let what = format!("the stored message {control_id:?} (number {id}) is gone");

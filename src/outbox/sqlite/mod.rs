@@ -212,25 +212,17 @@ impl SqliteShared {
         Ok(holding.lock.is_some())
     }
 
-    /// The number of the head.
-    fn head_id(&self) -> Result<Option<u64>, OutboxError> {
-        let id: Option<i64> = self.storage.read(|reader| {
-            let mut query =
-                reader.prepare_cached("SELECT id FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1")?;
-            query.query_row([self.destination], |row| row.get(0)).optional()
-        })?;
-        Ok(id.and_then(|id| u64::try_from(id).ok()))
-    }
-
-    /// The head and whether it is as it was written.
-    fn head(&self) -> Result<Option<(Entry, bool)>, OutboxError> {
+    /// The head, and whether it is as it was written. The message is left out if it is that of the
+    /// entry that rests.
+    fn head(&self, resting: Option<u64>) -> Result<Option<(Entry, bool)>, OutboxError> {
+        let resting = resting.map(|id| id as i64);
         self.storage.read(|reader| {
             let mut query = reader.prepare_cached(
                 "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.last_failure, m.content, m.checksum
-                 FROM waiting w LEFT JOIN message m ON m.id = w.id
+                 FROM waiting w LEFT JOIN message m ON m.id = w.id AND w.id IS NOT ?2
                  WHERE w.destination = ?1 ORDER BY w.id LIMIT 1",
             )?;
-            query.query_row([self.destination], entry).optional()
+            query.query_row((self.destination, resting), entry).optional()
         })
     }
 
@@ -439,16 +431,13 @@ impl Outbox for SqliteOutbox {
                 log::warn!("what was delivered long ago cannot be removed: {error}");
             }
         }
-        // A message that rests is not read again and again.
-        if holding.local_claim.resting().is_some_and(|id| self.shared.head_id().is_ok_and(|head| head == Some(id))) {
-            return Ok(None);
-        }
-        let Some((head, intact)) = self.shared.head()? else {
+        let resting = holding.local_claim.resting();
+        let Some((head, intact)) = self.shared.head(resting)? else {
             return Ok(None);
         };
         let id = head.id;
         match head.state {
-            EntryState::Waiting if holding.local_claim.rests(id) => Ok(None),
+            EntryState::Waiting if resting == Some(id) => Ok(None),
             EntryState::Waiting if !intact => {
                 // Here nobody can mend it, and those behind it are to go on.
                 let what = format!("the stored message {:?} (number {id}) is damaged", head.control_id);
