@@ -216,6 +216,14 @@ fn an_outbox_may_be_shared_as_any_other_value() {
     assert_eq!(outbox.pending().unwrap(), Pending::new(0, None, 0));
 }
 
+/// Leaves a message of this size at the head, tried once, and not to be tried again for long.
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+fn let_rest(outbox: &impl Outbox, size: usize) {
+    outbox.push(&common::message_of("1", size)).unwrap();
+    let claim = outbox.claim().unwrap().unwrap();
+    outbox.settle(&claim, Settlement::Retry { after: LONG * 10, refused: false, why: "x" }).unwrap();
+}
+
 #[cfg(feature = "redis")]
 mod redis {
     use std::time::Instant;
@@ -289,15 +297,8 @@ mod redis {
     fn a_message_that_rests_is_not_sent_over_again() {
         let Some(redis) = Redis::start() else { return };
         let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap();
-        outbox.push(&common::message_of("1", 1_000_000)).unwrap();
-        let claim = outbox.claim().unwrap().unwrap();
-        let long = Settlement::Retry { after: LONG * 10, refused: false, why: "x" };
-        outbox.settle(&claim, long).unwrap();
-        let sent = || {
-            let stats = redis.command("INFO stats");
-            let count = stats.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:")).unwrap();
-            count.trim().parse::<u64>().unwrap()
-        };
+        let_rest(&outbox, 1_000_000);
+        let sent = || redis.stat("total_net_output_bytes");
         let before = sent();
         for _ in 0..20 {
             assert_eq!(outbox.claim().unwrap(), None);
@@ -329,11 +330,7 @@ mod redis {
         let Some(redis) = Redis::start() else { return };
         let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap();
         let first = outbox.push(message("1").as_bytes()).unwrap();
-        let connections = || {
-            let stats = redis.command("INFO stats");
-            let count = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:")).unwrap();
-            count.trim().parse::<u64>().unwrap()
-        };
+        let connections = || redis.stat("total_connections_received");
         redis.command("REPLICAOF 127.0.0.1 1");
         let refused = |result: Result<(), OutboxError>| {
             let error = result.unwrap_err();
@@ -459,10 +456,7 @@ mod sqlite {
     fn a_message_that_rests_is_not_read_again() {
         let directory = tempfile::tempdir().unwrap();
         let outbox = SqliteOutbox::open(directory.path().join("outbox.db"), "ehr").unwrap();
-        outbox.push(&common::message_of("1", 10_000_000)).unwrap();
-        let claim = outbox.claim().unwrap().unwrap();
-        let long = Settlement::Retry { after: LONG * 10, refused: false, why: "x" };
-        outbox.settle(&claim, long).unwrap();
+        let_rest(&outbox, 10_000_000);
         let read = || {
             // Of this thread alone: other tests read too.
             let counters = std::fs::read_to_string("/proc/thread-self/io").unwrap();

@@ -1,5 +1,5 @@
-//! One connection that the receiver has accepted. Its own thread reads from it; any thread may write to
-//! it or end it.
+//! One connection that the receiver has accepted. Its own thread reads from it; any thread may
+//! write to it or end it.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};

@@ -50,6 +50,13 @@ impl Redis {
         answer
     }
 
+    /// One of the numbers of `INFO stats`.
+    pub fn stat(&self, name: &str) -> u64 {
+        let stats = self.command("INFO stats");
+        let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
+        value.trim().parse().unwrap()
+    }
+
     /// Starts it again, on what it has on its disk; fails if it ends, as where another has the
     /// port.
     pub fn restart(&mut self) -> io::Result<()> {
