@@ -307,6 +307,13 @@ impl Client {
         &self.pool.settings().endpoint
     }
 
+    /// The longest time that a call may take: its limit, with that of the application's
+    /// acknowledgment where it has one of its own.
+    pub(crate) fn longest_call(&self) -> Duration {
+        let settings = self.pool.settings();
+        settings.timeout.saturating_add(settings.ack_policy.application_timeout.unwrap_or_default())
+    }
+
     /// Runs one exchange on a connection that is fit for use. If it turns out dead before the
     /// message's end has left, nobody has seen the message, and it goes out on a fresh one.
     fn run<T>(

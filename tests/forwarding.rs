@@ -37,6 +37,9 @@ fn observed(builder: ForwarderBuilder) -> (ForwarderBuilder, Arc<Mutex<Vec<Strin
             ForwardEvent::Retrying { entry, .. } => format!("retrying {}", entry.control_id),
             ForwardEvent::Held { entry, .. } => format!("held {}", entry.control_id),
             ForwardEvent::Dead { entry, .. } => format!("dead {}", entry.control_id),
+            ForwardEvent::Stopped { entry } => format!("{} {} by the outbox", entry.state.as_str(), entry.control_id),
+            ForwardEvent::Paused { .. } => "paused".to_owned(),
+            ForwardEvent::Resumed { .. } => "resumed".to_owned(),
             ForwardEvent::OutboxFailed { .. } => "outbox failed".to_owned(),
             other => format!("{other:?}"),
         };
@@ -126,19 +129,22 @@ fn what_cannot_be_sent_is_dead_and_the_others_go_on() {
     let _tidy = Tidy::up();
     let receiver = Receiver::accepting().unwrap();
     let outbox = outbox();
-    let unsendable = "MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|1|P|2.5\rOBX|\x1C\r";
-    outbox.push(unsendable.as_bytes()).unwrap();
+    let limit = message("2").len();
+    outbox.push(&common::message_of("1", limit + 1)).unwrap();
     outbox.push(message("2").as_bytes()).unwrap();
-    let (builder, events) = observed(builder(outbox, &receiver));
+    let client = mllp_client::Client::builder(&receiver.endpoint()).max_message_size(limit).build().unwrap();
+    let (builder, events) = observed(Forwarder::builder(outbox.clone(), client));
     let forwarder = builder.pause_on_dead(true).start().unwrap();
     eventually("it pauses", || forwarder.status().unwrap().paused);
     assert!(!limited(SHORT, || forwarder.drain(SHORT)).unwrap());
     assert_eq!((receiver.received().len(), forwarder.status().unwrap().dead), (0, 1));
-    assert!(forwarder.status().unwrap().last_failure.unwrap().contains("framing byte 0x1C"));
-    forwarder.resume();
+    assert!(forwarder.status().unwrap().last_failure.unwrap().contains("more than the limit"));
+    // The destination is paused, for whoever forwards.
+    assert!(outbox.pending().unwrap().paused);
+    forwarder.resume().unwrap();
     assert!(forwarder.drain(LONG).unwrap());
     assert!(forwarder.stop(LONG));
-    assert_eq!(*events.lock().unwrap(), ["dead 1", "delivered 2 AA"]);
+    assert_eq!(*events.lock().unwrap(), ["dead 1", "paused", "resumed", "delivered 2 AA"]);
 }
 
 #[test]
@@ -198,13 +204,13 @@ fn it_pauses_goes_on_and_stops() {
     let outbox = outbox();
     let forwarder = builder(outbox.clone(), &receiver).start().unwrap();
     assert!(forwarder.drain(LONG).unwrap(), "nothing waits");
-    forwarder.pause();
+    forwarder.pause().unwrap();
     // The one claim it may have been about to make finds nothing.
     common::pass(SHORT);
     outbox.push(message("1").as_bytes()).unwrap();
     assert!(!limited(SHORT, || forwarder.drain(SHORT)).unwrap());
     assert!(forwarder.status().unwrap().paused && receiver.received().is_empty());
-    forwarder.resume();
+    forwarder.resume().unwrap();
     assert!(forwarder.drain(LONG).unwrap());
     assert!(prompt(|| forwarder.stop(LONG)), "nothing is under way");
     outbox.push(message("2").as_bytes()).unwrap();

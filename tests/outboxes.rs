@@ -422,7 +422,7 @@ mod redis {
         outbox.push(message("2").as_bytes()).unwrap();
         let mut server = ::redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
         ::redis::cmd("DEL").arg(format!("mllp-outbox:{{ehr}}:entry:{id}")).exec(&mut server).unwrap();
-        assert!(matches!(outbox.claim(), Err(OutboxError::Damaged { .. })));
+        assert!(matches!(outbox.claim(), Err(OutboxError::Stopped { .. })));
         assert_eq!(outbox.claim().unwrap().unwrap().entry.control_id, "2");
         assert_eq!(outbox.pending().unwrap().dead, 1);
     }
@@ -531,9 +531,13 @@ mod sqlite {
         outbox.push(message("1").as_bytes()).unwrap();
         drop(outbox);
         let file = Connection::open(&path).unwrap();
-        // What the second version has added.
+        // What the later versions have added.
         file.execute_batch(
-            "DROP VIEW show_waiting; DROP VIEW show_dead; DROP VIEW show_delivered; PRAGMA user_version = 1",
+            "DROP VIEW show_waiting; DROP VIEW show_dead; DROP VIEW show_delivered; PRAGMA user_version = 1;
+             DROP INDEX held; DROP TABLE claim; DROP TABLE pushed_key;
+             ALTER TABLE destination DROP COLUMN paused; ALTER TABLE destination DROP COLUMN keep;
+             ALTER TABLE waiting DROP COLUMN unknowns; ALTER TABLE waiting DROP COLUMN identity;
+             ALTER TABLE dead DROP COLUMN unknowns; ALTER TABLE dead DROP COLUMN identity",
         )
         .unwrap();
         drop(file);
@@ -542,7 +546,7 @@ mod sqlite {
         let file = Connection::open(&path).unwrap();
         let waiting: i64 = file.query_row("SELECT count(*) FROM show_waiting", [], |row| row.get(0)).unwrap();
         let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-        assert_eq!((waiting, version), (1, 2));
+        assert_eq!((waiting, version), (1, 3));
     }
 
     #[test]
@@ -622,7 +626,7 @@ mod sqlite {
             .execute("UPDATE message SET content = replace(content, '13.5', '18.5') WHERE id = 1", [])
             .unwrap();
         let damaged = outbox.claim().unwrap_err();
-        assert!(matches!(damaged, OutboxError::Damaged { .. }) && !damaged.to_string().contains("18.5"), "{damaged}");
+        assert!(matches!(damaged, OutboxError::Stopped { .. }) && !damaged.to_string().contains("18.5"), "{damaged}");
         assert_eq!(outbox.claim().unwrap().unwrap().entry.control_id, "2");
         assert!(outbox.stopped(0, 10).unwrap()[0].last_failure.as_deref().unwrap().contains("damaged"));
     }

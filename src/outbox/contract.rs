@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::frame::Framing;
 use crate::hl7::MessageError;
 use crate::hl7::header::Header;
 use crate::outbox::OutboxError;
@@ -23,13 +24,18 @@ use crate::outbox::OutboxError;
 /// - **One claim.** At most one entry of a destination is claimed at a time, over all handles,
 ///   processes and machines that share the storage. A claim ends by `settle`, by `release`, or with
 ///   its holder: one that is killed must not keep the line for ever.
-/// - **Nothing is lost.** An entry leaves the queue by `settle` alone, as delivered or dead; not by
-///   being claimed. What is dead or held is kept until somebody asks for it to be queued again or
-///   discarded.
+/// - **Nothing is lost.** An entry leaves the queue by `settle`, as delivered or dead, or because
+///   somebody discards it; not by being claimed. What is dead or held is kept until somebody asks
+///   for it to be queued again or discarded.
 /// - **Nothing is mixed.** Each destination has its own queue, its own claim and its own dead.
 /// - **Nothing is changed.** An entry's bytes are those that were pushed.
 /// - **Content stays inside.** Message content appears in no error, no `Debug` and no log record.
 pub trait Outbox: Send + Sync {
+    /// The name of its destination, for logs and events. Defaults to none: the empty text.
+    fn destination(&self) -> &str {
+        ""
+    }
+
     /// Puts a message at the end of the queue and returns its number. When it returns, the message
     /// survives what this outbox promises to survive.
     ///
@@ -41,12 +47,13 @@ pub trait Outbox: Send + Sync {
 
     /// Claims the head, and hands it out. `None` if there is nothing for this handle to do now:
     /// nothing waits, the head is claimed already (through this handle or another), is held, or
-    /// was settled to be retried later.
-    ///
-    /// A head for which [`begin`](Outbox::begin) was called and whose holder ended before it was
-    /// settled is held from now on.
+    /// was settled to be retried later, or the destination is paused.
     ///
     /// # Errors
+    ///
+    /// [`OutboxError::Stopped`], once, for a head that it has stopped: one for which
+    /// [`begin`](Outbox::begin) was called and whose holder ended before it was settled is held
+    /// from now on; one whose message is not as it was pushed is dead.
     ///
     /// Any failure of the storage. Nothing is claimed then.
     fn claim(&self) -> Result<Option<Claim>, OutboxError>;
@@ -67,9 +74,9 @@ pub trait Outbox: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`OutboxError::ClaimLost`] if the claim is no more: it was settled before, or another holder
-    /// has taken over. Nothing is changed then. After any other failure the claim stays, and
-    /// can be settled again.
+    /// [`OutboxError::ClaimLost`] if the claim is no more: it was settled before, another holder
+    /// has taken over, or the entry was discarded. Nothing is changed then. After any other
+    /// failure the claim stays, and can be settled again.
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError>;
 
     /// Gives up the claim of this handle, if it has one, and with it the right to the next one:
@@ -92,14 +99,18 @@ pub trait Outbox: Send + Sync {
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError>;
 
     /// Lets a held or dead entry wait again, at its old place: it is older than what waits, and so
-    /// goes next. Its refusals are forgotten. `false` if no held or dead entry has this number.
+    /// goes next. Its attempts, refusals and unknown results are forgotten. `false` if no held or
+    /// dead entry has this number.
     ///
     /// # Errors
     ///
     /// Any failure of the storage.
     fn requeue(&self, id: u64) -> Result<bool, OutboxError>;
 
-    /// Removes a held or dead entry for good. `false` if none has this number.
+    /// Removes an entry for good, whatever its state. `false` if none has this number.
+    ///
+    /// One that is being sent at this moment may arrive all the same; its holder's settlement is
+    /// then [`OutboxError::ClaimLost`].
     ///
     /// # Errors
     ///
@@ -108,9 +119,149 @@ pub trait Outbox: Send + Sync {
 
     /// Waits until there may be something new to claim, at most for so long. It may return early.
     fn wait(&self, limit: Duration);
+
+    /// Ends a [`wait`](Outbox::wait) of this handle at once, and says whether it can. Defaults to
+    /// `false`: then the forwarder waits for short times only.
+    fn wake(&self) -> bool {
+        false
+    }
+
+    /// How long a claim lasts, where it is a lease; `None`, the default, where it lasts as long as
+    /// its holder.
+    fn claim_lasts(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Puts a message at the end of the queue as [`push`](Outbox::push) does, with options.
+    ///
+    /// # Errors
+    ///
+    /// As `push`; [`OutboxError::Unsupported`] for an option that this outbox does not have, which
+    /// is the default for all.
+    fn push_with(&self, message: &[u8], options: &PushOptions<'_>) -> Result<u64, OutboxError> {
+        match options.key {
+            None => self.push(message),
+            Some(_) => Err(OutboxError::Unsupported("pushing under a key")),
+        }
+    }
+
+    /// The entries in this state, or with `None` all in the queue (that is all but the dead), in
+    /// the order of their numbers and without their messages: at most so many, of those with
+    /// numbers above `after`.
+    ///
+    /// # Errors
+    ///
+    /// Any failure of the storage; [`OutboxError::Unsupported`] is the default.
+    fn list(&self, state: Option<EntryState>, after: u64, limit: usize) -> Result<Vec<Summary>, OutboxError> {
+        let _ = (state, after, limit);
+        Err(OutboxError::Unsupported("listing"))
+    }
+
+    /// The entry of this number with its message, whatever its state; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// Any failure of the storage; [`OutboxError::Unsupported`] is the default.
+    fn show(&self, id: u64) -> Result<Option<Entry>, OutboxError> {
+        let _ = id;
+        Err(OutboxError::Unsupported("showing an entry"))
+    }
+
+    /// Holds an entry that waits: it keeps its place, is not sent, and those behind it wait. An
+    /// attempt under way goes on; if it does not deliver the message, the entry is held after it.
+    /// `false` if no waiting entry has this number.
+    ///
+    /// # Errors
+    ///
+    /// Any failure of the storage; [`OutboxError::Unsupported`] is the default.
+    fn hold(&self, id: u64) -> Result<bool, OutboxError> {
+        let _ = id;
+        Err(OutboxError::Unsupported("holding an entry"))
+    }
+
+    /// Lets a held entry wait again, with all that is known of its attempts. `false` if no held
+    /// entry has this number.
+    ///
+    /// # Errors
+    ///
+    /// Any failure of the storage; [`OutboxError::Unsupported`] is the default.
+    fn unhold(&self, id: u64) -> Result<bool, OutboxError> {
+        let _ = id;
+        Err(OutboxError::Unsupported("letting a held entry go on"))
+    }
+
+    /// Lets the entry at the head be claimed at once where it rests before it is tried again,
+    /// whichever instance has tried it.
+    ///
+    /// # Errors
+    ///
+    /// Any failure of the storage; [`OutboxError::Unsupported`] is the default.
+    fn try_now(&self) -> Result<(), OutboxError> {
+        Err(OutboxError::Unsupported("ending the rest before an attempt"))
+    }
+
+    /// Pushes a delivered entry once more, where delivered entries are kept: a new entry with the
+    /// same bytes, at the end of the queue. Returns its number; `None` if no delivered entry has
+    /// this one.
+    ///
+    /// # Errors
+    ///
+    /// Any failure of the storage; [`OutboxError::Unsupported`] is the default.
+    fn resend(&self, id: u64) -> Result<Option<u64>, OutboxError> {
+        let _ = id;
+        Err(OutboxError::Unsupported("sending again what was delivered"))
+    }
+
+    /// Pauses the destination, or lets it go on: while it is paused, `claim` hands out nothing,
+    /// to any handle. The storage keeps it. [`Pending::paused`] tells it.
+    ///
+    /// # Errors
+    ///
+    /// Any failure of the storage; [`OutboxError::Unsupported`] is the default.
+    fn set_paused(&self, paused: bool) -> Result<(), OutboxError> {
+        let _ = paused;
+        Err(OutboxError::Unsupported("pausing a destination"))
+    }
+
+    /// Accepts the storage as it is after [`OutboxError::StorageReplaced`], as opening it again
+    /// would. The default does nothing.
+    ///
+    /// # Errors
+    ///
+    /// Any failure of the storage; `StorageReplaced` still where a file has been moved away: open
+    /// that one again.
+    fn go_on(&self) -> Result<(), OutboxError> {
+        Ok(())
+    }
+
+    /// Discards all entries in this state, or with `None` in the queue, that match; says how many.
+    /// Entries that are pushed meanwhile may be among them.
+    ///
+    /// # Errors
+    ///
+    /// As [`list`](Outbox::list) and [`discard`](Outbox::discard). Some may be discarded then.
+    fn discard_all(
+        &self,
+        state: Option<EntryState>,
+        matches: &dyn Fn(&Summary) -> bool,
+    ) -> Result<u64, OutboxError> {
+        let (mut after, mut count) = (0, 0);
+        loop {
+            let page = self.list(state, after, 256)?;
+            let Some(last) = page.last() else { return Ok(count) };
+            after = last.id;
+            for entry in page.iter().filter(|entry| matches(entry)) {
+                count += u64::from(self.discard(entry.id)?);
+            }
+        }
+    }
 }
 
 impl<O: Outbox + ?Sized> Outbox for Arc<O> {
+    fn destination(&self) -> &str {
+        (**self).destination()
+    }
+
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
         (**self).push(message)
     }
@@ -150,6 +301,58 @@ impl<O: Outbox + ?Sized> Outbox for Arc<O> {
     fn wait(&self, limit: Duration) {
         (**self).wait(limit);
     }
+
+    fn wake(&self) -> bool {
+        (**self).wake()
+    }
+
+    fn claim_lasts(&self) -> Option<Duration> {
+        (**self).claim_lasts()
+    }
+
+    fn push_with(&self, message: &[u8], options: &PushOptions<'_>) -> Result<u64, OutboxError> {
+        (**self).push_with(message, options)
+    }
+
+    fn list(&self, state: Option<EntryState>, after: u64, limit: usize) -> Result<Vec<Summary>, OutboxError> {
+        (**self).list(state, after, limit)
+    }
+
+    fn show(&self, id: u64) -> Result<Option<Entry>, OutboxError> {
+        (**self).show(id)
+    }
+
+    fn hold(&self, id: u64) -> Result<bool, OutboxError> {
+        (**self).hold(id)
+    }
+
+    fn unhold(&self, id: u64) -> Result<bool, OutboxError> {
+        (**self).unhold(id)
+    }
+
+    fn try_now(&self) -> Result<(), OutboxError> {
+        (**self).try_now()
+    }
+
+    fn resend(&self, id: u64) -> Result<Option<u64>, OutboxError> {
+        (**self).resend(id)
+    }
+
+    fn set_paused(&self, paused: bool) -> Result<(), OutboxError> {
+        (**self).set_paused(paused)
+    }
+
+    fn go_on(&self) -> Result<(), OutboxError> {
+        (**self).go_on()
+    }
+
+    fn discard_all(
+        &self,
+        state: Option<EntryState>,
+        matches: &dyn Fn(&Summary) -> bool,
+    ) -> Result<u64, OutboxError> {
+        (**self).discard_all(state, matches)
+    }
 }
 
 /// A message in an outbox. Its `Debug` shows no content.
@@ -158,6 +361,8 @@ impl<O: Outbox + ?Sized> Outbox for Arc<O> {
 pub struct Entry {
     /// Its number: larger than that of every entry pushed to this destination before.
     pub id: u64,
+    /// The name of its destination, empty where the outbox has none.
+    pub destination: Arc<str>,
     /// The message's control ID (MSH-10; of a batch FHS-11 or BHS-11).
     pub control_id: String,
     /// The message, as it was pushed.
@@ -168,8 +373,10 @@ pub struct Entry {
     pub state: EntryState,
     /// How often delivering it has failed.
     pub attempts: u32,
-    /// How often of those the receiver refused it, since it was queued.
+    /// How often of those the receiver refused it.
     pub refusals: u32,
+    /// How often of those it is not known whether the receiver has it.
+    pub unknowns: u32,
     /// How it failed at last, in words without content.
     pub last_failure: Option<String>,
 }
@@ -179,36 +386,44 @@ impl Entry {
     ///
     /// # Errors
     ///
-    /// If nothing could be known of its acknowledgment: it is empty, no HL7, or without a control
-    /// ID.
+    /// If it could never be delivered: it is empty, no HL7, without a control ID, or has a framing
+    /// byte of MLLP in it (0x0B, 0x1C).
     pub fn new(id: u64, message: impl Into<Vec<u8>>) -> Result<Entry, MessageError> {
         let message = message.into();
         let control_id = Entry::control_id_of(&message)?;
         Ok(Entry {
             id,
+            destination: Arc::default(),
             control_id,
             message,
             pushed_at: SystemTime::now(),
             state: EntryState::Waiting,
             attempts: 0,
             refusals: 0,
+            unknowns: 0,
             last_failure: None,
         })
     }
 
-    /// The entry's fields after this settlement of its claim. Storages only store them.
-    pub(super) fn settled<'w>(&self, outcome: Settlement<'w>) -> AfterSettlement<'w> {
+    /// The entry's fields after this settlement of its claim. Storages only store them. `held`:
+    /// somebody has held it while it was being sent.
+    pub(super) fn settled<'w>(&self, outcome: Settlement<'w>, held: bool) -> AfterSettlement<'w> {
         let (state, rest) = match outcome {
             Settlement::Delivered => (None, None),
-            Settlement::Retry { after, .. } => (Some(EntryState::Waiting), Some(after)),
+            Settlement::Retry { .. } | Settlement::Unknown { .. } if held => (Some(EntryState::Held), None),
+            Settlement::Retry { after, .. } | Settlement::Unknown { after, .. } => {
+                (Some(EntryState::Waiting), Some(after))
+            }
             Settlement::Held { .. } => (Some(EntryState::Held), None),
             Settlement::Dead { .. } => (Some(EntryState::Dead), None),
         };
         let refused = matches!(outcome, Settlement::Retry { refused: true, .. });
+        let unknown = matches!(outcome, Settlement::Unknown { .. });
         AfterSettlement {
             state,
             attempts: self.attempts.saturating_add(1),
             refusals: self.refusals.saturating_add(refused.into()),
+            unknowns: self.unknowns.saturating_add(unknown.into()),
             last_failure: outcome.why(),
             rest,
         }
@@ -219,20 +434,41 @@ impl Entry {
         self.state = settled.state.unwrap_or(self.state);
         self.attempts = settled.attempts;
         self.refusals = settled.refusals;
+        self.unknowns = settled.unknowns;
         self.last_failure = settled.last_failure.map(str::to_owned);
     }
 
     /// The fields of an entry whose holder ended while it was being sent: it is held.
     pub(super) fn orphaned(&self) -> AfterSettlement<'static> {
-        self.settled(Settlement::Held { why: ORPHANED })
+        self.settled(Settlement::Held { why: ORPHANED }, false)
+    }
+
+    /// It waits again, and nothing of its attempts is known any more but how the last one failed.
+    pub(super) fn begin_anew(&mut self) {
+        self.state = EntryState::Waiting;
+        (self.attempts, self.refusals, self.unknowns) = (0, 0, 0);
     }
 
     /// The control ID of a message, if it can be sent at all.
     pub(super) fn control_id_of(message: &[u8]) -> Result<String, MessageError> {
-        if message.is_empty() {
-            return Err(MessageError::Empty);
-        }
+        Framing::default().check(message)?;
         Ok(String::from_utf8_lossy(Header::read(message)?.control_id).into_owned())
+    }
+
+    /// All but the message.
+    pub(super) fn summary(&self) -> Summary {
+        Summary {
+            id: self.id,
+            destination: Arc::clone(&self.destination),
+            control_id: self.control_id.clone(),
+            size: self.message.len() as u64,
+            pushed_at: self.pushed_at,
+            state: self.state,
+            attempts: self.attempts,
+            refusals: self.refusals,
+            unknowns: self.unknowns,
+            last_failure: self.last_failure.clone(),
+        }
     }
 }
 
@@ -240,14 +476,75 @@ impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry")
             .field("id", &self.id)
+            .field("destination", &self.destination)
             .field("control_id", &self.control_id)
             .field("len", &self.message.len())
             .field("pushed_at", &self.pushed_at)
             .field("state", &self.state)
             .field("attempts", &self.attempts)
             .field("refusals", &self.refusals)
+            .field("unknowns", &self.unknowns)
             .field("last_failure", &self.last_failure)
             .finish()
+    }
+}
+
+/// An [`Entry`] without its message, from [`Outbox::list`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Its number.
+    pub id: u64,
+    /// The name of its destination, empty where the outbox has none.
+    pub destination: Arc<str>,
+    /// The message's control ID (MSH-10; of a batch FHS-11 or BHS-11).
+    pub control_id: String,
+    /// The length of the message in bytes.
+    pub size: u64,
+    /// When it was pushed.
+    pub pushed_at: SystemTime,
+    /// The state that decides what is done with it.
+    pub state: EntryState,
+    /// How often delivering it has failed.
+    pub attempts: u32,
+    /// How often of those the receiver refused it.
+    pub refusals: u32,
+    /// How often of those it is not known whether the receiver has it.
+    pub unknowns: u32,
+    /// How it failed at last, in words without content.
+    pub last_failure: Option<String>,
+}
+
+/// Options of a push, for [`Outbox::push_with`].
+///
+/// ```
+/// use mllp_client::outbox::{MemoryOutbox, Outbox, PushOptions};
+///
+/// let outbox = MemoryOutbox::new(1_000, 64 * 1024 * 1024);
+/// let message = b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\r";
+/// let options = PushOptions::new().key("result 4711, version 2");
+/// let first = outbox.push_with(message, &options)?;
+/// assert_eq!(outbox.push_with(message, &options)?, first);
+/// assert_eq!(outbox.pending()?.waiting, 1);
+/// # Ok::<(), mllp_client::outbox::OutboxError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PushOptions<'a> {
+    pub(super) key: Option<&'a str>,
+}
+
+impl<'a> PushOptions<'a> {
+    /// None: as [`Outbox::push`].
+    pub fn new() -> PushOptions<'a> {
+        PushOptions::default()
+    }
+
+    /// A key of the caller's: while the outbox knows an entry of this destination that was pushed
+    /// under it, a push under the same key stores nothing and returns that entry's number. So a
+    /// program that was killed before it knew whether a push succeeded can repeat it. The outbox
+    /// says how long it knows a key. It is stored as it is, so it ought not to name a patient.
+    pub fn key(self, key: &'a str) -> PushOptions<'a> {
+        PushOptions { key: Some(key) }
     }
 }
 
@@ -297,8 +594,12 @@ pub struct Claim {
     /// holders.
     pub token: u64,
     /// What the entry is known by where its number may be given out twice; empty where it may not.
-    pub(super) identity: String,
+    pub(super) identity: Identity,
 }
+
+/// 128 bits of the system's randomness, in hexadecimal digits: what no storage gives out twice.
+/// Empty for what was stored without.
+pub(super) type Identity = String;
 
 impl Claim {
     /// A claim that lasts as long as its holder.
@@ -313,6 +614,7 @@ pub(super) struct AfterSettlement<'w> {
     pub(super) state: Option<EntryState>,
     pub(super) attempts: u32,
     pub(super) refusals: u32,
+    pub(super) unknowns: u32,
     pub(super) last_failure: Option<&'w str>,
     /// The time for which it is not handed out again.
     pub(super) rest: Option<Duration>,
@@ -331,6 +633,13 @@ pub enum Settlement<'a> {
         after: Duration,
         /// Whether the receiver refused it.
         refused: bool,
+        /// How it failed, in words without content.
+        why: &'a str,
+    },
+    /// As `Retry`, after an attempt of which it is not known whether the receiver has the message.
+    Unknown {
+        /// The time.
+        after: Duration,
         /// How it failed, in words without content.
         why: &'a str,
     },
@@ -354,7 +663,10 @@ impl<'a> Settlement<'a> {
     pub fn why(self) -> Option<&'a str> {
         match self {
             Settlement::Delivered => None,
-            Settlement::Retry { why, .. } | Settlement::Held { why } | Settlement::Dead { why } => Some(why),
+            Settlement::Retry { why, .. }
+            | Settlement::Unknown { why, .. }
+            | Settlement::Held { why }
+            | Settlement::Dead { why } => Some(why),
         }
     }
 }
@@ -368,13 +680,18 @@ pub struct Pending {
     pub waiting: u64,
     /// When the oldest of them was pushed.
     pub oldest: Option<SystemTime>,
+    /// How many of them are held.
+    pub held: u64,
     /// How many are dead.
     pub dead: u64,
+    /// Whether the destination is paused.
+    pub paused: bool,
 }
 
 impl Pending {
     /// Counts: entries that wait, the time since which the oldest of them waits, and dead entries.
+    /// None is held, and the destination is not paused; set these fields where it is otherwise.
     pub fn new(waiting: u64, oldest: Option<SystemTime>, dead: u64) -> Pending {
-        Pending { waiting, oldest, dead }
+        Pending { waiting, oldest, held: 0, dead, paused: false }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 
+use super::Summary;
 use crate::hl7::MessageError;
 
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -19,9 +20,8 @@ pub enum OutboxError {
     /// The message could never be delivered, and is not stored. Mend it.
     #[error("the message cannot be sent")]
     InvalidMessage(#[source] MessageError),
-    /// There is no room: the bound of a [`MemoryOutbox`](super::MemoryOutbox) is reached, the disk
-    /// is full, or the server out of memory. The entries in the outbox are untouched; it goes
-    /// on once there is room.
+    /// There is no room: the outbox's own bound is reached, the disk is full, or the server out of
+    /// memory. The entries in the outbox are untouched; it goes on once there is room.
     #[error("{what}")]
     Full {
         /// The storage that is full.
@@ -48,8 +48,31 @@ pub enum OutboxError {
         #[source]
         source: Option<Cause>,
     },
-    /// The claim is no more: it was settled or released, or its time had passed and another holder
-    /// has taken over.
-    #[error("the claim is no more: it was settled or given up, or another holder has taken over")]
+    /// The storage is not the one that this handle has written to: the server came back empty, or
+    /// without the last messages; the file was moved away, removed or replaced. Find out what
+    /// is missing and push it again; then open the outbox again, or tell this handle to
+    /// [go on](super::Outbox::go_on).
+    #[error("{what}")]
+    StorageReplaced {
+        /// The storage, and what is known to be missing.
+        what: String,
+    },
+    /// From [`claim`](super::Outbox::claim): the outbox has stopped the entry at the head, and says
+    /// so once. It is held, since its holder ended while it was being sent, or dead, since its
+    /// message is damaged.
+    #[error(
+        "the outbox has stopped {:?} (number {}), which is {} now: {}",
+        entry.control_id, entry.id, entry.state.as_str(), entry.last_failure.as_deref().unwrap_or_default()
+    )]
+    Stopped {
+        /// The entry.
+        entry: Box<Summary>,
+    },
+    /// This outbox has no such call or option.
+    #[error("{0} is not supported by this outbox")]
+    Unsupported(&'static str),
+    /// The claim is no more: it was settled or released, its entry was discarded, or its time had
+    /// passed and another holder has taken over.
+    #[error("the claim is no more: it was settled or given up, its message was discarded, or another holder has taken over")]
     ClaimLost,
 }

@@ -5,18 +5,26 @@ use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use super::policy::{OnUnknown, Policy, in_words};
-use super::{Claim, Entry, Outbox, OutboxError, Settlement};
+use super::forward_event::ForwardEvent;
+use super::policy::{AtLimit, OnUnknown, Policy, in_words};
+use super::status::{Answer, Counters, Figures, Status};
+use super::{Claim, Entry, EntryState, Outbox, OutboxError, Settlement, Summary};
 use crate::client::Client;
 use crate::deadline::Deadline;
-use crate::error::{Advice, Error};
+use crate::error::Error;
 use crate::hl7::ack::Ack;
 use crate::locks::lock;
 
-/// While nothing can be claimed, the outbox is asked at least so often.
+/// While nothing can be claimed, an outbox whose wait cannot be ended is asked so often.
 const IDLE: Duration = Duration::from_millis(100);
+
+/// The same for an outbox whose wait can be ended. It renews a lease, too.
+const LONG_IDLE: Duration = Duration::from_secs(5);
+
+/// How much longer than a limit a call may take, while something hangs.
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Drains an [`Outbox`] through a [`Client`], in order, on a thread of its own.
 ///
@@ -26,7 +34,7 @@ const IDLE: Duration = Duration::from_millis(100);
 /// |---|---|
 /// | accepted (AA, CA), or committed | delivered |
 /// | not sent | tried again, for ever, after delays from 1 to 30 seconds |
-/// | unknown | the same bytes are sent again, for ever or [up to a limit](ForwarderBuilder::unknown_attempts), or the message is held: [`unknown`](ForwarderBuilder::unknown) |
+/// | unknown | the same bytes are sent again, for ever or up to a limit of [attempts](ForwarderBuilder::unknown_attempts) or [age](ForwarderBuilder::max_age), or the message is held: [`unknown`](ForwarderBuilder::unknown) |
 /// | refused by AE or CE, or not stored (MLLP release 2) | tried again, 3 times, then dead: [`refusals`](ForwarderBuilder::refusals) |
 /// | refused by AR or CR | likewise: [`rejections`](ForwarderBuilder::rejections) |
 /// | it cannot be sent as it is | dead at once |
@@ -62,7 +70,7 @@ const IDLE: Duration = Duration::from_millis(100);
 /// ```
 pub struct Forwarder {
     shared: Arc<ForwarderShared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Settings of a [`Forwarder`], from [`Forwarder::builder`].
@@ -77,81 +85,6 @@ pub struct ForwarderBuilder {
 
 type Observer = Box<dyn Fn(&ForwardEvent<'_>) + Send + Sync>;
 
-/// Something that happened to a message on its way, for an observer set with
-/// [`on_event`](ForwarderBuilder::on_event).
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum ForwardEvent<'a> {
-    /// The receiver has accepted the message (AA or CA), and the outbox has recorded that.
-    Delivered {
-        /// The entry.
-        entry: &'a Entry,
-        /// Its acknowledgment: of a message that was committed, and whose application
-        /// acknowledgment failed to come, the commit accept. Without one in MLLP release 2
-        /// alone, where a commit block is all that came.
-        ack: Option<&'a Ack>,
-    },
-    /// An attempt failed, and there will be another.
-    Retrying {
-        /// The entry, as it was before this attempt.
-        entry: &'a Entry,
-        /// Why it failed.
-        error: &'a Error,
-        /// In what time it is tried again.
-        retry_in: Duration,
-    },
-    /// It is not known whether the receiver has it, and it is not sent again before somebody has
-    /// decided; those behind it wait.
-    Held {
-        /// The entry, as it was before this attempt.
-        entry: &'a Entry,
-        /// Why it failed.
-        error: &'a Error,
-    },
-    /// It is not sent again; those behind it go on.
-    Dead {
-        /// The entry, as it was before this attempt.
-        entry: &'a Entry,
-        /// Why it failed.
-        error: &'a Error,
-    },
-    /// The result of a message was not recorded, since another holder has taken over: it will send
-    /// the message again, unless it is dead or held there.
-    ClaimLost {
-        /// The entry.
-        entry: &'a Entry,
-    },
-    /// The outbox failed; it is asked again after a delay. A message that was sent before it failed
-    /// is not sent again for that, as long as this forwarder lives.
-    OutboxFailed {
-        /// Why.
-        error: &'a OutboxError,
-    },
-}
-
-/// How a forwarder is doing, from [`Forwarder::status`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Status {
-    /// How many entries are not delivered yet, those in flight or held among them.
-    pub waiting: u64,
-    /// How long ago the oldest of them was pushed.
-    pub oldest_age: Option<Duration>,
-    /// How many are dead.
-    pub dead: u64,
-    /// The control ID of the message that is being sent.
-    pub in_flight: Option<String>,
-    /// How many messages this forwarder has delivered.
-    pub delivered: u64,
-    /// The last failure since a message was delivered, in words without content.
-    pub last_failure: Option<String>,
-    /// Whether it is paused.
-    pub paused: bool,
-    /// Whether its thread runs. One that has not been stopped and does not run has panicked, in an
-    /// outbox of your own.
-    pub running: bool,
-}
-
 struct ForwarderShared {
     outbox: Box<dyn Outbox>,
     client: Client,
@@ -160,18 +93,37 @@ struct ForwarderShared {
     observer: Option<Observer>,
     state: Mutex<ForwarderState>,
     changed: Condvar,
+    figures: Figures,
 }
 
 #[derive(Default)]
 struct ForwarderState {
     stopping: bool,
+    /// Paused here alone: the outbox does not keep it, or cannot now.
     paused: bool,
+    /// What was asked for last: a pause or its end, to be reported by the forwarder's thread.
+    asked_to_pause: Option<bool>,
     ended: bool,
     in_flight: Option<String>,
     delivered: u64,
+    counters: Counters,
     last_failure: Option<String>,
+    /// When the entry that rests is tried again.
+    next_try: Option<Deadline>,
     /// How often nothing could be claimed.
     idle: u64,
+}
+
+impl AsRef<Figures> for ForwarderShared {
+    fn as_ref(&self) -> &Figures {
+        &self.figures
+    }
+}
+
+impl AsRef<dyn Outbox> for ForwarderShared {
+    fn as_ref(&self) -> &(dyn Outbox + 'static) {
+        &*self.outbox
+    }
 }
 
 impl Forwarder {
@@ -186,19 +138,44 @@ impl Forwarder {
         }
     }
 
-    /// Begins no further exchange before [`resume`](Forwarder::resume). One under way is finished.
-    pub fn pause(&self) {
-        self.shared.lock().paused = true;
+    /// Begins no further exchange before [`resume`](Forwarder::resume); one under way is finished.
+    /// An outbox that can keeps the pause in its storage ([`Outbox::set_paused`]), so that it holds
+    /// for every instance and over a restart.
+    ///
+    /// # Errors
+    ///
+    /// If the outbox fails to keep it. This forwarder is paused all the same.
+    pub fn pause(&self) -> Result<(), OutboxError> {
+        let shared = &self.shared;
+        shared.lock().paused = true;
+        let kept = shared.outbox.set_paused(true);
+        let mut state = shared.lock();
+        state.asked_to_pause = Some(true);
+        state.paused &= kept.is_err();
+        drop(state);
+        shared.wake();
+        supported(kept)
     }
 
-    /// Goes on after a pause.
-    pub fn resume(&self) {
-        self.shared.lock().paused = false;
-        self.shared.changed.notify_all();
+    /// Goes on after a pause, this forwarder and all others of its destination.
+    ///
+    /// # Errors
+    ///
+    /// If the outbox fails to record it.
+    pub fn resume(&self) -> Result<(), OutboxError> {
+        let shared = &self.shared;
+        let kept = shared.outbox.set_paused(false);
+        let mut state = shared.lock();
+        state.paused = false;
+        state.asked_to_pause = Some(false);
+        drop(state);
+        shared.wake();
+        supported(kept)
     }
 
-    /// Waits until nothing waits any more, at most for so long; `false` if something still does.
-    /// What is dead does not count; what is held, or waits while it is paused, does.
+    /// Waits until nothing waits any more, at most for so long; `false` if something still does, or
+    /// the outbox has not answered by then. What is dead does not count; what is held, or waits
+    /// while it is paused, does.
     ///
     /// # Errors
     ///
@@ -212,7 +189,7 @@ impl Forwarder {
             let idle = state.idle;
             if state.ended || (seen != Some(idle) && state.in_flight.is_none()) {
                 drop(state);
-                if self.shared.outbox.pending()?.waiting == 0 {
+                if self.nothing_waits(deadline.remaining().unwrap_or_default())? {
                     return Ok(true);
                 }
                 seen = Some(idle);
@@ -222,52 +199,83 @@ impl Forwarder {
                 drop(self.shared.changed.wait_timeout_while(state, left, unchanged));
             }
             if deadline.remaining().is_none() || self.shared.lock().ended {
-                return Ok(self.shared.outbox.pending()?.waiting == 0);
+                return self.nothing_waits(GRACE);
             }
         }
     }
 
-    /// How it is doing. Where very much waits, counting it takes a moment.
+    fn nothing_waits(&self, limit: Duration) -> Result<bool, OutboxError> {
+        match Figures::ask(&self.shared, limit)? {
+            Answer::Counted(pending) => Ok(pending.waiting == 0),
+            Answer::Late => Ok(false),
+            Answer::Failed(what) => Err(OutboxError::Storage { what, source: None }),
+        }
+    }
+
+    /// How it is doing. The outbox is asked, for a fifth of a second at most: where it does not
+    /// answer by then, or fails, its last figures are told, with their age
+    /// ([`Status::counted`]) and for how long it has failed ([`Status::storage_down`]).
     ///
     /// # Errors
     ///
-    /// If the outbox fails to say how much waits.
+    /// [`OutboxError::Storage`] if the system has no thread to give for asking it.
     pub fn status(&self) -> Result<Status, OutboxError> {
-        let pending = self.shared.outbox.pending()?;
+        Figures::ask(&self.shared, GRACE)?;
         let state = self.shared.lock();
-        Ok(Status {
-            waiting: pending.waiting,
-            oldest_age: pending.oldest.map(|oldest| SystemTime::now().duration_since(oldest).unwrap_or_default()),
-            dead: pending.dead,
+        let mut status = Status {
+            waiting: 0,
+            held: 0,
+            oldest_age: None,
+            dead: 0,
+            counted: None,
+            storage_down: None,
+            head: None,
+            next_try: state.next_try.as_ref().and_then(Deadline::remaining),
             in_flight: state.in_flight.clone(),
             delivered: state.delivered,
+            counters: state.counters,
             last_failure: state.last_failure.clone(),
             paused: state.paused,
             running: !state.ended,
-        })
+        };
+        drop(state);
+        self.shared.figures.fill_in(&mut status);
+        Ok(status)
     }
 
     /// Stops: finishes the exchange under way, at most for so long; one that takes longer is ended,
     /// and its message waits on. Gives up the claim, so that another can take over at once.
     /// `true` if nothing had to be cut short.
-    pub fn stop(mut self, limit: Duration) -> bool {
-        self.end(limit)
-    }
-
-    fn end(&mut self, limit: Duration) -> bool {
-        let Some(thread) = self.thread.take() else { return true };
+    ///
+    /// Where the storage hangs, it returns `false` a little after the limit, and the forwarder's
+    /// thread ends as soon as the storage answers or gives up. Called by an observer, it returns
+    /// `false` at once, and the forwarder stops after the event.
+    pub fn stop(&self, limit: Duration) -> bool {
+        let mut thread = lock(&self.thread);
         let mut state = self.shared.lock();
         state.stopping = true;
         self.shared.changed.notify_all();
-        let running = |state: &mut ForwarderState| !state.ended;
-        state = self.shared.changed.wait_timeout_while(state, limit, running).unwrap_or_else(PoisonError::into_inner).0;
-        let in_time = state.ended;
+        if thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id()) {
+            return false;
+        }
         drop(state);
+        // What it waits for, it need not wait for any longer.
+        self.shared.outbox.wake();
+        let ended_within = |limit| {
+            let running = |state: &mut ForwarderState| !state.ended;
+            let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), limit, running);
+            waited.unwrap_or_else(PoisonError::into_inner).0.ended
+        };
+        let in_time = ended_within(limit);
         if !in_time {
             self.shared.client.close();
         }
-        // A panic there has been printed already.
-        let _ = thread.join();
+        if (in_time || ended_within(GRACE))
+            && let Some(thread) = thread.take()
+        {
+            // A panic there has been printed already.
+            let _ = thread.join();
+        }
         in_time
     }
 }
@@ -275,7 +283,7 @@ impl Forwarder {
 /// Stops at once, as [`stop`](Forwarder::stop) without a limit to wait for.
 impl Drop for Forwarder {
     fn drop(&mut self) {
-        self.end(Duration::ZERO);
+        self.stop(Duration::ZERO);
     }
 }
 
@@ -288,15 +296,16 @@ impl ForwarderBuilder {
     }
 
     /// With [`OnUnknown::Resend`]: after this many attempts whose result is not known, a message is
-    /// dead and those behind it go on, such as one on which the receiver closes without an answer.
-    /// They are counted since this forwarder began with the message. Defaults to no limit.
+    /// given up ([`at_limit`](ForwarderBuilder::at_limit)), such as one on which the receiver
+    /// closes without an answer. The outbox counts them, over restarts, until the message is
+    /// queued again. Defaults to no limit.
     pub fn unknown_attempts(mut self, most: NonZeroU32) -> Self {
         self.policy.unknown_attempts = Some(most.get());
         self
     }
 
-    /// How often a message that the receiver refused by AE or CE is tried again before it is dead.
-    /// Defaults to 3.
+    /// How often a message that the receiver refused by AE or CE is tried again before it is given
+    /// up. Defaults to 3.
     pub fn refusals(mut self, times: u32) -> Self {
         self.policy.refusals = times;
         self
@@ -307,6 +316,21 @@ impl ForwarderBuilder {
     /// receiver that means the former, more for one that means the latter. Defaults to 3.
     pub fn rejections(mut self, times: u32) -> Self {
         self.policy.rejections = times;
+        self
+    }
+
+    /// A message that was pushed longer ago than this is given up as soon as an attempt is refused
+    /// or its result is not known. One that nobody has received is tried for ever, whatever its
+    /// age. Defaults to no limit.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.policy.max_age = Some(age);
+        self
+    }
+
+    /// What becomes of a message that is given up, by one of the limits above. Defaults to
+    /// [`AtLimit::Dead`].
+    pub fn at_limit(mut self, choice: AtLimit) -> Self {
+        self.policy.at_limit = choice;
         self
     }
 
@@ -323,8 +347,8 @@ impl ForwarderBuilder {
         self
     }
 
-    /// Pauses as soon as a message is dead, until [`Forwarder::resume`]. Defaults to going on with
-    /// the others.
+    /// Pauses the destination as soon as a message is dead, a damaged one as well, until
+    /// [`Forwarder::resume`]. Defaults to going on with the others.
     pub fn pause_on_dead(self, pause: bool) -> Self {
         ForwarderBuilder { pause_on_dead: pause, ..self }
     }
@@ -339,15 +363,25 @@ impl ForwarderBuilder {
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Storage`] if the system has no thread to give.
+    /// [`OutboxError::Config`] if a claim of the outbox does not last longer than an exchange may
+    /// take, so that each would be cut short: give the client a shorter limit or the outbox a
+    /// longer lease. [`OutboxError::Storage`] if the system has no thread to give.
     pub fn start(self) -> Result<Forwarder, OutboxError> {
         let ForwarderBuilder { outbox, client, policy, pause_on_dead, observer } = self;
-        let (state, changed) = Default::default();
-        let shared = Arc::new(ForwarderShared { outbox, client, policy, pause_on_dead, observer, state, changed });
+        let longest = client.longest_call();
+        if let Some(lease) = outbox.claim_lasts().filter(|lease| *lease <= longest) {
+            return Err(OutboxError::Config(format!(
+                "a claim lasts {lease:?} and an exchange may take {longest:?}, so that it would be cut short: give the \
+                 client a shorter timeout or the outbox a longer lease"
+            )));
+        }
+        let (state, changed, figures) = Default::default();
+        let shared =
+            Arc::new(ForwarderShared { outbox, client, policy, pause_on_dead, observer, state, changed, figures });
         let running = Running(Arc::clone(&shared));
         let thread = thread::Builder::new().name("mllp-forwarder".into()).spawn(move || running.0.run());
         match thread {
-            Ok(thread) => Ok(Forwarder { shared, thread: Some(thread) }),
+            Ok(thread) => Ok(Forwarder { shared, thread: Mutex::new(Some(thread)) }),
             Err(error) => {
                 let what = "the thread of the forwarder cannot be started".to_owned();
                 Err(OutboxError::Storage { what, source: Some(error.into()) })
@@ -356,12 +390,12 @@ impl ForwarderBuilder {
     }
 }
 
-/// The attempts on the entry that is tried now.
-#[derive(Default)]
-struct HeadHistory {
-    id: u64,
-    /// The number of attempts whose result is not known.
-    unknown: u32,
+/// An outbox that cannot keep a pause has not failed: it holds for the forwarder alone.
+fn supported(kept: Result<(), OutboxError>) -> Result<(), OutboxError> {
+    match kept {
+        Err(OutboxError::Unsupported(_)) => Ok(()),
+        kept => kept,
+    }
 }
 
 /// Tells, however the thread ends, that it has.
@@ -379,22 +413,39 @@ impl ForwarderShared {
         lock(&self.state)
     }
 
+    /// Lets the forwarder's thread look at what has changed.
+    fn wake(&self) {
+        self.changed.notify_all();
+        self.outbox.wake();
+    }
+
     fn run(&self) {
+        let longest_wait = if self.outbox.wake() { LONG_IDLE } else { IDLE };
         let mut failures = 0;
-        let mut head = HeadHistory::default();
         while self.may_go_on() {
+            self.report_pause();
             match self.outbox.claim() {
                 Ok(Some(claim)) => {
-                    failures = 0;
-                    self.lock().in_flight = Some(claim.entry.control_id.clone());
-                    self.forward(&claim, &mut head);
+                    self.storage_works(&mut failures);
+                    let mut state = self.lock();
+                    state.in_flight = Some(claim.entry.control_id.clone());
+                    state.next_try = None;
+                    drop(state);
+                    self.forward(&claim);
                     self.lock().in_flight = None;
                 }
                 Ok(None) => {
-                    failures = 0;
-                    self.lock().idle += 1;
+                    self.storage_works(&mut failures);
+                    let mut state = self.lock();
+                    state.idle += 1;
+                    let until_next_try = state.next_try.as_ref().and_then(Deadline::remaining);
+                    drop(state);
                     self.changed.notify_all();
-                    self.outbox.wait(IDLE);
+                    self.outbox.wait(until_next_try.unwrap_or(longest_wait).min(longest_wait));
+                }
+                Err(OutboxError::Stopped { entry }) => {
+                    self.storage_works(&mut failures);
+                    self.passed_over(&entry);
                 }
                 Err(error) => self.rest_after(&error, &mut failures),
             }
@@ -402,18 +453,56 @@ impl ForwarderShared {
         self.outbox.release();
     }
 
+    fn storage_works(&self, failures: &mut u32) {
+        *failures = 0;
+        self.figures.works();
+    }
+
     /// Waits while the forwarder is paused. Returns `false` once it is to stop.
     fn may_go_on(&self) -> bool {
-        let paused = |state: &mut ForwarderState| state.paused && !state.stopping;
+        let paused = |state: &mut ForwarderState| state.paused && !state.stopping && state.asked_to_pause.is_none();
         !self.changed.wait_while(self.lock(), paused).unwrap_or_else(PoisonError::into_inner).stopping
     }
 
-    /// Makes one attempt to deliver an entry, and records what became of it.
-    fn forward(&self, claim: &Claim, head: &mut HeadHistory) {
-        let entry = &claim.entry;
-        if head.id != entry.id {
-            *head = HeadHistory { id: entry.id, unknown: 0 };
+    /// Reports a pause or its end that was asked for.
+    fn report_pause(&self) {
+        let asked = self.lock().asked_to_pause.take();
+        let destination = self.outbox.destination();
+        match asked {
+            Some(true) => self.emit(&ForwardEvent::Paused { destination }),
+            Some(false) => self.emit(&ForwardEvent::Resumed { destination }),
+            None => {}
         }
+    }
+
+    /// The outbox has stopped the head.
+    fn passed_over(&self, entry: &Summary) {
+        let is_dead = entry.state == EntryState::Dead;
+        let mut state = self.lock();
+        let counter = if is_dead { &mut state.counters.dead } else { &mut state.counters.held };
+        *counter += 1;
+        state.last_failure.clone_from(&entry.last_failure);
+        drop(state);
+        self.emit(&ForwardEvent::Stopped { entry });
+        if is_dead && self.pause_on_dead {
+            self.insist(|| self.pause());
+        }
+    }
+
+    /// Pauses the destination since a message is dead; this forwarder alone, where the outbox
+    /// cannot keep it.
+    fn pause(&self) -> Result<(), OutboxError> {
+        let kept = self.outbox.set_paused(true);
+        let mut state = self.lock();
+        state.paused |= matches!(kept, Err(OutboxError::Unsupported(_)));
+        state.asked_to_pause = Some(true);
+        drop(state);
+        supported(kept)
+    }
+
+    /// Makes one attempt to deliver an entry, and records what became of it.
+    fn forward(&self, claim: &Claim) {
+        let entry = &claim.entry;
         if self.policy.unknown == OnUnknown::Hold && !self.record(entry, || self.outbox.begin(claim)) {
             return;
         }
@@ -424,11 +513,13 @@ impl ForwarderShared {
             None => request.send(),
         };
         let why = sent.as_ref().err().map(in_words).unwrap_or_default();
-        let settlement = self.policy.judge(entry, head.unknown, &sent, &why);
-        head.unknown += u32::from(sent.as_ref().is_err_and(|error| error.advice() == Advice::FindOut));
-        if matches!(settlement, Settlement::Dead { .. }) {
-            // Queued again, it begins anew.
-            *head = HeadHistory::default();
+        let settlement = self.policy.judge(entry, &sent, &why);
+        // The pause comes first, so that whoever takes over after a crash between the two does not go on.
+        if self.pause_on_dead
+            && matches!(settlement, Settlement::Dead { .. })
+            && !self.record(entry, || self.pause())
+        {
+            return;
         }
         if self.record(entry, || self.outbox.settle(claim, settlement)) {
             self.conclude(entry, settlement, &sent);
@@ -439,32 +530,53 @@ impl ForwarderShared {
     /// forgotten because a disk was full for a while. `false` if the claim is lost, or it is to
     /// stop.
     fn record(&self, entry: &Entry, record: impl Fn() -> Result<(), OutboxError>) -> bool {
+        match self.insist(record) {
+            Some(true) => true,
+            Some(false) => {
+                self.lock().counters.claims_lost += 1;
+                self.emit(&ForwardEvent::ClaimLost { entry });
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Asks the outbox for something until it succeeds: `true`, or `false` if the claim is lost.
+    /// `None` if it is to stop meanwhile.
+    fn insist(&self, call: impl Fn() -> Result<(), OutboxError>) -> Option<bool> {
         let mut failures = 0;
         loop {
-            match record() {
-                Ok(()) => return true,
-                Err(OutboxError::ClaimLost) => {
-                    self.emit(&ForwardEvent::ClaimLost { entry });
-                    return false;
+            match call() {
+                Ok(()) => {
+                    self.figures.works();
+                    return Some(true);
                 }
+                Err(OutboxError::ClaimLost) => return Some(false),
                 Err(error) => self.rest_after(&error, &mut failures),
             }
             if self.lock().stopping {
-                return false;
+                return None;
             }
         }
     }
 
     fn conclude(&self, entry: &Entry, settlement: Settlement<'_>, sent: &Result<Ack, Error>) {
         let mut state = self.lock();
-        state.delivered += u64::from(settlement == Settlement::Delivered);
         state.last_failure = settlement.why().map(str::to_owned);
-        state.paused |= matches!(settlement, Settlement::Dead { .. }) && self.pause_on_dead;
+        match settlement {
+            Settlement::Delivered => state.delivered += 1,
+            Settlement::Retry { after, .. } | Settlement::Unknown { after, .. } => {
+                state.counters.retries += 1;
+                state.next_try = Some(Deadline::after(after));
+            }
+            Settlement::Held { .. } => state.counters.held += 1,
+            Settlement::Dead { .. } => state.counters.dead += 1,
+        }
         drop(state);
         match (settlement, sent) {
             (Settlement::Delivered, Ok(ack)) => self.emit(&ForwardEvent::Delivered { entry, ack: Some(ack) }),
             (Settlement::Delivered, Err(error)) => self.emit(&ForwardEvent::Delivered { entry, ack: error.commit() }),
-            (Settlement::Retry { after, .. }, Err(error)) => {
+            (Settlement::Retry { after, .. } | Settlement::Unknown { after, .. }, Err(error)) => {
                 self.emit(&ForwardEvent::Retrying { entry, error, retry_in: after });
             }
             (Settlement::Held { .. }, Err(error)) => self.emit(&ForwardEvent::Held { entry, error }),
@@ -476,7 +588,11 @@ impl ForwarderShared {
 
     /// Tells that the outbox failed, and lets time pass, unless it is to stop.
     fn rest_after(&self, error: &OutboxError, failures: &mut u32) {
-        self.lock().last_failure = Some(error.to_string());
+        self.figures.fails(error);
+        let mut state = self.lock();
+        state.last_failure = Some(error.to_string());
+        state.counters.storage_failures += 1;
+        drop(state);
         self.emit(&ForwardEvent::OutboxFailed { error });
         let delay = self.policy.delay_after(*failures);
         *failures = failures.saturating_add(1);
@@ -485,26 +601,13 @@ impl ForwarderShared {
     }
 
     fn emit(&self, event: &ForwardEvent<'_>) {
-        write_log(event);
+        event.log(self.outbox.destination());
         if let Some(observer) = &self.observer {
             // A panic of the observer must not change what becomes of a message.
             if catch_unwind(AssertUnwindSafe(|| observer(event))).is_err() {
                 log::error!("the observer of a forwarder panicked; it goes on");
             }
         }
-    }
-}
-
-fn write_log(event: &ForwardEvent<'_>) {
-    match event {
-        ForwardEvent::Delivered { entry, .. } => log::trace!("delivered {:?}", entry.control_id),
-        ForwardEvent::Retrying { entry, error, retry_in } => {
-            log::debug!("{:?} is tried again in {retry_in:?}: {error}", entry.control_id);
-        }
-        ForwardEvent::Held { entry, error } => log::warn!("{:?} is held: {error}", entry.control_id),
-        ForwardEvent::Dead { entry, error } => log::warn!("{:?} is dead: {error}", entry.control_id),
-        ForwardEvent::ClaimLost { entry } => log::warn!("the claim on {:?} is lost", entry.control_id),
-        ForwardEvent::OutboxFailed { error } => log::warn!("an outbox failed: {error}"),
     }
 }
 

@@ -31,8 +31,8 @@ impl LocalClaim {
         self.resting = self.claimed.take().zip(rest.map(Deadline::after));
     }
 
-    /// Somebody has decided that this entry need not rest.
-    pub(super) fn end_rest(&mut self, id: u64) {
-        self.resting.take_if(|(resting, _)| *resting == id);
+    /// Somebody has decided that the entry that rests need not.
+    pub(super) fn end_rest(&mut self) {
+        self.resting = None;
     }
 }

@@ -1,13 +1,14 @@
 //! Messages in memory, bounded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::ops::Bound;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
-use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement};
+use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary};
 use crate::deadline::Deadline;
 use crate::hl7::MessageError;
 use crate::locks::lock;
@@ -16,7 +17,7 @@ use crate::locks::lock;
 /// it holds is gone with the process.
 ///
 /// Clones share its content. What is held or dead counts towards the bounds, until it is discarded
-/// or delivered.
+/// or delivered. A key under which a message was pushed is known as long as the message is there.
 ///
 /// # Examples
 ///
@@ -44,6 +45,7 @@ enum WhenFull {
 
 #[derive(Default)]
 struct MemoryShared {
+    destination: Arc<str>,
     queue: Mutex<MemoryQueue>,
     room: Condvar,
     wake_up: WakeUp,
@@ -52,10 +54,20 @@ struct MemoryShared {
 #[derive(Default)]
 struct MemoryQueue {
     last_id: u64,
-    waiting: BTreeMap<u64, Entry>,
+    /// All but the dead.
+    entries: BTreeMap<u64, Entry>,
     dead: BTreeMap<u64, Entry>,
+    /// Which of the entries are held.
+    held: BTreeSet<u64>,
+    /// Which of them may be thrown away, with their sizes, and these together.
+    droppable: BTreeMap<u64, usize>,
+    droppable_bytes: usize,
+    /// The numbers of entries by the keys under which they were pushed, and the other way.
+    by_key: HashMap<String, u64>,
+    keys: HashMap<u64, String>,
     bytes: usize,
     dropped: u64,
+    paused: bool,
     local_claim: LocalClaim,
 }
 
@@ -83,8 +95,10 @@ impl MemoryOutbox {
         self.shared.lock().dropped
     }
 
-    fn has_room_for(&self, queue: &MemoryQueue, size: usize) -> bool {
-        queue.waiting.len() + queue.dead.len() < self.max_entries && queue.bytes + size <= self.max_bytes
+    /// Whether a message of this size fits beside what is kept in any case: so many entries, of so
+    /// many bytes.
+    fn fits(&self, size: usize, (entries, bytes): (usize, usize)) -> bool {
+        entries < self.max_entries && bytes + size <= self.max_bytes
     }
 
     /// Makes room for a message of this size as `when_full` says: waits, or drops the oldest
@@ -94,16 +108,14 @@ impl MemoryOutbox {
         match self.when_full {
             WhenFull::DropOldest => {
                 // Nothing is thrown away for a message that would not fit all the same.
-                let kept = || queue.waiting.values().filter(|entry| !queue.may_drop(entry)).chain(queue.dead.values());
-                let bytes: usize = kept().map(|entry| entry.message.len()).sum();
-                if kept().count() < self.max_entries && bytes + size <= self.max_bytes {
-                    while !self.has_room_for(&queue, size) && queue.drop_oldest() {}
+                if self.fits(size, queue.undroppable()) {
+                    while !self.fits(size, queue.all()) && queue.drop_oldest(&self.shared.destination) {}
                 }
                 queue
             }
             WhenFull::Wait(limit) => {
                 let deadline = Deadline::after(limit);
-                while !self.has_room_for(&queue, size) {
+                while !self.fits(size, queue.all()) {
                     let Some(left) = deadline.remaining() else { break };
                     queue = self.shared.room.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
                 }
@@ -117,50 +129,143 @@ impl MemoryShared {
     fn lock(&self) -> MutexGuard<'_, MemoryQueue> {
         lock(&self.queue)
     }
+
+    /// Makes a change after which there may be room, or something to claim.
+    fn change<T>(&self, change: impl FnOnce(&mut MemoryQueue) -> T) -> T {
+        let changed = change(&mut self.lock());
+        self.room.notify_all();
+        self.wake_up.notify();
+        changed
+    }
 }
 
 impl MemoryQueue {
-    fn drop_oldest(&mut self) -> bool {
-        let oldest = self.waiting.values().find(|entry| self.may_drop(entry));
-        let Some(id) = oldest.map(|entry| entry.id) else { return false };
-        let entry = self.waiting.remove(&id);
-        self.forget(entry);
+    /// How many entries there are, and of how many bytes.
+    fn all(&self) -> (usize, usize) {
+        (self.entries.len() + self.dead.len(), self.bytes)
+    }
+
+    /// The same of those that may not be thrown away.
+    fn undroppable(&self) -> (usize, usize) {
+        let (entries, bytes) = self.all();
+        (entries - self.droppable.len(), bytes - self.droppable_bytes)
+    }
+
+    fn drop_oldest(&mut self, destination: &str) -> bool {
+        let Some((&id, _)) = self.droppable.first_key_value() else { return false };
+        let control_id = self.remove(id).map(|entry| entry.control_id).unwrap_or_default();
         self.dropped += 1;
-        log::warn!("an outbox in memory is full and has thrown away its entry {id}, as it was told to");
+        log::warn!("{destination}: the outbox is full and has thrown away {control_id:?} (number {id}), as it was told to");
         true
     }
 
-    fn may_drop(&self, entry: &Entry) -> bool {
-        entry.state == EntryState::Waiting && Some(entry.id) != self.local_claim.claimed()
+    /// Takes an entry out for good.
+    fn remove(&mut self, id: u64) -> Option<Entry> {
+        let entry = self.entries.remove(&id).or_else(|| self.dead.remove(&id))?;
+        self.bytes -= entry.message.len();
+        if let Some(key) = self.keys.remove(&id) {
+            self.by_key.remove(&key);
+        }
+        self.reindex(id);
+        Some(entry)
     }
 
-    fn forget(&mut self, entry: Option<Entry>) -> bool {
-        self.bytes -= entry.as_ref().map_or(0, |entry| entry.message.len());
-        entry.is_some()
+    /// Puts an entry where its state says.
+    fn put(&mut self, entry: Entry) {
+        let id = entry.id;
+        let entries = if entry.state == EntryState::Dead { &mut self.dead } else { &mut self.entries };
+        entries.insert(id, entry);
+        self.reindex(id);
     }
 
-    fn is_held(&self, id: u64) -> bool {
-        self.waiting.get(&id).is_some_and(|entry| entry.state == EntryState::Held)
+    /// Notes anew whether an entry is held, and whether it may be thrown away.
+    fn reindex(&mut self, id: u64) {
+        let found = self.entries.get(&id).map(|entry| (entry.state, entry.message.len()));
+        self.held.remove(&id);
+        self.droppable_bytes -= self.droppable.remove(&id).unwrap_or_default();
+        match found {
+            Some((EntryState::Held, _)) => {
+                self.held.insert(id);
+            }
+            Some((EntryState::Waiting, size)) if self.local_claim.claimed() != Some(id) => {
+                self.droppable.insert(id, size);
+                self.droppable_bytes += size;
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends the claim, if there is one.
+    fn end_claim(&mut self, rest: Option<Duration>) {
+        let claimed = self.local_claim.claimed();
+        self.local_claim.end(rest);
+        if let Some(id) = claimed {
+            self.reindex(id);
+        }
+    }
+
+    /// The entry of a claim, if it is there and the claim is this one.
+    fn claimed(&mut self, claim: &Claim) -> Result<&mut Entry, OutboxError> {
+        let id = claim.entry.id;
+        if self.local_claim.claimed() != Some(id) {
+            return Err(OutboxError::ClaimLost);
+        }
+        if !self.entries.contains_key(&id) {
+            self.end_claim(None);
+        }
+        self.entries.get_mut(&id).ok_or(OutboxError::ClaimLost)
+    }
+
+    /// Changes an entry that is in one of these states; says whether there is one.
+    fn change(&mut self, id: u64, from: &[EntryState], change: impl FnOnce(&mut Entry)) -> bool {
+        let entry = self.entries.get(&id).or_else(|| self.dead.get(&id));
+        if entry.is_none_or(|entry| !from.contains(&entry.state)) {
+            return false;
+        }
+        let Some(mut entry) = self.entries.remove(&id).or_else(|| self.dead.remove(&id)) else { return false };
+        change(&mut entry);
+        self.put(entry);
+        true
     }
 }
 
 impl Outbox for MemoryOutbox {
+    fn destination(&self) -> &str {
+        &self.shared.destination
+    }
+
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
+        self.push_with(message, &PushOptions::new())
+    }
+
+    fn push_with(&self, message: &[u8], options: &PushOptions<'_>) -> Result<u64, OutboxError> {
         let entry = Entry::new(0, message).map_err(OutboxError::InvalidMessage)?;
         if message.len() > self.max_bytes {
             let error = MessageError::TooLarge { size: message.len(), limit: self.max_bytes };
             return Err(OutboxError::InvalidMessage(error));
         }
+        let known = |queue: &MemoryQueue| options.key.and_then(|key| queue.by_key.get(key).copied());
+        if let Some(id) = known(&self.shared.lock()) {
+            return Ok(id);
+        }
         let mut queue = self.make_room(message.len());
-        if !self.has_room_for(&queue, message.len()) {
-            let (entries, dead, bytes) = (queue.waiting.len(), queue.dead.len(), queue.bytes);
+        // Another may have pushed it while this one waited for room.
+        if let Some(id) = known(&queue) {
+            return Ok(id);
+        }
+        if !self.fits(message.len(), queue.all()) {
+            let (entries, dead, bytes) = (queue.entries.len(), queue.dead.len(), queue.bytes);
             let what = format!("the outbox is full: {entries} entries waiting and {dead} dead, of {bytes} bytes");
             return Err(OutboxError::Full { what, source: None });
         }
         queue.last_id += 1;
         let id = queue.last_id;
         queue.bytes += message.len();
-        queue.waiting.insert(id, Entry { id, ..entry });
+        queue.put(Entry { id, destination: Arc::clone(&self.shared.destination), ..entry });
+        if let Some(key) = options.key {
+            queue.by_key.insert(key.to_owned(), id);
+            queue.keys.insert(id, key.to_owned());
+        }
         drop(queue);
         self.shared.wake_up.notify();
         Ok(id)
@@ -168,18 +273,23 @@ impl Outbox for MemoryOutbox {
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let mut queue = self.shared.lock();
-        let MemoryQueue { waiting, local_claim, .. } = &mut *queue;
-        let Some(mut head) = waiting.first_entry().filter(|_| local_claim.claimed().is_none()) else { return Ok(None) };
-        let entry = head.get_mut();
-        match entry.state {
-            EntryState::Waiting if local_claim.resting() == Some(entry.id) => Ok(None),
+        if queue.paused || queue.local_claim.claimed().is_some() {
+            return Ok(None);
+        }
+        let resting = queue.local_claim.resting();
+        let Some((&id, head)) = queue.entries.first_key_value() else { return Ok(None) };
+        match head.state {
+            EntryState::Waiting if resting == Some(id) => Ok(None),
             EntryState::Waiting => {
-                local_claim.begin(entry.id);
-                Ok(Some(Claim::new(entry.clone())))
+                let claim = Claim::new(head.clone());
+                queue.local_claim.begin(id);
+                queue.reindex(id);
+                Ok(Some(claim))
             }
             EntryState::Sending => {
-                entry.apply(&entry.orphaned());
-                Ok(None)
+                queue.change(id, &[EntryState::Sending], |entry| entry.apply(&entry.orphaned()));
+                let entry = queue.entries.get(&id).map(Entry::summary);
+                entry.map_or(Ok(None), |entry| Err(OutboxError::Stopped { entry: Box::new(entry) }))
             }
             EntryState::Held | EntryState::Dead => Ok(None),
         }
@@ -187,83 +297,105 @@ impl Outbox for MemoryOutbox {
 
     fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
         let mut queue = self.shared.lock();
-        let id = claim.entry.id;
-        if queue.local_claim.claimed() != Some(id) {
+        let entry = queue.claimed(claim)?;
+        // One that was held meanwhile is not sent.
+        if entry.state == EntryState::Held {
+            queue.end_claim(None);
             return Err(OutboxError::ClaimLost);
         }
-        let entry = queue.waiting.get_mut(&id).ok_or(OutboxError::ClaimLost)?;
         entry.state = EntryState::Sending;
         Ok(())
     }
 
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
-        let mut queue = self.shared.lock();
         let id = claim.entry.id;
-        if queue.local_claim.claimed() != Some(id) {
-            return Err(OutboxError::ClaimLost);
-        }
-        let settled = claim.entry.settled(outcome);
-        queue.local_claim.end(settled.rest);
-        let mut entry = queue.waiting.remove(&id).ok_or(OutboxError::ClaimLost)?;
-        entry.apply(&settled);
-        match settled.state {
-            None => {
-                queue.forget(Some(entry));
+        self.shared.change(|queue| {
+            let held = queue.claimed(claim)?.state == EntryState::Held;
+            let settled = claim.entry.settled(outcome, held);
+            queue.end_claim(settled.rest);
+            if settled.state.is_none() {
+                queue.remove(id);
+            } else if let Some(mut entry) = queue.entries.remove(&id) {
+                entry.apply(&settled);
+                queue.put(entry);
             }
-            Some(state) => {
-                let entries = if state == EntryState::Dead { &mut queue.dead } else { &mut queue.waiting };
-                entries.insert(id, entry);
-            }
-        }
-        drop(queue);
-        self.shared.room.notify_all();
-        Ok(())
+            Ok(())
+        })
     }
 
     fn release(&self) {
-        self.shared.lock().local_claim.end(None);
-        self.shared.wake_up.notify();
+        self.shared.change(|queue| queue.end_claim(None));
     }
 
     fn pending(&self) -> Result<Pending, OutboxError> {
         let queue = self.shared.lock();
-        let oldest = queue.waiting.first_key_value().map(|(_, entry)| entry.pushed_at);
-        Ok(Pending::new(queue.waiting.len() as u64, oldest, queue.dead.len() as u64))
+        let oldest = queue.entries.first_key_value().map(|(_, entry)| entry.pushed_at);
+        let pending = Pending::new(queue.entries.len() as u64, oldest, queue.dead.len() as u64);
+        Ok(Pending { held: queue.held.len() as u64, paused: queue.paused, ..pending })
     }
 
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
         let queue = self.shared.lock();
-        let held = queue.waiting.values().filter(|entry| entry.state == EntryState::Held);
-        let mut stopped: Vec<Entry> =
-            held.chain(queue.dead.values()).filter(|entry| entry.id > after).cloned().collect();
+        let range = (Bound::Excluded(after), Bound::Unbounded);
+        let held = queue.held.range(range).take(limit).filter_map(|id| queue.entries.get(id));
+        let dead = queue.dead.range(range).take(limit).map(|(_, entry)| entry);
+        let mut stopped: Vec<&Entry> = held.chain(dead).collect();
         stopped.sort_by_key(|entry| entry.id);
-        stopped.truncate(limit);
-        Ok(stopped)
+        Ok(stopped.into_iter().take(limit).cloned().collect())
     }
 
     fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
-        let mut queue = self.shared.lock();
-        let stopped = if queue.is_held(id) { queue.waiting.remove(&id) } else { queue.dead.remove(&id) };
-        let Some(entry) = stopped else { return Ok(false) };
-        queue.waiting.insert(id, Entry { state: EntryState::Waiting, refusals: 0, ..entry });
-        queue.local_claim.end_rest(id);
-        drop(queue);
-        self.shared.wake_up.notify();
-        Ok(true)
+        Ok(self.shared.change(|queue| {
+            queue.local_claim.end_rest();
+            queue.change(id, &[EntryState::Held, EntryState::Dead], Entry::begin_anew)
+        }))
     }
 
     fn discard(&self, id: u64) -> Result<bool, OutboxError> {
-        let mut queue = self.shared.lock();
-        let stopped = if queue.is_held(id) { queue.waiting.remove(&id) } else { queue.dead.remove(&id) };
-        let discarded = queue.forget(stopped);
-        drop(queue);
-        self.shared.room.notify_all();
-        self.shared.wake_up.notify();
-        Ok(discarded)
+        Ok(self.shared.change(|queue| queue.remove(id).is_some()))
     }
 
     fn wait(&self, limit: Duration) {
         self.shared.wake_up.wait(limit);
+    }
+
+    fn wake(&self) -> bool {
+        self.shared.wake_up.notify();
+        true
+    }
+
+    fn list(&self, state: Option<EntryState>, after: u64, limit: usize) -> Result<Vec<Summary>, OutboxError> {
+        let queue = self.shared.lock();
+        let range = (Bound::Excluded(after), Bound::Unbounded);
+        let entries = if state == Some(EntryState::Dead) { &queue.dead } else { &queue.entries };
+        let listed = entries.range(range).map(|(_, entry)| entry);
+        let listed = listed.filter(|entry| state.is_none_or(|state| entry.state == state));
+        Ok(listed.take(limit).map(Entry::summary).collect())
+    }
+
+    fn show(&self, id: u64) -> Result<Option<Entry>, OutboxError> {
+        let queue = self.shared.lock();
+        Ok(queue.entries.get(&id).or_else(|| queue.dead.get(&id)).cloned())
+    }
+
+    fn hold(&self, id: u64) -> Result<bool, OutboxError> {
+        let states = [EntryState::Waiting, EntryState::Sending];
+        Ok(self.shared.lock().change(id, &states, |entry| entry.state = EntryState::Held))
+    }
+
+    fn unhold(&self, id: u64) -> Result<bool, OutboxError> {
+        let let_go = |entry: &mut Entry| entry.state = EntryState::Waiting;
+        Ok(self.shared.change(|queue| queue.change(id, &[EntryState::Held], let_go)))
+    }
+
+    fn try_now(&self) -> Result<(), OutboxError> {
+        self.shared.change(|queue| queue.local_claim.end_rest());
+        Ok(())
+    }
+
+    fn set_paused(&self, paused: bool) -> Result<(), OutboxError> {
+        self.shared.change(|queue| queue.paused = paused);
+        Ok(())
     }
 }
 
@@ -271,7 +403,7 @@ impl fmt::Debug for MemoryOutbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let queue = self.shared.lock();
         f.debug_struct("MemoryOutbox")
-            .field("waiting", &queue.waiting.len())
+            .field("waiting", &queue.entries.len())
             .field("dead", &queue.dead.len())
             .field("bytes", &queue.bytes)
             .finish_non_exhaustive()

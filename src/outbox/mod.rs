@@ -69,7 +69,10 @@
 
 mod contract;
 mod error;
+mod forward_event;
 mod forwarder;
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+mod identity;
 mod local_claim;
 mod memory;
 mod policy;
@@ -77,18 +80,21 @@ mod policy;
 mod redis;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod status;
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 mod unix_millis;
 mod wake_up;
 
-pub use contract::{Claim, Entry, EntryState, Outbox, Pending, Settlement};
+pub use contract::{Claim, Entry, EntryState, Outbox, Pending, PushOptions, Settlement, Summary};
 pub use error::OutboxError;
-pub use forwarder::{ForwardEvent, Forwarder, ForwarderBuilder, Status};
+pub use forward_event::ForwardEvent;
+pub use forwarder::{Forwarder, ForwarderBuilder};
 pub use memory::MemoryOutbox;
-pub use policy::OnUnknown;
+pub use policy::{AtLimit, OnUnknown};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use redis::RedisOutbox;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use sqlite::SqliteOutbox;
+pub use status::{Counters, Status, StorageDown};

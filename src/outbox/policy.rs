@@ -1,6 +1,6 @@
 //! The rules for a message after an attempt to deliver it: no I/O.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::{Entry, Settlement};
 use crate::backoff::doubled;
@@ -14,8 +14,9 @@ use crate::hl7::ack::AckCode::{ApplicationReject, CommitReject};
 #[non_exhaustive]
 pub enum OnUnknown {
     /// It sends the same bytes with the same control ID again, until it knows, or up to a limit:
-    /// [`unknown_attempts`](super::ForwarderBuilder::unknown_attempts). A receiver recognises the
-    /// repeated control ID, as HL7 asks of it.
+    /// [`unknown_attempts`](super::ForwarderBuilder::unknown_attempts),
+    /// [`max_age`](super::ForwarderBuilder::max_age). A receiver recognises the repeated control
+    /// ID, as HL7 asks of it.
     #[default]
     Resend,
     /// It holds the message, and those behind it, until somebody has found out and says what to do:
@@ -23,6 +24,18 @@ pub enum OnUnknown {
     /// [`Outbox::discard`](super::Outbox::discard) if the receiver has it. So no message is sent
     /// twice, even if the forwarder is killed: it is recorded as being sent before it is, which
     /// costs a second write for each message.
+    Hold,
+}
+
+/// What a [`Forwarder`](super::Forwarder) makes of a message that was refused, or whose result is
+/// not known, too often or for too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AtLimit {
+    /// It is dead, and those behind it go on.
+    #[default]
+    Dead,
+    /// It is held, and those behind it wait until somebody has decided.
     Hold,
 }
 
@@ -34,6 +47,9 @@ pub(super) struct Policy {
     pub(super) unknown_attempts: Option<u32>,
     pub(super) refusals: u32,
     pub(super) rejections: u32,
+    /// The age from which on no attempt follows one that was refused, or whose result is unknown.
+    pub(super) max_age: Option<Duration>,
+    pub(super) at_limit: AtLimit,
     pub(super) initial_delay: Duration,
     pub(super) max_delay: Duration,
 }
@@ -45,6 +61,8 @@ impl Default for Policy {
             unknown_attempts: None,
             refusals: 3,
             rejections: 3,
+            max_age: None,
+            at_limit: AtLimit::default(),
             initial_delay: Duration::from_secs(1),
             max_delay: Duration::from_secs(30),
         }
@@ -52,17 +70,13 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The settlement of an entry after this attempt. `unknown_before`: the number of attempts
-    /// before it whose result is not known; `why`: the words of a failure.
-    pub(super) fn judge<'w>(
-        &self,
-        entry: &Entry,
-        unknown_before: u32,
-        sent: &Result<Ack, Error>,
-        why: &'w str,
-    ) -> Settlement<'w> {
+    /// The settlement of an entry after this attempt, for which `why` has the words of a failure.
+    pub(super) fn judge<'w>(&self, entry: &Entry, sent: &Result<Ack, Error>, why: &'w str) -> Settlement<'w> {
         let Err(error) = sent else { return Settlement::Delivered };
-        let retry = |refused| Settlement::Retry { after: self.delay_after(entry.attempts), refused, why };
+        let after = self.delay_after(entry.attempts);
+        // A clock that was set back makes nothing old.
+        let age = SystemTime::now().duration_since(entry.pushed_at).unwrap_or_default();
+        let is_old = self.max_age.is_some_and(|most| age >= most);
         match error.advice() {
             Advice::DoNotResend => Settlement::Delivered,
             Advice::FixMessage => Settlement::Dead { why },
@@ -70,13 +84,25 @@ impl Policy {
                 let is_rejection =
                     error.nak().is_some_and(|nak| matches!(nak.code(), ApplicationReject | CommitReject));
                 let retries = if is_rejection { self.rejections } else { self.refusals };
-                if entry.refusals >= retries { Settlement::Dead { why } } else { retry(true) }
+                if entry.refusals >= retries || is_old {
+                    self.give_up(why)
+                } else {
+                    Settlement::Retry { after, refused: true, why }
+                }
             }
             Advice::FindOut if self.unknown == OnUnknown::Hold => Settlement::Held { why },
-            Advice::FindOut if self.unknown_attempts.is_some_and(|limit| unknown_before + 1 >= limit) => {
-                Settlement::Dead { why }
+            Advice::FindOut => {
+                let is_last = self.unknown_attempts.is_some_and(|most| entry.unknowns.saturating_add(1) >= most);
+                if is_last || is_old { self.give_up(why) } else { Settlement::Unknown { after, why } }
             }
-            Advice::FindOut | Advice::Retry | Advice::FixSetup => retry(false),
+            Advice::Retry | Advice::FixSetup => Settlement::Retry { after, refused: false, why },
+        }
+    }
+
+    fn give_up<'w>(&self, why: &'w str) -> Settlement<'w> {
+        match self.at_limit {
+            AtLimit::Dead => Settlement::Dead { why },
+            AtLimit::Hold => Settlement::Held { why },
         }
     }
 

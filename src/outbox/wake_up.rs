@@ -17,10 +17,10 @@ impl WakeUp {
         self.notified.notify_all();
     }
 
-    /// Waits until it rings, unless it has is_due since the last time.
-    pub(super) fn wait(&self, limit: Duration) {
+    /// Waits until it is notified, unless it has been since the last time; returns whether it was.
+    pub(super) fn wait(&self, limit: Duration) -> bool {
         let is_due = lock(&self.is_due);
         let waited = self.notified.wait_timeout_while(is_due, limit, |is_due| !*is_due);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+        std::mem::take(&mut *waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 }

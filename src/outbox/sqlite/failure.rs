@@ -1,15 +1,51 @@
-//! The meaning of an error of SQLite, in words for a user.
+//! The failures of a file, in words for a user.
 
-use std::borrow::Borrow;
-use std::error::Error as StdError;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::ErrorCode;
 
 use crate::outbox::OutboxError;
 
-/// The longest wait for another process that holds the write lock (SQLite's busy time-out).
-pub(super) const BUSY: Duration = Duration::from_secs(10);
+/// Why a file could not be read or changed.
+#[derive(Clone, Debug)]
+pub(super) enum Failure {
+    Sqlite(Arc<rusqlite::Error>),
+    /// Others had it locked for so long.
+    Locked(Duration),
+    /// Its own bound is reached, of so many bytes.
+    Bound(u64),
+    /// The reserve is used up, or could not be restored.
+    Reserve,
+    /// Another file has its place, or none.
+    Moved,
+    /// It lacks entries that were in it.
+    Older,
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Failure {
+        Failure::Sqlite(Arc::new(error))
+    }
+}
+
+impl Failure {
+    fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Failure::Sqlite(error) => error.sqlite_error_code(),
+            _ => None,
+        }
+    }
+
+    /// Whether another has the file locked at this moment.
+    pub(super) fn is_busy(&self) -> bool {
+        self.code() == Some(ErrorCode::DatabaseBusy)
+    }
+
+    pub(super) fn is_disk_full(&self) -> bool {
+        self.code() == Some(ErrorCode::DiskFull)
+    }
+}
 
 pub(super) fn full(path: &str) -> String {
     format!("the disk of {path} is full; what is in it is untouched, and it goes on once there is room")
@@ -19,12 +55,32 @@ pub(super) fn read_only(path: &str) -> String {
     format!("{path} or its directory cannot be written")
 }
 
-/// The outbox's error for an error of SQLite.
-pub(super) fn failure(
-    path: &str,
-    error: impl Borrow<rusqlite::Error> + StdError + Send + Sync + 'static,
-) -> OutboxError {
-    let code = error.borrow().sqlite_error_code();
+/// The outbox's error for a failure.
+pub(super) fn failure(path: &str, failure: Failure) -> OutboxError {
+    let code = failure.code();
+    let error = match failure {
+        Failure::Sqlite(error) => error,
+        Failure::Locked(limit) => {
+            let what = format!("{path} was locked by another process for longer than {limit:?}");
+            return OutboxError::Storage { what, source: None };
+        }
+        Failure::Bound(bytes) => {
+            let what = format!("{path} has reached its bound of {bytes} bytes; it goes on once messages are delivered");
+            return OutboxError::Full { what, source: None };
+        }
+        Failure::Reserve => return OutboxError::Full { what: full(path), source: None },
+        Failure::Moved => {
+            let what = format!(
+                "{path} is not the file any more that this program has opened: it was moved away, removed or replaced; \
+                 open it again"
+            );
+            return OutboxError::StorageReplaced { what };
+        }
+        Failure::Older => {
+            let what = format!("{path} lacks messages that were in it, as if an older copy had taken its place");
+            return OutboxError::StorageReplaced { what };
+        }
+    };
     let source = Some(error.into());
     let what = match code {
         Some(ErrorCode::DiskFull) => return OutboxError::Full { what: full(path), source },
@@ -33,9 +89,7 @@ pub(super) fn failure(
             return OutboxError::Damaged { what, source };
         }
         Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => read_only(path),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            format!("{path} was locked by another process for longer than {BUSY:?}")
-        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => format!("{path} is locked by another process"),
         _ => format!("{path} cannot be read or written"),
     };
     OutboxError::Storage { what, source }

@@ -6,21 +6,39 @@
 //! another would fall into two groups that take turns, so a leader waits a little for those
 //! who were there the last time; where there was nobody else, it does not wait.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::failure::Failure;
+use super::files::companion;
+use super::reserve::Reserve;
+use super::storage::Kind;
+use super::turns::Turns;
+use crate::deadline::Deadline;
 use crate::locks::lock;
 
 /// The result of a change: the number of a new row, or how many rows it concerned.
-type ChangeResult = Result<i64, Arc<rusqlite::Error>>;
+type ChangeResult = Result<i64, Failure>;
+
+/// A log that is larger is cut as soon as nobody reads an older state from it, in bytes.
+const LARGE_LOG: u64 = 16 * 1024 * 1024;
+
+/// So many transactions pass between two looks at the log.
+const LOOK_AT_LOG: u32 = 64;
+
+/// The longest pause between two attempts to get the lock of the database.
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
 pub(super) struct Group {
     queue: Mutex<GroupQueue>,
     done: Condvar,
     joined: Condvar,
     writer: Mutex<Connection>,
+    lead: Mutex<Lead>,
 }
 
 #[derive(Default)]
@@ -34,14 +52,29 @@ struct GroupQueue {
     took: Duration,
 }
 
+/// What the one who leads has to do with.
+struct Lead {
+    log: PathBuf,
+    turns: Turns,
+    reserve: Reserve,
+    /// How many transactions there were since the log was looked at.
+    since_look: u32,
+}
+
 struct PendingChange {
-    work: Box<dyn FnMut(&Connection) -> rusqlite::Result<i64> + Send>,
+    kind: Kind,
+    work: Box<dyn FnMut(&Connection) -> ChangeResult + Send>,
     answer: Arc<Mutex<Option<ChangeResult>>>,
 }
 
 impl Group {
-    pub(super) fn new(writer: Connection) -> Group {
-        Group { queue: Mutex::default(), done: Condvar::new(), joined: Condvar::new(), writer: Mutex::new(writer) }
+    pub(super) fn new(writer: Connection, path: &Path) -> Group {
+        let mut reserve = Reserve::beside(path);
+        // Where the disk is full already, it is restored before something is pushed.
+        let _ = reserve.restore();
+        let lead = Lead { log: companion(path, "-wal"), turns: Turns::at(path), reserve, since_look: 0 };
+        let (queue, done, joined) = Default::default();
+        Group { queue, done, joined, writer: Mutex::new(writer), lead: Mutex::new(lead) }
     }
 
     /// The connection that writes, if nobody uses it: what it has written, it need not read again.
@@ -57,11 +90,13 @@ impl Group {
     /// change is durable. The work may be done more than once, of which one counts.
     pub(super) fn change(
         &self,
-        work: impl FnMut(&Connection) -> rusqlite::Result<i64> + Send + 'static,
+        kind: Kind,
+        deadline: &Deadline,
+        work: impl FnMut(&Connection) -> ChangeResult + Send + 'static,
     ) -> ChangeResult {
         let answer = Arc::new(Mutex::new(None));
         let mut queue = lock(&self.queue);
-        queue.waiting.push(PendingChange { work: Box::new(work), answer: Arc::clone(&answer) });
+        queue.waiting.push(PendingChange { kind, work: Box::new(work), answer: Arc::clone(&answer) });
         if queue.waiting.len() == queue.expected {
             self.joined.notify_one();
         }
@@ -70,7 +105,17 @@ impl Group {
                 return answer;
             }
             if queue.led {
-                queue = self.done.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                let Some(left) = deadline.remaining() else {
+                    let before = queue.waiting.len();
+                    queue.waiting.retain(|change| !Arc::ptr_eq(&change.answer, &answer));
+                    if queue.waiting.len() < before {
+                        return Err(Failure::Locked(deadline.limit()));
+                    }
+                    // It is being written, by somebody whose limit comes.
+                    queue = self.done.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                };
+                queue = self.done.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
             queue.led = true;
@@ -80,34 +125,135 @@ impl Group {
             let waited = self.joined.wait_timeout_while(queue, patience, too_few);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
             let group = std::mem::take(&mut queue.waiting);
+            let took = queue.took;
             drop(queue);
-            let (size, begun) = (group.len(), Instant::now());
-            self.commit(group);
+            let size = group.len();
+            let (took, left_over) = self.commit(group, took, deadline);
             queue = lock(&self.queue);
             queue.led = false;
-            queue.took = begun.elapsed();
+            queue.took = took;
             queue.expected = size + queue.waiting.len();
+            // Who could not be written within this one's limit has his own.
+            let own = |change: &PendingChange| Arc::ptr_eq(&change.answer, &answer);
+            for change in left_over {
+                if own(&change) {
+                    change.answer(Err(Failure::Locked(deadline.limit())));
+                } else {
+                    queue.waiting.push(change);
+                }
+            }
             self.done.notify_all();
         }
     }
 
-    fn commit(&self, mut group: Vec<PendingChange>) {
-        let mut writer = lock(&self.writer);
-        match transact(&mut writer, &mut group) {
+    /// Makes the file as small as its content.
+    pub(super) fn compact(&self, deadline: &Deadline) -> Result<(), Failure> {
+        let mut lead = lock(&self.lead);
+        let writer = lock(&self.writer);
+        let _turn = lead.turns.to_push(Duration::ZERO, deadline);
+        let compact = || writer.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)").map_err(Failure::from);
+        patiently(deadline, compact)
+    }
+
+    /// Writes a group; returns how long that took, and what could not be written within the limit.
+    fn commit(
+        &self,
+        mut group: Vec<PendingChange>,
+        took: Duration,
+        deadline: &Deadline,
+    ) -> (Duration, Vec<PendingChange>) {
+        let mut lead = lock(&self.lead);
+        let Lead { turns, reserve, .. } = &mut *lead;
+        let settles = group.iter().any(|change| change.kind == Kind::Settlement);
+        // Pushes have their room only while the reserve has its own.
+        let mut taken = None;
+        if group.iter().any(|change| change.kind == Kind::Push) && reserve.restore().is_err() {
+            let (pushes, others) = group.into_iter().partition(|change| change.kind == Kind::Push);
+            (taken, group) = (Some::<Vec<_>>(pushes), others);
+        }
+        let writer = lock(&self.writer);
+        for push in taken.into_iter().flatten() {
+            push.answer(Err(Failure::Reserve));
+        }
+        if group.is_empty() {
+            return (took, group);
+        }
+        let turn = (!settles).then(|| turns.to_push(took, deadline));
+        let begun = Instant::now();
+        let written = transact(&writer, &mut group, deadline);
+        let took = begun.elapsed();
+        drop(turn);
+        if settles && written.is_ok() {
+            turns.settles();
+        }
+        match written {
             Ok(answers) => group.iter().zip(answers).for_each(|(change, answer)| change.answer(Ok(answer))),
+            Err(Failure::Locked(_)) => return (took, group),
             // Each change is made alone: where one message is too large for what is left of the disk, others may
-            // fit.
-            Err(error) if group.len() > 1 && error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => {
-                for change in &mut group {
-                    let alone = transact(&mut writer, std::slice::from_mut(change));
-                    change.answer(alone.map(|answers| answers[0]).map_err(Arc::new));
+            // fit; and what makes room may use the reserve.
+            Err(_) => {
+                let mut left_over = Vec::new();
+                for mut change in group {
+                    match alone(&writer, &mut change, reserve, deadline) {
+                        Err(Failure::Locked(_)) => left_over.push(change),
+                        answer => change.answer(answer),
+                    }
                 }
-            }
-            Err(error) => {
-                let error = Arc::new(error);
-                group.iter().for_each(|change| change.answer(Err(Arc::clone(&error))));
+                return (took, left_over);
             }
         }
+        lead.look_at_log(&writer);
+        (took, Vec::new())
+    }
+}
+
+/// Makes one change. A settlement for which the disk is full has the room of the reserve.
+fn alone(
+    writer: &Connection,
+    change: &mut PendingChange,
+    reserve: &mut Reserve,
+    deadline: &Deadline,
+) -> ChangeResult {
+    loop {
+        let made = transact(writer, std::slice::from_mut(change), deadline).map(|answers| answers[0]);
+        match made {
+            Err(failure) if failure.is_disk_full() && change.kind == Kind::Settlement => {
+                if !reserve.release() {
+                    return Err(failure);
+                }
+                log::warn!("the disk of an outbox is full: what is delivered uses the reserve, and pushes are refused");
+            }
+            Ok(made) => {
+                if !reserve.is_whole() {
+                    // The log goes on in the room that it has.
+                    cut_log(writer);
+                }
+                return Ok(made);
+            }
+            made => return made,
+        }
+    }
+}
+
+impl Lead {
+    /// Cuts a log that has grown large, as beside a shell that reads for long, once it can be cut.
+    fn look_at_log(&mut self, writer: &Connection) {
+        self.since_look += 1;
+        if self.since_look < LOOK_AT_LOG {
+            return;
+        }
+        self.since_look = 0;
+        if fs::metadata(&self.log).is_ok_and(|log| log.len() > LARGE_LOG) {
+            cut_log(writer);
+        }
+    }
+}
+
+/// Takes the log over into the database and cuts it. While somebody reads from it, that is not
+/// possible, and tried again later.
+fn cut_log(writer: &Connection) {
+    if let Err(error) = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+        log::debug!("the log of an outbox cannot be cut now: {error}");
     }
 }
 
@@ -117,9 +263,27 @@ impl PendingChange {
     }
 }
 
-fn transact(writer: &mut Connection, group: &mut [PendingChange]) -> rusqlite::Result<Vec<i64>> {
-    let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let answers = group.iter_mut().map(|change| (change.work)(&transaction)).collect::<rusqlite::Result<Vec<i64>>>()?;
+fn transact(writer: &Connection, group: &mut [PendingChange], deadline: &Deadline) -> Result<Vec<i64>, Failure> {
+    let begin = || Transaction::new_unchecked(writer, TransactionBehavior::Immediate).map_err(Failure::from);
+    let transaction = patiently(deadline, begin)?;
+    let answers = group.iter_mut().map(|change| (change.work)(&transaction)).collect::<Result<Vec<i64>, Failure>>()?;
     transaction.commit()?;
     Ok(answers)
+}
+
+/// Does what needs the lock of the database, as soon as it is to be had.
+fn patiently<T>(deadline: &Deadline, mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let mut pause = Duration::from_micros(20);
+    loop {
+        match work() {
+            Err(failure) if failure.is_busy() => {
+                if deadline.remaining().is_none() {
+                    return Err(Failure::Locked(deadline.limit()));
+                }
+                thread::park_timeout(pause);
+                pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+            }
+            result => return result,
+        }
+    }
 }

@@ -1,39 +1,43 @@
 //! Messages in a file, by SQLite. This folder alone names `rusqlite`.
 
+mod changes;
+mod claim_lock;
 mod failure;
+mod files;
 mod group;
+mod reserve;
 mod schema;
+mod storage;
+mod turns;
 
 use std::fmt;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, named_params, params};
+use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
-use super::contract::AfterSettlement;
+use super::identity::unique;
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
-use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
+use super::{
+    Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis,
+};
 use crate::deadline::Deadline;
+use crate::hl7::MessageError;
 use crate::locks::lock;
-use failure::{BUSY, failure, full, read_only};
-use group::Group;
+use changes::{Change, Expired, NewEntry, Order, WEEK, milliseconds};
+use claim_lock::ClaimLock;
+use storage::{Kind, Storage, TIMEOUT};
 
-/// The longest time until an entry that another process has pushed is noticed.
-const POLL: Duration = Duration::from_millis(50);
+/// How soon an entry that another process has pushed is noticed, at first and after long silence.
+const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// The time between two searches for delivered entries that are old enough to be removed.
 const PURGE: Duration = Duration::from_secs(60);
 
-/// The largest number of entries that are removed in one transaction.
-const PURGE_AT_ONCE: i64 = 256;
-
-/// How long delivered entries are kept, if nothing else is said.
-const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// The largest message in bytes: SQLite's own limit, less what surrounds it in a row.
+const LARGEST: usize = 999_999_000;
 
 /// An [`Outbox`] in a file, by SQLite (feature `sqlite`).
 ///
@@ -78,31 +82,27 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 pub struct SqliteOutbox {
     shared: Arc<SqliteShared>,
     keep: Option<Duration>,
-}
-
-/// The part that all handles of one file share.
-struct Storage {
-    /// Its path as it was given, for errors.
-    path: String,
-    canonical: PathBuf,
-    group: Group,
-    reader: Mutex<Connection>,
+    max_bytes: Option<u64>,
+    timeout: Duration,
 }
 
 struct SqliteShared {
     storage: Arc<Storage>,
     destination: i64,
-    name: String,
+    name: Arc<str>,
     holding: Mutex<Holding>,
-    wake_up: WakeUp,
+    wake_up: Arc<WakeUp>,
 }
 
 /// This handle's part in the holding: the lock while it may claim, and what it has claimed.
-#[derive(Default)]
 struct Holding {
-    lock: Option<File>,
+    lock: ClaimLock,
     local_claim: LocalClaim,
     next_purge: Option<Deadline>,
+    /// How long delivered entries are kept, as the database knows it.
+    kept: Option<Option<Duration>>,
+    /// How long to wait for what another process pushes.
+    poll: Duration,
 }
 
 impl SqliteOutbox {
@@ -114,16 +114,8 @@ impl SqliteOutbox {
     /// [`OutboxError::Damaged`], [`OutboxError::Full`] or [`OutboxError::Storage`] if it cannot
     /// be read and written.
     pub fn open(path: impl AsRef<Path>, destination: &str) -> Result<SqliteOutbox, OutboxError> {
-        let path = path.as_ref();
-        let shown = path.display().to_string();
-        // The lock has to be the same whatever the file is called, and wherever the program goes.
-        let path = create(path).and_then(|()| path.canonicalize()).map_err(|error| unusable(&shown, error))?;
-        let connect = || connect(&path).map_err(|error| failure(&shown, error));
-        let mut writer = connect()?;
-        schema::prepare(&mut writer).map_err(|error| error.of_file(&shown))?;
-        let reader = Mutex::new(connect()?);
-        let storage = Storage { path: shown, canonical: path, group: Group::new(writer), reader };
-        SqliteOutbox::of(Arc::new(storage), destination)
+        let handle = SqliteHandle { keep: Some(WEEK), max_bytes: None, timeout: TIMEOUT };
+        SqliteOutbox::of(Storage::open(path.as_ref())?, destination, handle)
     }
 
     /// Another destination in the same file, over the same connections.
@@ -132,62 +124,238 @@ impl SqliteOutbox {
     ///
     /// If the file cannot be read or written.
     pub fn for_destination(&self, destination: &str) -> Result<SqliteOutbox, OutboxError> {
-        let outbox = SqliteOutbox::of(Arc::clone(&self.shared.storage), destination)?;
-        Ok(SqliteOutbox { keep: self.keep, ..outbox })
+        let handle = SqliteHandle { keep: self.keep, max_bytes: self.max_bytes, timeout: self.timeout };
+        SqliteOutbox::of(Arc::clone(&self.shared.storage), destination, handle)
     }
 
-    /// How long this handle keeps what it has delivered; `None` for not at all. Defaults to 7 days.
+    /// How long what is delivered to this destination is kept; `None` for not at all. The one who
+    /// forwards decides. Defaults to 7 days.
+    ///
+    /// Where the file has reached its bound or the disk is full, the oldest that are kept give way
+    /// to what is pushed.
     pub fn keep_delivered(self, time: Option<Duration>) -> SqliteOutbox {
         SqliteOutbox { keep: time, ..self }
     }
 
-    /// The destination.
-    pub fn destination(&self) -> &str {
-        &self.shared.name
+    /// This handle's pushes are refused ([`OutboxError::Full`]) where the content of the file would
+    /// take more bytes, all its destinations together. Defaults to no bound but the disk's, of
+    /// which 2 MiB are left for what makes room.
+    pub fn max_bytes(self, bytes: u64) -> SqliteOutbox {
+        SqliteOutbox { max_bytes: Some(bytes), ..self }
     }
 
-    fn of(storage: Arc<Storage>, name: &str) -> Result<SqliteOutbox, OutboxError> {
-        let find = "SELECT id FROM destination WHERE name = ?1";
-        let found = storage.read(|reader| reader.query_row(find, [name], |row| row.get(0)).optional())?;
-        let destination = match found {
-            Some(id) => id,
-            None => {
-                let name = name.to_owned();
-                storage.change(move |writer| {
-                    writer.execute("INSERT OR IGNORE INTO destination (name) VALUES (?1)", [&name])?;
-                    writer.query_row(find, [&name], |row| row.get(0))
-                })?
-            }
+    /// The limit of each call of this handle while others have the file locked. Defaults to 10
+    /// seconds.
+    pub fn timeout(self, limit: Duration) -> SqliteOutbox {
+        SqliteOutbox { timeout: limit, ..self }
+    }
+
+    /// Pushes a message to several destinations of the file in one step: to all, or, where it
+    /// fails, to none. Returns the numbers in their order. Destinations that are not there yet are
+    /// made.
+    ///
+    /// # Errors
+    ///
+    /// As [`push`](Outbox::push).
+    pub fn push_to(&self, destinations: &[&str], message: &[u8]) -> Result<Vec<u64>, OutboxError> {
+        let new = self.new_entry(message, &PushOptions::new())?;
+        let storage = &self.shared.storage;
+        let ids = destinations.iter().map(|name| number_of(storage, name, &self.deadline()));
+        let ids = ids.collect::<Result<Vec<i64>, OutboxError>>()?;
+        let identities = ids.iter().map(|_| unique()).collect::<Result<Vec<String>, OutboxError>>()?;
+        let pushed = Arc::new(Mutex::new(Vec::new()));
+        let (concerned, stored, highest) = (ids.clone(), Arc::clone(&pushed), storage.highest());
+        self.making_room(|| {
+            let (ids, identities, new, stored) = (ids.clone(), identities.clone(), new.clone(), Arc::clone(&stored));
+            storage.push(&self.deadline(), move |writer| {
+                let mut pushed = Vec::new();
+                for (destination, identity) in ids.iter().zip(&identities) {
+                    let new = NewEntry { identity: identity.clone(), ..new.clone() };
+                    pushed.push(new.store(writer, *destination, highest)?);
+                }
+                let last = pushed.last().copied().unwrap_or(0);
+                *lock(&stored) = pushed;
+                Ok(last)
+            })
+        })?;
+        storage.wake(&concerned);
+        let pushed = lock(&pushed).iter().map(|id| *id as u64).collect();
+        Ok(pushed)
+    }
+
+    /// The names of the destinations in the file, in the order in which they were made.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read.
+    pub fn destinations(&self) -> Result<Vec<String>, OutboxError> {
+        self.shared.storage.read(|reader| {
+            let mut query = reader.prepare_cached("SELECT name FROM destination ORDER BY id")?;
+            query.query_map([], |row| row.get(0))?.collect()
+        })
+    }
+
+    /// Removes this destination, with what it has delivered: `false` if it has entries that wait,
+    /// are held or are dead, and then nothing is removed. Its handles are of no use any more.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or written.
+    pub fn remove_destination(&self) -> Result<bool, OutboxError> {
+        let destination = self.shared.destination;
+        let remove = move |writer: &Connection| changes::remove_destination(writer, destination);
+        Ok(self.shared.storage.change(Kind::Settlement, &self.deadline(), remove)? > 0)
+    }
+
+    /// Makes the file as small as its content, which a file does not become by itself. It takes as
+    /// much room beside it for a while, and nothing else is written meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or written, or is in use by others.
+    pub fn compact(&self) -> Result<(), OutboxError> {
+        self.shared.storage.compact(&self.deadline())
+    }
+
+    fn of(storage: Arc<Storage>, name: &str, handle: SqliteHandle) -> Result<SqliteOutbox, OutboxError> {
+        let destination = number_of(&storage, name, &Deadline::after(handle.timeout))?;
+        let holding = Holding {
+            lock: ClaimLock::new(&storage, destination, unique()?),
+            local_claim: LocalClaim::default(),
+            next_purge: None,
+            kept: None,
+            poll: POLL.0,
         };
-        let (holding, wake_up) = Default::default();
-        let shared = SqliteShared { storage, destination, name: name.to_owned(), holding, wake_up };
-        Ok(SqliteOutbox { shared: Arc::new(shared), keep: Some(WEEK) })
+        let wake_up = Arc::<WakeUp>::default();
+        storage.wakes(destination, &wake_up);
+        let shared = SqliteShared { storage, destination, name: name.into(), holding: Mutex::new(holding), wake_up };
+        let SqliteHandle { keep, max_bytes, timeout } = handle;
+        Ok(SqliteOutbox { shared: Arc::new(shared), keep, max_bytes, timeout })
     }
 
-    /// Changes the stopped entry of this number; `false` if there is none.
-    fn change_stopped(&self, id: u64, change: StoppedChange) -> Result<bool, OutboxError> {
+    fn deadline(&self) -> Deadline {
+        Deadline::after(self.timeout)
+    }
+
+    /// A message as it is stored, if it can be sent.
+    fn new_entry(&self, message: &[u8], options: &PushOptions<'_>) -> Result<NewEntry, OutboxError> {
+        if message.len() > LARGEST {
+            let error = MessageError::TooLarge { size: message.len(), limit: LARGEST };
+            return Err(OutboxError::InvalidMessage(error));
+        }
+        Ok(NewEntry {
+            control_id: Entry::control_id_of(message).map_err(OutboxError::InvalidMessage)?,
+            message: message.to_vec(),
+            identity: unique()?,
+            key: options.key.map(str::to_owned),
+            max_bytes: self.max_bytes,
+        })
+    }
+
+    /// Pushes; while there is no room, the oldest delivered entries give way.
+    fn making_room(&self, push: impl Fn() -> Result<i64, OutboxError>) -> Result<i64, OutboxError> {
+        loop {
+            match push() {
+                Err(full @ OutboxError::Full { .. }) => {
+                    if self.purge(Expired::Oldest).unwrap_or(0) == 0 {
+                        return Err(full);
+                    }
+                }
+                pushed => return pushed,
+            }
+        }
+    }
+
+    /// Removes delivered entries, a few at a time; returns how many.
+    fn purge(&self, which: Expired) -> Result<i64, OutboxError> {
+        self.shared.storage.change(Kind::Settlement, &self.deadline(), move |writer| changes::purge(writer, which))
+    }
+
+    /// Does to an entry what an operator has asked for; `false` if there is none that it concerns.
+    fn change(&self, id: u64, order: Order) -> Result<bool, OutboxError> {
+        let shared = &self.shared;
         let Ok(number) = i64::try_from(id) else { return Ok(false) };
-        let key = (self.shared.destination, number);
-        let changed = self.shared.storage.change(move |writer| change.make(writer, key))?;
-        self.shared.lock().local_claim.end_rest(id);
-        self.shared.wake_up.notify();
+        let key = (shared.destination, number);
+        let changed =
+            shared.storage.change(Kind::Settlement, &self.deadline(), move |writer| order.make(writer, key))?;
+        shared.storage.wake(&[shared.destination]);
         Ok(changed > 0)
+    }
+
+    /// Changes the claimed entry, or finds that it is not this handle's any more.
+    fn change_claimed(&self, claim: &Claim, change: Change) -> Result<(), OutboxError> {
+        let shared = &self.shared;
+        if shared.lock().local_claim.claimed() != Some(claim.entry.id) {
+            return Err(OutboxError::ClaimLost);
+        }
+        if self.change_entry(claim.entry.id, &claim.identity, change)? == 0 {
+            // It was discarded, as by a shell, or another holds the claim; this handle finds out by its next one.
+            shared.lock().local_claim.end(None);
+            return Err(OutboxError::ClaimLost);
+        }
+        Ok(())
+    }
+
+    /// Changes an entry of the queue as the holder of the claim; returns how many there were.
+    fn change_entry(&self, id: u64, identity: &str, change: Change) -> Result<i64, OutboxError> {
+        let shared = &self.shared;
+        let (key, identity) = ((shared.destination, id as i64), identity.to_owned());
+        let holder = shared.lock().lock.holder().to_owned();
+        let deadline = self.deadline();
+        shared.storage.change(Kind::Settlement, &deadline, move |writer| change.make(writer, key, &identity, &holder))
+    }
+
+    /// Lets the database know how long this destination's entries are kept, for whoever purges.
+    fn tell_how_long_to_keep(&self) -> Result<(), OutboxError> {
+        let destination = self.shared.destination;
+        let keep = milliseconds(self.keep.unwrap_or_default());
+        self.shared.storage.change(Kind::Settlement, &self.deadline(), move |writer| {
+            let sql = "UPDATE destination SET keep = ?2 WHERE id = ?1 AND keep IS NOT ?2";
+            Ok(writer.prepare_cached(sql)?.execute([destination, keep])? as i64)
+        })?;
+        self.shared.lock().kept = Some(self.keep);
+        Ok(())
+    }
+
+    /// Removes what was delivered long enough ago, now and then.
+    fn tidy(&self) {
+        let due = {
+            let holding = self.shared.lock();
+            let due = holding.next_purge.is_none_or(|next| next.remaining().is_none());
+            due.then(|| holding.kept != Some(self.keep))
+        };
+        let Some(is_new) = due else { return };
+        let told = if is_new { self.tell_how_long_to_keep() } else { Ok(()) };
+        // The rest is removed the next time. Damage among delivered entries does not concern those that
+        // wait.
+        let purged = told.and_then(|()| self.purge(Expired::ByAge));
+        let left_over = purged.as_ref().is_ok_and(|removed| changes::is_left_over(*removed));
+        self.shared.lock().next_purge = (!left_over).then(|| Deadline::after(PURGE));
+        if let Err(error) = purged {
+            log::warn!("what was delivered long ago cannot be removed: {error}");
+        }
     }
 }
 
-impl Storage {
-    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, OutboxError> {
-        let connection = self.group.idle_writer();
-        let connection = connection.unwrap_or_else(|| lock(&self.reader));
-        query(&connection).map_err(|error| failure(&self.path, error))
-    }
+/// The settings of a handle.
+struct SqliteHandle {
+    keep: Option<Duration>,
+    max_bytes: Option<u64>,
+    timeout: Duration,
+}
 
-    fn change(
-        &self,
-        work: impl FnMut(&Connection) -> rusqlite::Result<i64> + Send + 'static,
-    ) -> Result<i64, OutboxError> {
-        self.group.change(work).map_err(|error| failure(&self.path, error))
+/// The number of a destination, which is made if it is not there.
+fn number_of(storage: &Storage, name: &str, deadline: &Deadline) -> Result<i64, OutboxError> {
+    let find = "SELECT id FROM destination WHERE name = ?1";
+    let found = storage.read(|reader| reader.query_row(find, [name], |row| row.get(0)).optional())?;
+    if let Some(id) = found {
+        return Ok(id);
     }
+    let name = name.to_owned();
+    storage.change(Kind::Push, deadline, move |writer| {
+        writer.execute("INSERT OR IGNORE INTO destination (name) VALUES (?1)", [&name])?;
+        Ok(writer.query_row(find, [&name], |row| row.get(0))?)
+    })
 }
 
 impl SqliteShared {
@@ -195,277 +363,158 @@ impl SqliteShared {
         lock(&self.holding)
     }
 
-    /// Whether this handle may claim: it holds the lock, or gets it.
-    fn may_claim(&self, holding: &mut Holding) -> Result<bool, OutboxError> {
-        if holding.lock.is_none() {
-            let mut path = self.storage.canonical.clone().into_os_string();
-            path.push(format!("-claim-{}", self.destination));
-            let unusable = |error| unusable(&path.to_string_lossy(), error);
-            let file =
-                private(OpenOptions::new().write(true).create(true).truncate(false)).open(&path).map_err(unusable)?;
-            match try_lock(&file) {
-                Ok(()) => holding.lock = Some(file),
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(unusable(error)),
-            }
-        }
-        Ok(holding.lock.is_some())
-    }
-
-    /// The head, and whether it is as it was written. The message is left out if it is that of the
+    /// The head, and what else a claim has to know. The message is left out if it is that of the
     /// entry that rests.
-    fn head(&self, resting: Option<u64>) -> Result<Option<(Entry, bool)>, OutboxError> {
+    fn head(&self, resting: Option<u64>) -> Result<Option<Head>, OutboxError> {
         let resting = resting.map(|id| id as i64);
         self.storage.read(|reader| {
             let mut query = reader.prepare_cached(
-                "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.last_failure, m.content, m.checksum
-                 FROM waiting w LEFT JOIN message m ON m.id = w.id AND w.id IS NOT ?2
+                "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.unknowns, w.last_failure,
+                     w.identity, w.retry_at, m.content, m.checksum,
+                     (SELECT paused FROM destination WHERE id = ?1) AS paused,
+                     (SELECT holder FROM claim WHERE destination = ?1) AS holder
+                 FROM waiting w LEFT JOIN message m ON m.id = w.id AND (w.id IS NOT ?2 OR w.retry_at IS NULL)
                  WHERE w.destination = ?1 ORDER BY w.id LIMIT 1",
             )?;
-            query.query_row((self.destination, resting), entry).optional()
+            let head = |row: &Row<'_>| {
+                let (entry, is_intact) = self.entry(row)?;
+                Ok(Head {
+                    rests: resting == Some(entry.id as i64) && row.get::<_, Option<i64>>("retry_at")?.is_some(),
+                    entry,
+                    is_intact,
+                    identity: row.get("identity")?,
+                    is_paused: row.get::<_, Option<bool>>("paused")?.unwrap_or(false),
+                    holder: row.get("holder")?,
+                })
+            };
+            query.query_row((self.destination, resting), head).optional()
         })
     }
 
-    /// Changes the claimed entry, or finds that it is not there any more.
-    fn change_claimed(&self, claim: &Claim, change: Change) -> Result<(), OutboxError> {
-        if self.lock().local_claim.claimed() != Some(claim.entry.id) {
-            return Err(OutboxError::ClaimLost);
-        }
-        if self.change(claim.entry.id, change)? == 0 {
-            // Somebody has removed it, as with a shell; the holding goes on.
-            self.lock().local_claim.end(None);
-            return Err(OutboxError::ClaimLost);
-        }
-        Ok(())
+    /// An entry, and whether its message is as it was written.
+    fn entry(&self, row: &Row<'_>) -> rusqlite::Result<(Entry, bool)> {
+        // Text is what a shell makes of it.
+        let message = row.get_ref("content")?.as_bytes_or_null().unwrap_or_default().map(<[u8]>::to_vec);
+        let checksum: Option<u32> = row.get("checksum")?;
+        let is_intact = message.as_deref().map(crc32fast::hash) == checksum && checksum.is_some();
+        let Summary {
+            id, destination, control_id, pushed_at, state, attempts, refusals, unknowns, last_failure, ..
+        } = self.summary(row, 0)?;
+        let message = message.unwrap_or_default();
+        let entry =
+            Entry { id, destination, control_id, message, pushed_at, state, attempts, refusals, unknowns, last_failure };
+        Ok((entry, is_intact))
     }
 
-    /// Changes an entry that waits; says how many there were.
-    fn change(&self, id: u64, change: Change) -> Result<i64, OutboxError> {
-        let key = (self.destination, id as i64);
-        self.storage.change(move |writer| change.make(writer, key))
-    }
-
-    /// Removes what was delivered too long ago, a little at a time; says how many.
-    fn purge(&self, keep: Duration) -> Result<i64, OutboxError> {
-        let (destination, before) = (self.destination, unix_millis::now().saturating_sub(milliseconds(keep)));
-        self.storage.change(move |writer| purge(writer, destination, before))
-    }
-}
-
-/// A change of an entry that waits.
-enum Change {
-    Begin,
-    Deliver { attempts: u32, keep: bool },
-    Stay { state: EntryState, attempts: u32, refusals: u32, retry_at: Option<i64>, why: String },
-    Bury { attempts: u32, refusals: u32, why: String },
-}
-
-impl Change {
-    fn settlement(settled: AfterSettlement<'_>, keep: bool) -> Change {
-        let why = settled.last_failure.unwrap_or_default().to_owned();
-        let AfterSettlement { state, attempts, refusals, rest, .. } = settled;
-        match state {
-            None => Change::Deliver { attempts, keep },
-            Some(EntryState::Dead) => Change::Bury { attempts, refusals, why },
-            Some(state) => {
-                let retry_at = rest.map(|rest| unix_millis::now().saturating_add(milliseconds(rest)));
-                Change::Stay { state, attempts, refusals, retry_at, why }
-            }
-        }
-    }
-
-    fn make(&self, writer: &Connection, (destination, id): (i64, i64)) -> rusqlite::Result<i64> {
-        let execute = |sql: &str, parameters: &[&dyn ToSql]| execute(writer, sql, parameters);
-        const LEAVE: &str = "DELETE FROM waiting WHERE destination = ?1 AND id = ?2";
-        match self {
-            Change::Begin => execute(
-                "UPDATE waiting SET state = ?3 WHERE destination = ?1 AND id = ?2",
-                &[&destination, &id, &EntryState::Sending.as_str()],
-            ),
-            Change::Deliver { keep: false, .. } => {
-                let there = execute(LEAVE, &[&destination, &id])?;
-                if there > 0 {
-                    execute("DELETE FROM message WHERE id = ?1", &[&id])?;
-                }
-                Ok(there)
-            }
-            Change::Deliver { keep: true, attempts } => {
-                execute(
-                    "INSERT INTO delivered (destination, delivered_at, id, control_id, pushed_at, attempts)
-                     SELECT destination, ?3, id, control_id, pushed_at, ?4 FROM waiting WHERE destination = ?1 AND id = ?2",
-                    &[&destination, &id, &unix_millis::now(), attempts],
-                )?;
-                execute(LEAVE, &[&destination, &id])
-            }
-            Change::Stay { state, attempts, refusals, retry_at, why } => execute(
-                "UPDATE waiting SET state = ?3, attempts = ?4, refusals = ?5, retry_at = ?6, last_failure = ?7
-                 WHERE destination = ?1 AND id = ?2",
-                &[&destination, &id, &state.as_str(), attempts, refusals, retry_at, why],
-            ),
-            Change::Bury { attempts, refusals, why } => {
-                execute(
-                    "INSERT INTO dead (destination, id, control_id, pushed_at, attempts, refusals, died_at, last_failure)
-                     SELECT destination, id, control_id, pushed_at, ?3, ?4, ?5, ?6
-                     FROM waiting WHERE destination = ?1 AND id = ?2",
-                    &[&destination, &id, attempts, refusals, &unix_millis::now(), why],
-                )?;
-                execute(LEAVE, &[&destination, &id])
-            }
-        }
+    fn summary(&self, row: &Row<'_>, size: u64) -> rusqlite::Result<Summary> {
+        let state: String = row.get("state")?;
+        Ok(Summary {
+            id: row.get::<_, i64>("id")? as u64,
+            destination: Arc::clone(&self.name),
+            control_id: row.get("control_id")?,
+            size,
+            pushed_at: unix_millis::time(row.get("pushed_at")?),
+            // A state that this version never wrote: hold the entry, never send it without being asked to.
+            state: EntryState::from_word(&state).unwrap_or(EntryState::Held),
+            attempts: row.get("attempts")?,
+            refusals: row.get("refusals")?,
+            unknowns: row.get("unknowns")?,
+            last_failure: row.get("last_failure")?,
+        })
     }
 }
 
-/// A change of an entry that is held or dead.
-#[derive(Clone, Copy)]
-enum StoppedChange {
-    /// It waits again.
-    Requeue,
-    /// It is removed, with its message.
-    Discard,
-}
-
-impl StoppedChange {
-    /// Makes the change; returns the number of entries that were changed.
-    fn make(self, writer: &Connection, (destination, id): (i64, i64)) -> rusqlite::Result<i64> {
-        let execute = |sql: &str| execute(writer, sql, &[&destination, &id]);
-        const REMOVE_DEAD: &str = "DELETE FROM dead WHERE destination = ?1 AND id = ?2";
-        match self {
-            StoppedChange::Requeue => {
-                let held = execute(
-                    "UPDATE waiting SET state = 'waiting', refusals = 0, retry_at = NULL
-                     WHERE destination = ?1 AND id = ?2 AND state = 'held'",
-                )?;
-                let dead = execute(
-                    "INSERT INTO waiting (destination, id, control_id, pushed_at, state, attempts, refusals, last_failure)
-                     SELECT destination, id, control_id, pushed_at, 'waiting', attempts, 0, last_failure
-                     FROM dead WHERE destination = ?1 AND id = ?2",
-                )?;
-                execute(REMOVE_DEAD)?;
-                Ok(held + dead)
-            }
-            StoppedChange::Discard => {
-                let held = execute("DELETE FROM waiting WHERE destination = ?1 AND id = ?2 AND state = 'held'")?;
-                let removed = held + execute(REMOVE_DEAD)?;
-                if removed > 0 {
-                    // The number is unique in the file, and this destination's.
-                    writer.prepare_cached("DELETE FROM message WHERE id = ?1")?.execute([id])?;
-                }
-                Ok(removed)
-            }
-        }
-    }
-}
-
-/// Runs a statement; returns the number of rows that it changed.
-fn execute(writer: &Connection, sql: &str, parameters: &[&dyn ToSql]) -> rusqlite::Result<i64> {
-    Ok(writer.prepare_cached(sql)?.execute(parameters)? as i64)
-}
-
-fn purge(writer: &Connection, destination: i64, before: i64) -> rusqlite::Result<i64> {
-    let expired = "SELECT id, delivered_at FROM delivered WHERE destination = ?1 AND delivered_at < ?2
-                   ORDER BY delivered_at, id LIMIT ?3";
-    let mut expired = writer.prepare_cached(expired)?;
-    let expired = expired.query_map([destination, before, PURGE_AT_ONCE], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let expired = expired.collect::<rusqlite::Result<Vec<(i64, i64)>>>()?;
-    for (id, delivered_at) in &expired {
-        let mut delivered =
-            writer.prepare_cached("DELETE FROM delivered WHERE destination = ?1 AND delivered_at = ?2 AND id = ?3")?;
-        delivered.execute([destination, *delivered_at, *id])?;
-        writer.prepare_cached("DELETE FROM message WHERE id = ?1")?.execute([id])?;
-    }
-    Ok(expired.len() as i64)
-}
-
-/// An entry, and whether its message is as it was written.
-fn entry(row: &Row<'_>) -> rusqlite::Result<(Entry, bool)> {
-    // Text is what a shell makes of it.
-    let message = row.get_ref("content")?.as_bytes_or_null().unwrap_or_default().map(<[u8]>::to_vec);
-    let checksum: Option<u32> = row.get("checksum")?;
-    let intact = message.as_deref().map(crc32fast::hash) == checksum && checksum.is_some();
-    let state: String = row.get("state")?;
-    let entry = Entry {
-        id: row.get::<_, i64>("id")? as u64,
-        control_id: row.get("control_id")?,
-        message: message.unwrap_or_default(),
-        pushed_at: unix_millis::time(row.get("pushed_at")?),
-        // A state that this version never wrote: hold the entry, never send it without being asked to.
-        state: EntryState::from_word(&state).unwrap_or(EntryState::Held),
-        attempts: row.get("attempts")?,
-        refusals: row.get("refusals")?,
-        last_failure: row.get("last_failure")?,
-    };
-    Ok((entry, intact))
+/// The entry at the head, and what a claim has to know beside it.
+struct Head {
+    entry: Entry,
+    is_intact: bool,
+    identity: String,
+    /// Whether it rests before it is tried again, and nobody has said otherwise.
+    rests: bool,
+    is_paused: bool,
+    holder: Option<String>,
 }
 
 impl Outbox for SqliteOutbox {
+    fn destination(&self) -> &str {
+        &self.shared.name
+    }
+
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
-        let control_id = Entry::control_id_of(message).map_err(OutboxError::InvalidMessage)?;
-        let message = message.to_vec();
-        let destination = self.shared.destination;
-        let id = self.shared.storage.change(move |writer| {
-            let mut content = writer.prepare_cached("INSERT INTO message (checksum, content) VALUES (?1, ?2)")?;
-            let id = content.insert(params![crc32fast::hash(&message), message])?;
-            let mut waiting = writer.prepare_cached(
-                "INSERT INTO waiting (destination, id, control_id, pushed_at, state, attempts, refusals)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 0, 0)",
-            )?;
-            waiting.execute(params![destination, id, control_id, unix_millis::now(), EntryState::Waiting.as_str()])?;
-            Ok(id)
+        self.push_with(message, &PushOptions::new())
+    }
+
+    fn push_with(&self, message: &[u8], options: &PushOptions<'_>) -> Result<u64, OutboxError> {
+        let shared = &*self.shared;
+        let (destination, storage) = (shared.destination, &shared.storage);
+        let new = self.new_entry(message, options)?;
+        let is_keyed = options.key.is_some();
+        let id = self.making_room(|| {
+            // Under a key it may be the number of an old entry.
+            let (new, highest) = (new.clone(), if is_keyed { 0 } else { storage.highest() });
+            storage.push(&self.deadline(), move |writer| new.store(writer, destination, highest))
         })?;
-        self.shared.wake_up.notify();
+        storage.wake(&[destination]);
         Ok(id as u64)
     }
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
-        let mut holding = self.shared.lock();
-        if holding.local_claim.claimed().is_some() || !self.shared.may_claim(&mut holding)? {
-            return Ok(None);
-        }
-        if holding.next_purge.is_none_or(|next| next.remaining().is_none()) {
-            // The rest is removed the next time. Damage among delivered entries does not concern those that
-            // wait.
-            let purged = self.shared.purge(self.keep.unwrap_or_default());
-            let left_over = matches!(purged, Ok(PURGE_AT_ONCE));
-            holding.next_purge = (!left_over).then(|| Deadline::after(PURGE));
-            if let Err(error) = purged {
-                log::warn!("what was delivered long ago cannot be removed: {error}");
+        let shared = &*self.shared;
+        let resting = {
+            let mut holding = shared.lock();
+            if holding.local_claim.claimed().is_some() || !holding.lock.is_held(&self.deadline())? {
+                return Ok(None);
             }
-        }
-        let resting = holding.local_claim.resting();
-        let Some((head, intact)) = self.shared.head(resting)? else {
-            return Ok(None);
+            holding.local_claim.resting()
         };
-        let id = head.id;
-        match head.state {
-            EntryState::Waiting if resting == Some(id) => Ok(None),
-            EntryState::Waiting if !intact => {
-                // Here nobody can mend it, and those behind it are to go on.
-                let what = format!("the stored message {:?} (number {id}) is damaged", head.control_id);
-                let bury = Change::Bury { attempts: head.attempts, refusals: head.refusals, why: what.clone() };
-                self.shared.change(id, bury)?;
-                let what = format!("{}: {what}; it is among the dead now", self.shared.storage.path);
-                Err(OutboxError::Damaged { what, source: None })
+        self.tidy();
+        let Some(head) = shared.head(resting)? else {
+            return shared.storage.check_highest().map(|()| None);
+        };
+        let Head { entry, is_intact, identity, rests, is_paused, holder } = head;
+        let mut holding = shared.lock();
+        if holder.as_deref() != Some(holding.lock.holder()) {
+            holding.lock.lose();
+            return Ok(None);
+        }
+        if is_paused || rests || holding.local_claim.claimed().is_some() {
+            return Ok(None);
+        }
+        match entry.state {
+            EntryState::Waiting if is_intact => {
+                holding.local_claim.begin(entry.id);
+                holding.poll = POLL.0;
+                Ok(Some(Claim { identity, ..Claim::new(entry) }))
             }
             EntryState::Waiting => {
-                holding.local_claim.begin(id);
-                Ok(Some(Claim::new(head)))
+                // Here nobody can mend it, and those behind it are to go on.
+                drop(holding);
+                let why = format!("the stored message {:?} (number {}) is damaged", entry.control_id, entry.id);
+                let Entry { attempts, refusals, unknowns, .. } = entry;
+                self.change_entry(entry.id, &identity, Change::Bury { attempts, refusals, unknowns, why: why.clone() })?;
+                let buried = Summary { state: EntryState::Dead, last_failure: Some(why), ..entry.summary() };
+                Err(OutboxError::Stopped { entry: Box::new(buried) })
             }
             EntryState::Sending => {
-                let hold = Change::settlement(head.orphaned(), self.keep.is_some());
-                self.shared.change(id, hold).map(|_| None)
+                drop(holding);
+                let mut held = entry.clone();
+                held.apply(&entry.orphaned());
+                let change = Change::settlement(entry.orphaned(), self.keep.is_some());
+                self.change_entry(entry.id, &identity, change)?;
+                Err(OutboxError::Stopped { entry: Box::new(held.summary()) })
             }
             EntryState::Held | EntryState::Dead => Ok(None),
         }
     }
 
     fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
-        self.shared.change_claimed(claim, Change::Begin)
+        self.change_claimed(claim, Change::Begin)
     }
 
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
-        let settled = claim.entry.settled(outcome);
+        let settled = claim.entry.settled(outcome, false);
         let rest = settled.rest;
-        self.shared.change_claimed(claim, Change::settlement(settled, self.keep.is_some()))?;
+        self.change_claimed(claim, Change::settlement(settled, self.keep.is_some()))?;
         self.shared.lock().local_claim.end(rest);
         Ok(())
     }
@@ -473,20 +522,29 @@ impl Outbox for SqliteOutbox {
     fn release(&self) {
         let mut holding = self.shared.lock();
         holding.local_claim.end(None);
-        holding.lock = None;
-        self.shared.wake_up.notify();
+        holding.lock.release();
+        drop(holding);
+        self.shared.storage.wake(&[self.shared.destination]);
     }
 
     fn pending(&self) -> Result<Pending, OutboxError> {
-        let destination = [self.shared.destination];
-        self.shared.storage.read(|reader| {
-            let count = |sql: &str| reader.prepare_cached(sql)?.query_row(destination, |row| row.get::<_, i64>(0));
+        let shared = &*self.shared;
+        let destination = [shared.destination];
+        let pending = shared.storage.read(|reader| {
+            let number = |sql: &str| reader.prepare_cached(sql)?.query_row(destination, |row| row.get::<_, i64>(0));
             let oldest =
-                count("SELECT pushed_at FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1").optional()?;
-            let waiting = count("SELECT count(*) FROM waiting WHERE destination = ?1")?;
-            let dead = count("SELECT count(*) FROM dead WHERE destination = ?1")?;
-            Ok(Pending::new(waiting as u64, oldest.map(unix_millis::time), dead as u64))
-        })
+                number("SELECT pushed_at FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1").optional()?;
+            let waiting = number("SELECT count(*) FROM waiting WHERE destination = ?1")?;
+            let held = number("SELECT count(*) FROM waiting WHERE destination = ?1 AND state = 'held'")?;
+            let dead = number("SELECT count(*) FROM dead WHERE destination = ?1")?;
+            let paused = number("SELECT paused FROM destination WHERE id = ?1").optional()?;
+            let pending = Pending::new(waiting as u64, oldest.map(unix_millis::time), dead as u64);
+            Ok(Pending { held: held as u64, paused: paused.is_some_and(|paused| paused != 0), ..pending })
+        })?;
+        if pending.waiting == 0 {
+            shared.storage.check_highest()?;
+        }
+        Ok(pending)
     }
 
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
@@ -494,104 +552,121 @@ impl Outbox for SqliteOutbox {
             ":destination": self.shared.destination,
             ":after": i64::try_from(after).unwrap_or(i64::MAX),
             ":limit": i64::try_from(limit).unwrap_or(i64::MAX),
-            ":held": EntryState::Held.as_str(),
-            ":dead": EntryState::Dead.as_str(),
         };
         self.shared.storage.read(|reader| {
             let mut query = reader.prepare_cached(
-                "SELECT w.id, control_id, pushed_at, state, attempts, refusals, last_failure, content, checksum
+                "SELECT w.id, control_id, pushed_at, state, attempts, refusals, unknowns, last_failure, content, checksum
                  FROM waiting w LEFT JOIN message m ON m.id = w.id
-                 WHERE destination = :destination AND w.id > :after AND state = :held
+                 WHERE destination = :destination AND w.id > :after AND state = 'held'
                  UNION ALL
-                 SELECT x.id, control_id, pushed_at, :dead, attempts, refusals, last_failure, content, checksum
+                 SELECT x.id, control_id, pushed_at, 'dead', attempts, refusals, unknowns, last_failure, content, checksum
                  FROM dead x LEFT JOIN message m ON m.id = x.id
                  WHERE destination = :destination AND x.id > :after
                  ORDER BY 1 LIMIT :limit",
             )?;
-            query.query_map(parameters, |row| Ok(entry(row)?.0))?.collect()
+            query.query_map(parameters, |row| Ok(self.shared.entry(row)?.0))?.collect()
         })
     }
 
     fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
-        self.change_stopped(id, StoppedChange::Requeue)
+        self.change(id, Order::Requeue)
     }
 
     fn discard(&self, id: u64) -> Result<bool, OutboxError> {
-        self.change_stopped(id, StoppedChange::Discard)
+        self.change(id, Order::Discard)
     }
 
     fn wait(&self, limit: Duration) {
-        self.shared.wake_up.wait(limit.min(POLL));
+        let poll = {
+            let mut holding = self.shared.lock();
+            let poll = holding.poll;
+            holding.poll = (poll * 3 / 2).min(POLL.1);
+            poll
+        };
+        if self.shared.wake_up.wait(limit.min(poll)) {
+            self.shared.lock().poll = POLL.0;
+        }
+    }
+
+    fn wake(&self) -> bool {
+        self.shared.wake_up.notify();
+        true
+    }
+
+    fn list(&self, state: Option<EntryState>, after: u64, limit: usize) -> Result<Vec<Summary>, OutboxError> {
+        const QUEUE: &str = "SELECT w.id, control_id, pushed_at, state, attempts, refusals, unknowns, last_failure,
+                coalesce(length(content), 0) AS size
+            FROM waiting w LEFT JOIN message m ON m.id = w.id WHERE destination = ?1 AND w.id > ?2";
+        let sql = match state {
+            Some(EntryState::Dead) => {
+                "SELECT x.id, control_id, pushed_at, 'dead' AS state, attempts, refusals, unknowns, last_failure,
+                     coalesce(length(content), 0) AS size
+                 FROM dead x LEFT JOIN message m ON m.id = x.id WHERE destination = ?1 AND x.id > ?2
+                 ORDER BY x.id LIMIT ?3"
+            }
+            .to_owned(),
+            None => format!("{QUEUE} ORDER BY w.id LIMIT ?3"),
+            // Its own text, by which the index of the held is found.
+            Some(state) => format!("{QUEUE} AND state = '{}' ORDER BY w.id LIMIT ?3", state.as_str()),
+        };
+        let [after, limit] = [after, limit as u64].map(|number| i64::try_from(number).unwrap_or(i64::MAX));
+        self.shared.storage.read(|reader| {
+            let mut query = reader.prepare_cached(&sql)?;
+            let summary = |row: &Row<'_>| self.shared.summary(row, row.get::<_, i64>("size")? as u64);
+            query.query_map([self.shared.destination, after, limit], summary)?.collect()
+        })
+    }
+
+    fn show(&self, id: u64) -> Result<Option<Entry>, OutboxError> {
+        let Ok(id) = i64::try_from(id) else { return Ok(None) };
+        self.shared.storage.read(|reader| {
+            let mut query = reader.prepare_cached(
+                "SELECT w.id, control_id, pushed_at, state, attempts, refusals, unknowns, last_failure, content, checksum
+                 FROM waiting w LEFT JOIN message m ON m.id = w.id WHERE destination = ?1 AND w.id = ?2
+                 UNION ALL
+                 SELECT x.id, control_id, pushed_at, 'dead', attempts, refusals, unknowns, last_failure, content, checksum
+                 FROM dead x LEFT JOIN message m ON m.id = x.id WHERE destination = ?1 AND x.id = ?2",
+            )?;
+            query.query_row([self.shared.destination, id], |row| Ok(self.shared.entry(row)?.0)).optional()
+        })
+    }
+
+    fn hold(&self, id: u64) -> Result<bool, OutboxError> {
+        self.change(id, Order::Hold)
+    }
+
+    fn unhold(&self, id: u64) -> Result<bool, OutboxError> {
+        self.change(id, Order::Unhold)
+    }
+
+    fn try_now(&self) -> Result<(), OutboxError> {
+        self.change(0, Order::TryNow).map(drop)
+    }
+
+    fn resend(&self, id: u64) -> Result<Option<u64>, OutboxError> {
+        let Ok(id) = i64::try_from(id) else { return Ok(None) };
+        let (key, identity) = ((self.shared.destination, id), unique()?);
+        let storage = &self.shared.storage;
+        let new = storage.push(&self.deadline(), move |writer| changes::resend(writer, key, &identity))?;
+        storage.wake(&[self.shared.destination]);
+        Ok((new > 0).then_some(new as u64))
+    }
+
+    fn set_paused(&self, paused: bool) -> Result<(), OutboxError> {
+        self.change(0, Order::SetPaused(paused)).map(drop)
+    }
+
+    fn go_on(&self) -> Result<(), OutboxError> {
+        self.shared.storage.look_at_highest()
     }
 }
 
 impl fmt::Debug for SqliteOutbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteOutbox")
-            .field("path", &self.shared.storage.path)
+            .field("path", &self.shared.storage.shown())
             .field("destination", &self.shared.name)
             .field("keep_delivered", &self.keep)
             .finish_non_exhaustive()
     }
-}
-
-fn milliseconds(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// Makes the file if it is not there, for its owner alone: SQLite gives its other files the same
-/// rights.
-fn create(path: &Path) -> io::Result<()> {
-    private(OpenOptions::new().read(true).append(true).create(true)).open(path).map(drop)
-}
-
-fn private(options: &mut OpenOptions) -> &mut OpenOptions {
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
-    options
-}
-
-#[expect(clippy::incompatible_msrv, reason = "rusqlite takes a later version of Rust than this")]
-fn try_lock(file: &File) -> Result<(), TryLockError> {
-    file.try_lock()
-}
-
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY)?;
-    // Otherwise each use of a statement plans it anew for its parameters, where SQLite is built with
-    // STAT4 as here.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    write_ahead(&connection)?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    // The room that a burst has taken in the write-ahead log is given back.
-    connection.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
-    Ok(connection)
-}
-
-/// Changes the file to a write-ahead log. For this SQLite does not wait for others, as it does
-/// elsewhere.
-fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
-    let deadline = Deadline::after(BUSY);
-    loop {
-        match connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0)) {
-            Err(error)
-                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && deadline.remaining().is_some() =>
-            {
-                std::thread::park_timeout(Duration::from_millis(5));
-            }
-            result => return result.map(drop),
-        }
-    }
-}
-
-fn unusable(path: &str, error: io::Error) -> OutboxError {
-    let what = match error.kind() {
-        io::ErrorKind::StorageFull => return OutboxError::Full { what: full(path), source: Some(error.into()) },
-        io::ErrorKind::NotFound => format!("the directory of {path} is not there"),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => read_only(path),
-        _ => format!("{path} cannot be used"),
-    };
-    OutboxError::Storage { what, source: Some(error.into()) }
 }

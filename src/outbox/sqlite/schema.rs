@@ -14,7 +14,7 @@ const APPLICATION_ID: i64 = 0x4D4C_4C50;
 /// An entry's message is written once and not touched when its state changes; the entry itself
 /// moves from `waiting` to `delivered` or `dead`, so that what waits is as quickly found among a
 /// million delivered as alone. The types are such that old `sqlite3` shells read them.
-const VERSIONS: [&str; 2] = [
+const VERSIONS: [&str; 3] = [
     "
     CREATE TABLE destination (
         id INTEGER PRIMARY KEY,
@@ -75,6 +75,28 @@ const VERSIONS: [&str; 2] = [
                strftime('%Y-%m-%dT%H:%M:%SZ', x.delivered_at / 1000, 'unixepoch') AS delivered
         FROM delivered x JOIN destination d ON d.id = x.destination ORDER BY x.destination, x.delivered_at, x.id;
     ",
+    "
+    ALTER TABLE destination ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE destination ADD COLUMN keep INTEGER;  -- how long delivered entries are kept; NULL: a week
+    ALTER TABLE waiting ADD COLUMN unknowns INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE waiting ADD COLUMN identity TEXT NOT NULL DEFAULT '';
+    ALTER TABLE dead ADD COLUMN unknowns INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE dead ADD COLUMN identity TEXT NOT NULL DEFAULT '';
+    CREATE INDEX held ON waiting (destination, id) WHERE state = 'held';
+    CREATE TABLE claim (
+        destination INTEGER PRIMARY KEY,
+        holder TEXT,                        -- NULL once it has given the claim up
+        lock_file INTEGER                   -- by which number the system knows the file that it has locked
+    );
+    CREATE TABLE pushed_key (
+        destination INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        id INTEGER NOT NULL,
+        pushed_at INTEGER NOT NULL,
+        UNIQUE (destination, key)
+    );
+    CREATE INDEX pushed_key_by_age ON pushed_key (pushed_at);
+    ",
 ];
 
 /// Makes a new file an outbox, and one of an older version one of this.
@@ -134,7 +156,7 @@ impl PrepareError {
             PrepareError::Foreign => {
                 OutboxError::Config(format!("{path} is a database of another kind, not an outbox"))
             }
-            PrepareError::Sqlite(error) => failure(path, error),
+            PrepareError::Sqlite(error) => failure(path, error.into()),
         }
     }
 }

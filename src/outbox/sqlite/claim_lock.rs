@@ -1,0 +1,131 @@
+//! The right to claim the entries of a destination: a lock on a file beside the database, which the
+//! system takes back when its holder ends, however it ends.
+//!
+//! A file can be removed while it is locked, and another made in its place can be locked as well.
+//! So the database knows who holds the claim, and by which file. Who finds that its file is not
+//! the one in place any more locks that one; who gets a lock by another file than the database
+//! names waits for a while, in which a holder that lives would have noticed.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::files::{companion, id, id_at, open_beside, try_lock, unusable};
+use super::storage::{Kind, Storage};
+use crate::deadline::Deadline;
+use crate::outbox::OutboxError;
+
+/// How long a holder that lives may take to notice that its file is not in place any more: longer
+/// than an exchange, after each of which it looks.
+const NOTICING: Duration = Duration::from_secs(60);
+
+/// How long giving up a claim may take.
+const GIVING_UP: Duration = Duration::from_millis(100);
+
+pub(super) struct ClaimLock {
+    storage: Arc<Storage>,
+    destination: i64,
+    path: PathBuf,
+    /// The name of this handle, different from that of all others.
+    holder: String,
+    file: Option<File>,
+    /// The holder that another file belongs to, and how long it has to notice.
+    noticing: Option<(String, Deadline)>,
+}
+
+impl ClaimLock {
+    pub(super) fn new(storage: &Arc<Storage>, destination: i64, holder: String) -> ClaimLock {
+        let path = companion(storage.path(), &format!("-claim-{destination}"));
+        ClaimLock { storage: Arc::clone(storage), destination, path, holder, file: None, noticing: None }
+    }
+
+    pub(super) fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    /// Whether this handle may claim: it holds the lock, or gets it.
+    ///
+    /// # Errors
+    ///
+    /// If the lock's file or the database cannot be used.
+    pub(super) fn is_held(&mut self, deadline: &Deadline) -> Result<bool, OutboxError> {
+        let unusable = |error| unusable(&self.path.to_string_lossy(), error);
+        if let Some(file) = &self.file {
+            let own = id(&file.metadata().map_err(unusable)?);
+            if id_at(&self.path).is_ok_and(|there| there == own) {
+                return Ok(true);
+            }
+            log::warn!("{}: this file was removed or replaced while it was locked", self.path.display());
+        }
+        let options = |options: &mut OpenOptions| {
+            options.write(true).create(true).truncate(false);
+        };
+        let file = open_beside(self.storage.path(), &self.path, options).map_err(unusable)?;
+        match try_lock(&file) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                self.file = None;
+                return Ok(false);
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable(error)),
+        }
+        let number = id(&file.metadata().map_err(unusable)?).map(|(_, number)| number as i64);
+        let destination = self.destination;
+        if self.file.is_none() && !self.may_take_over(number)? {
+            return Ok(false);
+        }
+        let holder = self.holder.clone();
+        self.storage.change(Kind::Settlement, deadline, move |writer| {
+            let sql = "INSERT OR REPLACE INTO claim (destination, holder, lock_file) VALUES (?1, ?2, ?3)";
+            Ok(writer.prepare_cached(sql)?.execute((destination, &holder, number))? as i64)
+        })?;
+        (self.file, self.noticing) = (Some(file), None);
+        Ok(true)
+    }
+
+    /// Whether the claim that the database knows of was made by the file of this number, so that
+    /// its holder has ended; or by another, and its holder has had the time to notice.
+    fn may_take_over(&mut self, number: Option<i64>) -> Result<bool, OutboxError> {
+        let find = "SELECT holder, lock_file FROM claim WHERE destination = ?1 AND holder IS NOT NULL";
+        let claim = self.storage.read(|reader| {
+            let mut rows = reader.prepare_cached(find)?;
+            let mut rows = rows.query_map([self.destination], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.next().transpose()
+        })?;
+        let Some((holder, by)) = claim else { return Ok(true) };
+        let by: Option<i64> = by;
+        if by == number || by.is_none() {
+            return Ok(true);
+        }
+        match &self.noticing {
+            Some((noticing, until)) if *noticing == holder => Ok(until.remaining().is_none()),
+            _ => {
+                log::warn!(
+                    "{}: its former holder locked another file of this name; it may live, and has {NOTICING:?} to notice",
+                    self.path.display()
+                );
+                self.noticing = Some((holder, Deadline::after(NOTICING)));
+                Ok(false)
+            }
+        }
+    }
+
+    /// Gives the right up, so that another can have it at once.
+    pub(super) fn release(&mut self) {
+        if self.file.is_some() {
+            let (destination, holder) = (self.destination, self.holder.clone());
+            // Where it cannot be recorded, the next one sees by the lock that it is free.
+            let _ = self.storage.change(Kind::Settlement, &Deadline::after(GIVING_UP), move |writer| {
+                let sql = "UPDATE claim SET holder = NULL WHERE destination = ?1 AND holder = ?2";
+                Ok(writer.prepare_cached(sql)?.execute((destination, &holder))? as i64)
+            });
+        }
+        self.file = None;
+    }
+
+    /// Somebody else holds it: by the database, whatever this handle has locked.
+    pub(super) fn lose(&mut self) {
+        self.file = None;
+    }
+}

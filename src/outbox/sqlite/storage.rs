@@ -1,0 +1,230 @@
+//! One file and its connections, which all handles of this process share.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::failure::{Failure, failure};
+use super::files::{self, FileId, unusable};
+use super::group::Group;
+use super::schema;
+use crate::deadline::Deadline;
+use crate::locks::lock;
+use crate::outbox::OutboxError;
+use crate::outbox::wake_up::WakeUp;
+
+/// How long opening a file may take, and a handle's calls unless it says otherwise.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a query waits for the few things that lock out readers.
+const READ_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// So many pages in the write-ahead log are taken over into the database, and the log begins anew.
+const PAGES_IN_LOG: i64 = 256;
+
+/// The size to which the log is cut when it begins anew, in bytes.
+const LOG_SIZE: i64 = 4 * 1024 * 1024;
+
+/// What a change is for. Pushes wait their turn, and leave the reserve alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Push,
+    /// A settlement, or what an operator does: it helps to make room.
+    Settlement,
+}
+
+/// The files that this process has open, by process and path: a child that was forked must not use
+/// its parent's connections.
+static OPEN: Mutex<Option<HashMap<(u32, PathBuf), Weak<Storage>>>> = Mutex::new(None);
+
+pub(super) struct Storage {
+    /// Its path as it was given, for errors.
+    shown: String,
+    canonical: PathBuf,
+    id: FileId,
+    group: Group,
+    reader: Mutex<Connection>,
+    /// The highest number of an entry that was seen in this file.
+    highest: AtomicI64,
+    /// Who waits for entries, by destination.
+    waiting: Mutex<Vec<(i64, Weak<WakeUp>)>>,
+}
+
+impl Storage {
+    /// The outbox in a file, which it makes if it is not there.
+    pub(super) fn open(path: &Path) -> Result<Arc<Storage>, OutboxError> {
+        let shown = path.display().to_string();
+        let mut open = lock(&OPEN);
+        let open = open.get_or_insert_default();
+        open.retain(|_, storage| storage.strong_count() > 0);
+        // The lock has to be the same whatever the file is called, and wherever the program goes.
+        let canonical =
+            files::create(path).and_then(|()| path.canonicalize()).map_err(|error| unusable(&shown, error))?;
+        let key = (process::id(), canonical.clone());
+        if let Some(storage) = open.get(&key).and_then(Weak::upgrade).filter(|storage| storage.is_in_place()) {
+            return Ok(storage);
+        }
+        let connect = || connect(&canonical).map_err(|error| failure(&shown, error.into()));
+        let mut writer = connect()?;
+        schema::prepare(&mut writer).map_err(|error| error.of_file(&shown))?;
+        let reader = connect()?;
+        reader.busy_timeout(READ_TIMEOUT).map_err(|error| failure(&shown, error.into()))?;
+        writer.busy_timeout(Duration::ZERO).map_err(|error| failure(&shown, error.into()))?;
+        let storage = Arc::new(Storage {
+            id: files::id_at(&canonical).map_err(|error| unusable(&shown, error))?,
+            group: Group::new(writer, &canonical),
+            reader: Mutex::new(reader),
+            highest: AtomicI64::new(0),
+            waiting: Mutex::default(),
+            shown,
+            canonical,
+        });
+        storage.look_at_highest()?;
+        open.insert(key, Arc::downgrade(&storage));
+        Ok(storage)
+    }
+
+    /// Its path, whatever it was called by.
+    pub(super) fn path(&self) -> &Path {
+        &self.canonical
+    }
+
+    /// Its path as it was given.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    pub(super) fn read<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, OutboxError> {
+        self.check_place()?;
+        let connection = self.group.idle_writer();
+        let connection = connection.unwrap_or_else(|| lock(&self.reader));
+        query(&connection).map_err(|error| self.failure(error.into()))
+    }
+
+    /// Makes a change, and returns when it is durable.
+    pub(super) fn change(
+        &self,
+        kind: Kind,
+        deadline: &Deadline,
+        work: impl FnMut(&Connection) -> Result<i64, Failure> + Send + 'static,
+    ) -> Result<i64, OutboxError> {
+        self.check_place()?;
+        let changed = self.group.change(kind, deadline, work).map_err(|error| self.failure(error))?;
+        // What was written to a file that has left its place is lost to whoever opens it again.
+        self.check_place()?;
+        Ok(changed)
+    }
+
+    /// Stores an entry, by work that returns its number.
+    pub(super) fn push(
+        &self,
+        deadline: &Deadline,
+        work: impl FnMut(&Connection) -> Result<i64, Failure> + Send + 'static,
+    ) -> Result<i64, OutboxError> {
+        let id = self.change(Kind::Push, deadline, work)?;
+        self.highest.fetch_max(id, Ordering::Relaxed);
+        Ok(id)
+    }
+
+    /// The highest number of an entry that was seen: one that is pushed has a higher one.
+    pub(super) fn highest(&self) -> i64 {
+        self.highest.load(Ordering::Relaxed)
+    }
+
+    /// Whether the file has all entries that were seen: one that came back from a copy has not.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboxError::StorageReplaced`] if it has not.
+    pub(super) fn check_highest(&self) -> Result<(), OutboxError> {
+        let before = self.highest();
+        let now = self.read(last_number)?;
+        if now < before {
+            return Err(self.failure(Failure::Older));
+        }
+        self.highest.fetch_max(now, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes the file as it is.
+    pub(super) fn look_at_highest(&self) -> Result<(), OutboxError> {
+        self.highest.store(self.read(last_number)?, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes the file as small as its content, and the log as well.
+    pub(super) fn compact(&self, deadline: &Deadline) -> Result<(), OutboxError> {
+        self.check_place()?;
+        self.group.compact(deadline).map_err(|error| self.failure(error))
+    }
+
+    fn is_in_place(&self) -> bool {
+        files::id_at(&self.canonical).is_ok_and(|there| there == self.id)
+    }
+
+    fn check_place(&self) -> Result<(), OutboxError> {
+        if self.is_in_place() { Ok(()) } else { Err(self.failure(Failure::Moved)) }
+    }
+
+    pub(super) fn failure(&self, failure: Failure) -> OutboxError {
+        super::failure::failure(&self.shown, failure)
+    }
+
+    /// Wakes this one from now on when something may be there to claim.
+    pub(super) fn wakes(&self, destination: i64, wake_up: &Arc<WakeUp>) {
+        let mut waiting = lock(&self.waiting);
+        waiting.retain(|(_, wake_up)| wake_up.strong_count() > 0);
+        waiting.push((destination, Arc::downgrade(wake_up)));
+    }
+
+    /// Something may be there to claim for these destinations.
+    pub(super) fn wake(&self, destinations: &[i64]) {
+        let waiting = lock(&self.waiting);
+        let concerned = waiting.iter().filter(|(destination, _)| destinations.contains(destination));
+        concerned.filter_map(|(_, wake_up)| wake_up.upgrade()).for_each(|wake_up| wake_up.notify());
+    }
+}
+
+fn last_number(reader: &Connection) -> rusqlite::Result<i64> {
+    let sql = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'message'";
+    reader.prepare_cached(sql)?.query_row([], |row| row.get(0))
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(TIMEOUT)?;
+    // Otherwise each use of a statement plans it anew for its parameters, where SQLite is built with
+    // STAT4 as here.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    write_ahead(&connection)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", PAGES_IN_LOG)?;
+    connection.pragma_update(None, "journal_size_limit", LOG_SIZE)?;
+    Ok(connection)
+}
+
+/// Changes the file to a write-ahead log. For this SQLite does not wait for others, as it does
+/// elsewhere.
+fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let deadline = Deadline::after(TIMEOUT);
+    loop {
+        match connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0)) {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && deadline.remaining().is_some() =>
+            {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            result => return result.map(drop),
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! How a forwarder is doing, as it can be told at once, whether its storage answers or not.
+//!
+//! The storage is asked on a thread of its own, one at a time, for which nobody waits longer than
+//! he has said.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{Outbox, OutboxError, Pending, Summary};
+use crate::deadline::Deadline;
+use crate::locks::lock;
+
+/// How a forwarder is doing, from [`Forwarder::status`](super::Forwarder::status).
+///
+/// What waits, is held or is dead was counted so long ago as [`counted`](Status::counted) says: a
+/// moment ago where the storage answers, and longer where it does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// How many entries are not delivered yet, those in flight or held among them.
+    pub waiting: u64,
+    /// How many of them are held.
+    pub held: u64,
+    /// How long ago the oldest of them was pushed. Once it is known, it grows by a clock that
+    /// cannot be set.
+    pub oldest_age: Option<Duration>,
+    /// How many are dead.
+    pub dead: u64,
+    /// How long ago these were counted; `None`, and then they are 0, if the storage has not
+    /// answered since this forwarder was started.
+    pub counted: Option<Duration>,
+    /// Since when the storage fails, if it does.
+    pub storage_down: Option<StorageDown>,
+    /// The oldest entry that waits, with its attempts and its last failure; `None` if none does, or
+    /// the outbox cannot list.
+    pub head: Option<Summary>,
+    /// In what time the head is tried again, while it rests after an attempt of this forwarder.
+    pub next_try: Option<Duration>,
+    /// The control ID of the message that is being sent.
+    pub in_flight: Option<String>,
+    /// How many messages this forwarder has delivered.
+    pub delivered: u64,
+    /// What else this forwarder has counted.
+    pub counters: Counters,
+    /// The last failure since a message was delivered, in words without content.
+    pub last_failure: Option<String>,
+    /// Whether it is paused: this forwarder, or its destination in the storage.
+    pub paused: bool,
+    /// Whether its thread runs. One that has not been stopped and does not run has panicked, in an
+    /// outbox of your own.
+    pub running: bool,
+}
+
+/// What a forwarder has seen since it was started, in [`Status`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Attempts that failed and are followed by another.
+    pub retries: u64,
+    /// Messages that it has held, or found held since their holder had ended.
+    pub held: u64,
+    /// Messages that are dead since then, damaged ones among them.
+    pub dead: u64,
+    /// Results that were not recorded, since the claim was lost.
+    pub claims_lost: u64,
+    /// Failed calls of the storage.
+    pub storage_failures: u64,
+}
+
+/// A storage that fails, in [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StorageDown {
+    /// For how long no call has succeeded.
+    pub since: Duration,
+    /// How the last one failed, in words without content.
+    pub failure: String,
+}
+
+/// The figures of a storage, and how it does.
+#[derive(Default)]
+pub(super) struct Figures {
+    state: Mutex<FiguresState>,
+    answered: Condvar,
+}
+
+#[derive(Default)]
+struct FiguresState {
+    /// Whether a thread asks now.
+    asking: bool,
+    /// How often it has been asked, and has answered or failed.
+    answers: u64,
+    counted: Option<(Instant, Pending, Option<Summary>)>,
+    /// The time of the oldest entry, and how old it was at some moment.
+    oldest: Option<(SystemTime, Duration, Instant)>,
+    /// When the storage began to fail, and how it does.
+    down: Option<(Instant, String)>,
+}
+
+/// The answer of a storage that was asked how much waits.
+pub(super) enum Answer {
+    Counted(Pending),
+    Failed(String),
+    Late,
+}
+
+impl Figures {
+    /// The storage works.
+    pub(super) fn works(&self) {
+        lock(&self.state).down = None;
+    }
+
+    /// The storage has failed.
+    pub(super) fn fails(&self, error: &OutboxError) {
+        let mut state = lock(&self.state);
+        let since = state.down.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        state.down = Some((since, error.to_string()));
+    }
+
+    /// Asks the storage anew, and waits for its answer, at most for so long.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no thread to give.
+    pub(super) fn ask<S>(shared: &Arc<S>, limit: Duration) -> Result<Answer, OutboxError>
+    where
+        S: AsRef<Figures> + AsRef<dyn Outbox> + Send + Sync + 'static,
+    {
+        let figures: &Figures = (**shared).as_ref();
+        let deadline = Deadline::after(limit);
+        let mut state = lock(&figures.state);
+        // An answer to who asked before may be older than this question.
+        let mut wanted = state.answers + 1 + u64::from(state.asking);
+        loop {
+            if !state.asking && state.answers < wanted {
+                state.asking = true;
+                wanted = state.answers + 1;
+                let asker = Arc::clone(shared);
+                let asking = thread::Builder::new().name("mllp-outbox-status".into()).spawn(move || count(&*asker));
+                if let Err(error) = asking {
+                    state.asking = false;
+                    let what = "the thread that asks the outbox cannot be started".to_owned();
+                    return Err(OutboxError::Storage { what, source: Some(error.into()) });
+                }
+            }
+            if state.answers >= wanted {
+                return Ok(match (&state.down, &state.counted) {
+                    (Some((_, failure)), _) => Answer::Failed(failure.clone()),
+                    (None, Some((_, pending, _))) => Answer::Counted(*pending),
+                    (None, None) => Answer::Late,
+                });
+            }
+            let Some(left) = deadline.remaining() else { return Ok(Answer::Late) };
+            state = figures.answered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Fills in what is known of the storage.
+    pub(super) fn fill_in(&self, status: &mut Status) {
+        let state = lock(&self.state);
+        if let Some((when, pending, head)) = &state.counted {
+            status.waiting = pending.waiting;
+            status.held = pending.held;
+            status.dead = pending.dead;
+            status.paused |= pending.paused;
+            status.counted = Some(when.elapsed());
+            status.head.clone_from(head);
+        }
+        status.oldest_age = state.oldest.map(|(_, age, since)| age + since.elapsed());
+        status.storage_down = state
+            .down
+            .as_ref()
+            .map(|(since, failure)| StorageDown { since: since.elapsed(), failure: failure.clone() });
+    }
+}
+
+/// Ends a question, however the outbox answers it: a panic in one of your own as well.
+struct Asked<'a>(&'a Figures);
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.state);
+        state.asking = false;
+        state.answers += 1;
+        drop(state);
+        self.0.answered.notify_all();
+    }
+}
+
+fn count<S: AsRef<Figures> + AsRef<dyn Outbox>>(shared: &S) {
+    let figures: &Figures = shared.as_ref();
+    let outbox: &dyn Outbox = shared.as_ref();
+    let _asked = Asked(figures);
+    let counted = outbox.pending().and_then(|pending| {
+        let head = match outbox.list(None, 0, 1) {
+            Ok(mut first) => first.pop().filter(|_| pending.waiting > 0),
+            Err(OutboxError::Unsupported(_)) => None,
+            Err(error) => return Err(error),
+        };
+        Ok((pending, head))
+    });
+    match counted {
+        Ok((pending, head)) => {
+            figures.works();
+            let mut state = lock(&figures.state);
+            if state.oldest.map(|(pushed, ..)| pushed) != pending.oldest {
+                let age = |pushed| SystemTime::now().duration_since(pushed).unwrap_or_default();
+                state.oldest = pending.oldest.map(|pushed| (pushed, age(pushed), Instant::now()));
+            }
+            state.counted = Some((Instant::now(), pending, head));
+        }
+        Err(error) => figures.fails(&error),
+    }
+}
