@@ -1,25 +1,55 @@
 //! Messages in Redis, for several machines. This folder alone names `redis`.
 
+mod lineage;
+mod scripts;
+mod server;
+
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
-use redis::{Client, Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation};
+use redis::sentinel::SentinelClient;
+use redis::{Client, Connection, FromRedisValue, RedisError, Script, ScriptInvocation};
 
 use super::contract::AfterSettlement;
+use super::identity::unique;
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
-use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, Settlement, unix_millis};
+use super::{
+    Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis,
+};
+use crate::deadline::Deadline;
+use crate::hl7::MessageError;
 use crate::locks::lock;
+use lineage::Lineage;
+use scripts::Scripts;
+use server::{Lease, Server, Source, is_of_connection, says};
 
-/// The limit of one attempt to reach the server, and of one answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The longest time until an entry that another process has pushed is noticed.
-const POLL: Duration = Duration::from_millis(50);
+/// The limit of a call, if nothing else is said.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a claim lasts, if nothing else is said: longer than the limit of an exchange.
 const LEASE: Duration = Duration::from_secs(45);
+
+/// What all keys begin with, if nothing else is said.
+const PREFIX: &str = "mllp-outbox";
+
+/// How long the head that was claimed along with a settlement may wait before it is sent. After
+/// that it is claimed anew, since somebody may have held it.
+const FRESH: Duration = Duration::from_millis(100);
+
+/// How long ending a wait may take, and giving a claim up.
+const SHORT: Duration = Duration::from_millis(100);
+
+/// How long to wait where the server cannot be asked to wait.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a key under which a message was pushed is known, in seconds.
+const KEYS_KNOWN: u64 = 7 * 24 * 60 * 60;
+
+/// The largest message in bytes: Redis takes no larger value.
+const LARGEST: usize = 512 * 1024 * 1024;
 
 /// An [`Outbox`] in Redis, for several machines (feature `redis`; Redis 7 or later, or Valkey).
 ///
@@ -43,9 +73,18 @@ const LEASE: Duration = Duration::from_secs(45);
 ///
 /// A push whose answer is lost is repeated once over a new connection, without the message being
 /// stored twice. If that fails too, the message may be stored or not; to push it again is safe
-/// where the receiver recognises a repeated control ID.
+/// where the receiver recognises a repeated control ID, or under a
+/// [key](super::PushOptions::key). Keys are known for 7 days.
 ///
-/// Delivered entries are removed. Clones share the connection and the claim.
+/// *A server that comes back* empty, older, or as a replica without the last messages is noticed
+/// when it is connected to, by what this handle has pushed and seen: pushing, claiming and looking
+/// end in [`OutboxError::StorageReplaced`] until somebody says to [go on](Outbox::go_on), or the
+/// outbox is opened again. A push that has waited for replicas
+/// ([`wait_for_replicas`](RedisOutbox::wait_for_replicas)) is not lost with the primary.
+///
+/// The server is a single primary, with replicas as one likes; not a cluster. Delivered entries
+/// are removed. Clones share up to 16 connections, so that threads that push do not wait for each
+/// other, and the claim. While nothing waits, a forwarder asks for less than two commands a second.
 ///
 /// # Examples
 ///
@@ -60,52 +99,60 @@ const LEASE: Duration = Duration::from_secs(45);
 pub struct RedisOutbox {
     shared: Arc<RedisShared>,
     lease: Duration,
+    timeout: Duration,
+    replicas: u32,
 }
 
 struct RedisShared {
-    client: Client,
-    /// Where it is, without a password.
-    server: String,
+    server: Server,
+    prefix: String,
     /// The beginning of all keys of the destination.
     base: String,
-    destination: String,
+    destination: Arc<str>,
     /// The name of this handle, different from that of all others.
     holder: String,
     scripts: Scripts,
-    wire: Mutex<Wire>,
-    local_claim: Mutex<LocalClaim>,
+    lineage: Lineage,
+    holding: Mutex<Holding>,
+    /// The connection that waits for messages.
+    waiter: Mutex<Option<Connection>>,
+    is_waiting: AtomicBool,
     wake_up: WakeUp,
 }
 
+/// This handle's part in the holding.
 #[derive(Default)]
-struct Wire {
-    connection: Option<Connection>,
-    pushes: u64,
+struct Holding {
+    local_claim: LocalClaim,
+    /// What was claimed along with the last settlement, and when.
+    next: Option<(Instant, ClaimReply)>,
+    /// When the lease of another holder ends.
+    taken_until: Option<Deadline>,
 }
 
-struct Scripts {
-    push: Script,
-    claim: Script,
-    settle: Script,
-    stopped: Script,
-    requeue: Script,
-    discard: Script,
-    pending: Script,
-    release: Script,
+/// The destination and its server, for errors.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    server: &'a str,
+    destination: &'a str,
 }
 
-/// An entry as the scripts return it: control ID, time, state, attempts, refusals, last failure,
-/// message, identity.
+/// An entry without its message as the scripts return it: control ID, time, state, attempts,
+/// refusals, unknown results, last failure, identity.
 type Fields = (
     Option<String>,
     Option<i64>,
     Option<String>,
     Option<u32>,
     Option<u32>,
+    Option<u32>,
     Option<String>,
-    Option<Vec<u8>>,
     Option<String>,
 );
+
+/// A claim as the scripts return it: the fencing token, empty if another holds the lease; the number
+/// of the head, or the milliseconds that the other's lease lasts; the head; its message.
+type ClaimReply = (String, u64, Option<Fields>, Option<Vec<u8>>);
 
 impl RedisOutbox {
     /// The outbox of a destination on a server, such as `redis://host:6379/0`, or `rediss://` for
@@ -113,368 +160,672 @@ impl RedisOutbox {
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Config`] if the address is none, or if the server throws keys away when its
-    /// memory is full (`maxmemory-policy` other than `noeviction`); [`OutboxError::Storage`] if
-    /// the server cannot be reached. A server that has no append-only file is warned about in
-    /// the log.
+    /// [`OutboxError::Config`] if the address is none, if the server is a node of a cluster, or if
+    /// it throws keys away when its memory is full (`maxmemory-policy` other than
+    /// `noeviction`); [`OutboxError::Storage`] if the server cannot be reached. A server that
+    /// has no append-only file is warned about in the log.
     pub fn open(url: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
         // The library's text may repeat the address, with its password.
         let client = Client::open(url)
             .map_err(|_| OutboxError::Config("not a Redis URL, or `rediss://` without the feature `tls`".into()))?;
-        let server = client.get_connection_info().addr().to_string();
-        let shared = RedisShared {
-            server,
-            base: format!("mllp-outbox:{{{destination}}}"),
-            destination: destination.to_owned(),
-            holder: unique()?,
-            scripts: Scripts::new(),
-            wire: Mutex::default(),
-            local_claim: Mutex::default(),
-            wake_up: WakeUp::default(),
-            client,
-        };
-        let outbox = RedisOutbox { shared: Arc::new(shared), lease: LEASE };
-        outbox.pending()?;
-        outbox.shared.check_server()?;
+        RedisOutbox::with_client(client, destination)
+    }
+
+    /// The same over a client of your own making, for TLS with a private certificate authority for
+    /// instance. Its type is that of the crate `redis`, version 1.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](RedisOutbox::open).
+    pub fn with_client(client: Client, destination: &str) -> Result<RedisOutbox, OutboxError> {
+        RedisOutbox::of(Source::Client(client), destination)
+    }
+
+    /// The same on the primary that sentinels name, asked anew for each connection: after a
+    /// fail-over the next call goes to the new primary. Build the client for
+    /// `SentinelServerType::Master`; how long asking a sentinel may take is set there.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](RedisOutbox::open).
+    pub fn with_sentinel(client: SentinelClient, destination: &str) -> Result<RedisOutbox, OutboxError> {
+        RedisOutbox::of(Source::Sentinel(Arc::new(Mutex::new(client))), destination)
+    }
+
+    fn of(source: Source, destination: &str) -> Result<RedisOutbox, OutboxError> {
+        let shared = RedisShared::new(source, PREFIX, destination)?;
+        let outbox = RedisOutbox { shared: Arc::new(shared), lease: LEASE, timeout: TIMEOUT, replicas: 0 };
+        let deadline = outbox.deadline();
+        let server = &outbox.shared.server;
+        let mut lease = server.lease(&deadline)?;
+        let mut connection = server.connect(&deadline)?;
+        server.check(&mut connection, &deadline)?;
+        outbox.shared.greet(&mut connection, &deadline)?;
+        lease.line().connection = Some(connection);
+        drop(lease);
         Ok(outbox)
     }
 
+    /// The same destination under keys that begin with another prefix than `mllp-outbox`, for a
+    /// server that several programs share: another outbox, with what is stored there.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboxError::Storage`] if the system has no randomness to give.
+    pub fn key_prefix(self, prefix: &str) -> Result<RedisOutbox, OutboxError> {
+        let source = self.shared.server.source().clone();
+        let shared = RedisShared::new(source, prefix, &self.shared.destination)?;
+        Ok(RedisOutbox { shared: Arc::new(shared), ..self })
+    }
+
     /// How long a claim of this handle lasts unless it claims again: after this time another handle
-    /// takes over from one that has ended. No exchange lasts longer, so it ought to be more
-    /// than the limit of an exchange, with that of the application's acknowledgment where it has
-    /// one of its own. Defaults to 45 seconds; less than a millisecond counts as one.
+    /// takes over from one that has ended. No exchange lasts longer, so it has to be more than the
+    /// limit of an exchange, with that of the application's acknowledgment where it has one of its
+    /// own, and a tenth beside. Defaults to 45 seconds; less than a millisecond counts as one.
     pub fn lease(self, time: Duration) -> RedisOutbox {
         RedisOutbox { lease: time, ..self }
     }
 
-    /// The destination.
-    pub fn destination(&self) -> &str {
-        &self.shared.destination
-    }
-}
-
-/// Whether a failure is of the connection at hand, so that another may lead to a server that does:
-/// the connection is broken, or its server is no primary in service (any more).
-fn is_of_connection(error: &RedisError) -> bool {
-    const OUT_OF_SERVICE: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS"];
-    error.is_unrecoverable_error() || error.is_timeout() || OUT_OF_SERVICE.iter().any(|word| says(error, word))
-}
-
-/// Whether a server's error has this code; one inside a script has it in its text.
-fn says(error: &RedisError, code: &str) -> bool {
-    error.code() == Some(code) || error.detail().is_some_and(|detail| detail.contains(code))
-}
-
-/// 128 bits of the system's randomness, which nobody else has.
-fn unique() -> Result<String, OutboxError> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| OutboxError::Storage {
-        what: "the system has no randomness to give".to_owned(),
-        source: Some(error.into()),
-    })?;
-    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
-}
-
-impl Scripts {
-    fn new() -> Scripts {
-        Scripts {
-            push: Script::new(include_str!("push.lua")),
-            claim: Script::new(include_str!("claim.lua")),
-            settle: Script::new(include_str!("settle.lua")),
-            stopped: Script::new(include_str!("stopped.lua")),
-            requeue: Script::new(include_str!("requeue.lua")),
-            discard: Script::new(include_str!("discard.lua")),
-            pending: Script::new(include_str!("pending.lua")),
-            release: Script::new(include_str!("release.lua")),
-        }
-    }
-}
-
-impl RedisShared {
-    fn local_claim(&self) -> MutexGuard<'_, LocalClaim> {
-        lock(&self.local_claim)
+    /// The limit of each call of this handle. Defaults to 5 seconds.
+    pub fn timeout(self, limit: Duration) -> RedisOutbox {
+        RedisOutbox { timeout: limit, ..self }
     }
 
-    fn wire(&self) -> MutexGuard<'_, Wire> {
-        lock(&self.wire)
+    /// A push of this handle returns when so many replicas have the message (Redis's `WAIT`).
+    /// Where they do not have it within the limit of the call, it is an error, and the message is
+    /// stored on the primary. Defaults to 0.
+    pub fn wait_for_replicas(self, count: u32) -> RedisOutbox {
+        RedisOutbox { replicas: count, ..self }
     }
 
-    fn call<'s>(&self, script: &'s Script) -> ScriptInvocation<'s> {
-        script.key(&self.base)
-    }
-
-    /// Runs a script, once more over a new connection if the one at hand fails: every script may be
-    /// run twice.
-    fn run<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, OutboxError> {
-        self.run_on(&mut self.wire(), call)
-    }
-
-    fn run_on<T: FromRedisValue>(&self, wire: &mut Wire, call: &ScriptInvocation<'_>) -> Result<T, OutboxError> {
-        if let Some(mut connection) = wire.connection.take() {
-            match call.invoke(&mut connection) {
-                Err(error) if is_of_connection(&error) => {}
-                result => {
-                    wire.connection = Some(connection);
-                    return result.map_err(|error| self.failure(error));
-                }
+    /// Pushes a message to several destinations in one step: to all, or, where it fails, to none.
+    /// Returns the numbers in their order.
+    ///
+    /// # Errors
+    ///
+    /// As [`push`](Outbox::push).
+    pub fn push_to(&self, destinations: &[&str], message: &[u8]) -> Result<Vec<u64>, OutboxError> {
+        let shared = &*self.shared;
+        let control_id = checked(message)?;
+        let (call, now) = (unique()?, unix_millis::now());
+        let new = destinations.iter().map(|name| Ok((*name, unique()?, unique()?)));
+        let new = new.collect::<Result<Vec<_>, OutboxError>>()?;
+        let fill = |invocation: &mut ScriptInvocation<'_>| {
+            for name in destinations {
+                invocation.key(base(&shared.prefix, name));
             }
-        }
-        let mut connection = self.connect().map_err(|error| self.failure(error))?;
-        let result = call.invoke(&mut connection);
-        if !matches!(&result, Err(error) if is_of_connection(error)) {
-            wire.connection = Some(connection);
-        }
-        result.map_err(|error| self.failure(error))
+            invocation.arg("").arg(0).arg(&call).arg(message).arg(&control_id).arg(now).arg(shared.names_key());
+            for (name, generation, identity) in &new {
+                invocation.arg(name).arg(generation).arg(identity);
+            }
+        };
+        let deadline = self.deadline();
+        let mut lease = shared.server.lease(&deadline)?;
+        let ids = shared.run_on(&mut lease, &deadline, |_| {
+            let mut invocation = shared.scripts.push_to.prepare_invoke();
+            fill(&mut invocation);
+            Ok(invocation)
+        })?;
+        self.replicate(&mut lease, &deadline)?;
+        shared.wake_up.notify();
+        Ok(ids)
     }
 
-    /// Looks whether the server keeps what it is given. One that does not let this program look is
-    /// warned about.
-    fn check_server(&self) -> Result<(), OutboxError> {
-        let server = &self.server;
-        let mut wire = self.wire();
-        let Some(connection) = &mut wire.connection else { return Ok(()) };
-        let info: String = match redis::cmd("INFO").query(connection) {
-            Ok(info) => info,
+    /// The names of all destinations on this server, under this prefix, in no order.
+    ///
+    /// # Errors
+    ///
+    /// If the server cannot be asked.
+    pub fn destinations(&self) -> Result<Vec<String>, OutboxError> {
+        let shared = &*self.shared;
+        let deadline = self.deadline();
+        let mut lease = shared.server.lease(&deadline)?;
+        shared.connected(&mut lease, &deadline)?;
+        let Some(connection) = &mut lease.line().connection else { return Ok(Vec::new()) };
+        let names = redis::cmd("SMEMBERS").arg(shared.names_key()).query(connection);
+        names.map_err(|error| shared.server.failure(error, &deadline))
+    }
+
+    /// Removes this destination: `false` if it has entries that wait, are held or are dead, and
+    /// then nothing is removed. Its handles are of no use any more.
+    ///
+    /// # Errors
+    ///
+    /// If the server cannot be asked.
+    pub fn remove_destination(&self) -> Result<bool, OutboxError> {
+        let shared = &*self.shared;
+        let removed: i64 = shared.run(&self.deadline(), &shared.scripts.remove, Check::Lineage, |call| {
+            call.arg(shared.names_key()).arg(&*shared.destination);
+        })?;
+        Ok(removed > 0)
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::after(self.timeout)
+    }
+
+    fn lease_in_millis(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX).clamp(1, u64::from(u32::MAX))
+    }
+
+    /// For how long this handle may send after it has claimed: a tenth less than the lease, since
+    /// clocks do not go equally fast.
+    fn lasts(&self) -> Duration {
+        Duration::from_millis(self.lease_in_millis()) * 9 / 10
+    }
+
+    /// Waits until as many replicas have the last push as are asked for.
+    fn replicate(&self, lease: &mut Lease<'_>, deadline: &Deadline) -> Result<(), OutboxError> {
+        let server = &self.shared.server;
+        if self.replicas == 0 {
+            return Ok(());
+        }
+        let left = deadline.remaining().unwrap_or_default();
+        // The answer is to come within the limit, too.
+        let wait = u64::try_from(left.mul_f32(0.9).as_millis()).unwrap_or(u64::MAX).max(1);
+        let line = lease.line();
+        let Some(connection) = &mut line.connection else { return Ok(()) };
+        server.limit(connection, deadline)?;
+        let have: Result<u32, RedisError> = redis::cmd("WAIT").arg(self.replicas).arg(wait).query(connection);
+        let why = match have {
+            Ok(have) if have >= self.replicas => return Ok(()),
+            Ok(have) => format!("{have} of {} replicas have it", self.replicas),
             Err(error) => {
-                log::warn!("Redis at {server} does not say whether it keeps what it is given: {error}");
-                return Ok(());
+                line.connection = None;
+                let failure = server.failure(error, deadline);
+                format!("it is not known whether replicas have it ({failure})")
             }
         };
-        let value = |name: &str| {
-            let mut lines = info.lines().filter_map(|line| line.split_once(':'));
-            lines.find(|(own, _)| *own == name).map(|(_, value)| value.trim())
+        let what = format!("the message is stored on Redis at {}, but {why} after {wait} ms", server.shown());
+        Err(OutboxError::Storage { what, source: None })
+    }
+
+    /// Does to an entry what an operator has asked for.
+    fn order(&self, order: &str, id: u64) -> Result<bool, OutboxError> {
+        let shared = &*self.shared;
+        let changed: i64 = shared.run(&self.deadline(), &shared.scripts.order, Check::Lineage, |call| {
+            call.arg(order).arg(id);
+        })?;
+        shared.wake_up.notify();
+        Ok(changed > 0)
+    }
+
+    fn entries(&self, which: &str, after: u64, limit: usize, whole: bool) -> Result<Vec<ListedFields>, OutboxError> {
+        let shared = &*self.shared;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        shared.run(&self.deadline(), &shared.scripts.list, Check::Lineage, |call| {
+            call.arg(which).arg(after).arg(limit).arg(u8::from(whole));
+        })
+    }
+
+    /// Changes the entry of a claim, unless another has taken over since, and claims the next one if
+    /// that is asked for.
+    fn change(
+        &self,
+        claim: &Claim,
+        state: &str,
+        settled: &AfterSettlement<'_>,
+        and_claim: bool,
+    ) -> Result<Option<ClaimReply>, OutboxError> {
+        let shared = &*self.shared;
+        let lease = if and_claim { self.lease_in_millis().to_string() } else { String::new() };
+        let (changed, next): (i64, Option<ClaimReply>) = {
+            let reply: Vec<redis::Value> = shared.run(&self.deadline(), &shared.scripts.settle, Check::Nothing, |call| {
+                call.arg(claim.token).arg(claim.entry.id).arg(state).arg(settled.attempts).arg(settled.refusals);
+                call.arg(settled.unknowns).arg(settled.last_failure.unwrap_or_default());
+                call.arg(u8::from(settled.rest.is_some())).arg(&shared.holder).arg(&claim.identity).arg(lease.as_str());
+            })?;
+            let mut reply = reply.into_iter();
+            let damaged = || shared.server.failure(unexpected(), &self.deadline());
+            let changed = reply.next().map(i64::from_redis_value).and_then(Result::ok).ok_or_else(damaged)?;
+            (changed, reply.next().map(ClaimReply::from_redis_value).transpose().ok().flatten())
         };
-        let policy = value("maxmemory_policy").unwrap_or("noeviction");
-        if policy != "noeviction" && value("maxmemory") != Some("0") {
-            return Err(OutboxError::Config(format!(
-                "Redis at {server} throws messages away when its memory is full: set its maxmemory-policy to noeviction \
-                 (it is {policy})"
-            )));
-        }
-        if policy != "noeviction" {
-            log::warn!(
-                "Redis at {server}: maxmemory-policy has to be noeviction once maxmemory is set (it is {policy})"
-            );
-        }
-        if value("aof_enabled") == Some("0") {
-            log::warn!("Redis at {server} has no append-only file: what is pushed may be lost with the server");
-        }
-        Ok(())
+        if changed == 0 { Err(OutboxError::ClaimLost) } else { Ok(next) }
     }
 
-    fn connect(&self) -> RedisResult<Connection> {
-        let connection = self.client.get_connection_with_timeout(PATIENCE)?;
-        connection.set_read_timeout(Some(PATIENCE))?;
-        connection.set_write_timeout(Some(PATIENCE))?;
-        Ok(connection)
-    }
-
-    fn failure(&self, error: RedisError) -> OutboxError {
-        let server = &self.server;
-        if matches!(error.kind(), ErrorKind::Parse | ErrorKind::UnexpectedReturnType) {
-            // The library's text repeats the answer, which may be a message.
-            let what = format!("what Redis at {server} holds for this destination is no outbox of this version");
-            return OutboxError::Damaged { what, source: None };
-        }
-        let said = |word: &str| says(&error, word);
-        let what = if said("OOM") {
-            let what = format!(
-                "Redis at {server} is out of memory; what is in it is untouched, and it goes on once there is room"
-            );
-            return OutboxError::Full { what, source: Some(error.into()) };
-        } else if said("NOAUTH") || said("WRONGPASS") || error.kind() == ErrorKind::AuthenticationFailed {
-            format!("Redis at {server} does not let this program in")
-        } else if said("READONLY") {
-            format!("Redis at {server} is a replica, which takes no messages; its address has to lead to the primary")
-        } else if error.is_io_error() || error.is_unrecoverable_error() {
-            format!("Redis at {server} cannot be reached")
-        } else {
-            format!("Redis at {server} refuses")
-        };
-        OutboxError::Storage { what, source: Some(error.into()) }
-    }
-
-    /// Changes the entry of a claim, unless another has taken over since.
-    fn change(&self, claim: &Claim, state: &str, attempts: u32, refusals: u32, why: &str) -> Result<(), OutboxError> {
-        let mut call = self.call(&self.scripts.settle);
-        call.arg(claim.token).arg(claim.entry.id).arg(state).arg(attempts).arg(refusals).arg(why);
-        call.arg(&self.holder).arg(&claim.identity);
-        match self.run::<i64>(&call)? {
-            0 => Err(OutboxError::ClaimLost),
-            _ => Ok(()),
-        }
-    }
-
-    /// Changes the entry of a claim as [`change`](RedisShared::change) does, if this handle still
+    /// Changes the entry of a claim as [`change`](RedisOutbox::change) does, if this handle still
     /// holds the claim.
     fn change_claimed(
         &self,
         claim: &Claim,
         state: &str,
-        attempts: u32,
-        refusals: u32,
-        why: &str,
-    ) -> Result<(), OutboxError> {
-        if self.local_claim().claimed() != Some(claim.entry.id) {
+        settled: &AfterSettlement<'_>,
+        and_claim: bool,
+    ) -> Result<Option<ClaimReply>, OutboxError> {
+        if self.shared.holding().local_claim.claimed() != Some(claim.entry.id) {
             return Err(OutboxError::ClaimLost);
         }
-        let changed = self.change(claim, state, attempts, refusals, why);
+        let changed = self.change(claim, state, settled, and_claim);
         if let Err(OutboxError::ClaimLost) = changed {
-            // Another has it, or it was settled by a call whose answer was lost.
-            self.local_claim().end(None);
+            // Another has it, it was discarded, or it was settled by a call whose answer was lost.
+            self.shared.holding().local_claim.end(None);
         }
         changed
     }
+}
 
-    /// Runs a script about a stopped entry.
-    fn change_stopped(&self, script: &Script, id: u64) -> Result<bool, OutboxError> {
-        let changed: i64 = self.run(self.call(script).arg(id))?;
-        self.local_claim().end_rest(id);
-        self.wake_up.notify();
-        Ok(changed > 0)
+/// An entry as it is listed: its number, the size of its message, its fields, its message if that
+/// was asked for.
+type ListedFields = (u64, u64, Fields, Option<Vec<u8>>);
+
+/// What a script is to compare before it does anything.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Check {
+    /// Whether the server is the one that this handle knows.
+    Lineage,
+    /// Nothing: an entry is known by its identity.
+    Nothing,
+}
+
+/// The answer of a script that was not as it has to be.
+fn unexpected() -> RedisError {
+    (redis::ErrorKind::UnexpectedReturnType, "not an answer of this version").into()
+}
+
+fn base(prefix: &str, destination: &str) -> String {
+    format!("{prefix}:{{{destination}}}")
+}
+
+/// The control ID of a message, if it can be stored and sent.
+fn checked(message: &[u8]) -> Result<String, OutboxError> {
+    if message.len() > LARGEST {
+        let error = MessageError::TooLarge { size: message.len(), limit: LARGEST };
+        return Err(OutboxError::InvalidMessage(error));
+    }
+    Entry::control_id_of(message).map_err(OutboxError::InvalidMessage)
+}
+
+impl RedisShared {
+    fn new(source: Source, prefix: &str, destination: &str) -> Result<RedisShared, OutboxError> {
+        let (lineage, holding, waiter, is_waiting, wake_up) = Default::default();
+        Ok(RedisShared {
+            server: Server::new(source),
+            prefix: prefix.to_owned(),
+            base: base(prefix, destination),
+            destination: destination.into(),
+            holder: unique()?,
+            scripts: Scripts::new(),
+            lineage,
+            holding,
+            waiter,
+            is_waiting,
+            wake_up,
+        })
+    }
+
+    fn holding(&self) -> MutexGuard<'_, Holding> {
+        lock(&self.holding)
+    }
+
+    fn shown(&self) -> Shown<'_> {
+        Shown { server: self.server.shown(), destination: &self.destination }
+    }
+
+    /// The key of the names of all destinations.
+    fn names_key(&self) -> String {
+        format!("{}:destinations", self.prefix)
+    }
+
+    /// Runs a script on a line of its own.
+    fn run<T: FromRedisValue>(
+        &self,
+        deadline: &Deadline,
+        script: &Script,
+        check: Check,
+        arguments: impl Fn(&mut ScriptInvocation<'_>),
+    ) -> Result<T, OutboxError> {
+        let mut lease = self.server.lease(deadline)?;
+        self.run_on(&mut lease, deadline, |known| {
+            let mut call = script.key(&self.base);
+            match check {
+                Check::Lineage => call.arg(&known.0).arg(known.1),
+                Check::Nothing => call.arg("").arg(0),
+            };
+            arguments(&mut call);
+            Ok(call)
+        })
+    }
+
+    /// Runs a script, once more over a new connection if the one at hand fails: every script may be
+    /// run twice. The call is made for what is known of the server.
+    fn run_on<'c, T: FromRedisValue>(
+        &self,
+        lease: &mut Lease<'_>,
+        deadline: &Deadline,
+        call: impl Fn((String, u64)) -> Result<ScriptInvocation<'c>, OutboxError>,
+    ) -> Result<T, OutboxError> {
+        let mut was_there = lease.line().connection.is_some();
+        loop {
+            self.connected(lease, deadline)?;
+            let known = self.lineage.known()?;
+            let line = lease.line();
+            let Some(mut connection) = line.connection.take() else { continue };
+            self.server.limit(&connection, deadline)?;
+            match call(known)?.invoke(&mut connection) {
+                Err(error) if is_of_connection(&error) => {
+                    if !std::mem::take(&mut was_there) || deadline.remaining().is_none() {
+                        return Err(self.server.failure(error, deadline));
+                    }
+                }
+                result => {
+                    line.connection = Some(connection);
+                    return result.map_err(|error| {
+                        if says(&error, "REPLACED") {
+                            self.lineage.break_off(self.shown())
+                        } else {
+                            self.server.failure(error, deadline)
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    /// Sees to it that a line has its connection, to a server that is the one that was written to.
+    fn connected(&self, lease: &mut Lease<'_>, deadline: &Deadline) -> Result<(), OutboxError> {
+        self.lineage.known()?;
+        let line = lease.line();
+        if line.connection.is_none() {
+            let mut connection = self.server.connect(deadline)?;
+            self.greet(&mut connection, deadline)?;
+            line.connection = Some(connection);
+        }
+        Ok(())
+    }
+
+    /// Compares the server on a new connection with the one that is known.
+    fn greet(&self, connection: &mut Connection, deadline: &Deadline) -> Result<(), OutboxError> {
+        let (_, highest) = self.lineage.known()?;
+        let mut call = self.scripts.greet.key(&self.base);
+        call.arg("").arg(0).arg(unique()?).arg(self.names_key()).arg(&*self.destination);
+        for (pusher, push) in self.server.answered() {
+            call.arg(pusher).arg(push);
+        }
+        let said = call.invoke(connection).map_err(|error| self.server.failure(error, deadline))?;
+        self.lineage.compare(highest, said, self.shown())
+    }
+
+    fn entry(&self, id: u64, fields: Fields, message: Option<Vec<u8>>) -> (Entry, String) {
+        let (control_id, pushed_at, state, attempts, refusals, unknowns, last_failure, identity) = fields;
+        let entry = Entry {
+            id,
+            destination: Arc::clone(&self.destination),
+            control_id: control_id.unwrap_or_default(),
+            message: message.unwrap_or_default(),
+            pushed_at: unix_millis::time(pushed_at.unwrap_or(0)),
+            // A state that this version never wrote: hold the entry, never send it without being asked to.
+            state: state.map_or(EntryState::Waiting, |word| EntryState::from_word(&word).unwrap_or(EntryState::Held)),
+            attempts: attempts.unwrap_or(0),
+            refusals: refusals.unwrap_or(0),
+            unknowns: unknowns.unwrap_or(0),
+            last_failure,
+        };
+        (entry, identity.unwrap_or_default())
+    }
+
+    /// Waits for the bell of what this handle waits for, by the server.
+    fn wait_at_server(&self, connection: &mut Connection, bell: &str, limit: Duration) -> Result<(), OutboxError> {
+        let deadline = Deadline::after(limit + PAUSE);
+        self.server.limit(connection, &deadline)?;
+        let mut wait = redis::cmd("BLPOP");
+        wait.arg(format!("{}{bell}", self.base)).arg(self.own_bell()).arg(limit.as_secs_f64().max(0.01));
+        let rung: Result<redis::Value, RedisError> = wait.query(connection);
+        rung.map(drop).map_err(|error| self.server.failure(error, &deadline))
+    }
+
+    /// The bell that ends a wait of this handle.
+    fn own_bell(&self) -> String {
+        format!("{}:wake:{}", self.base, self.holder)
     }
 }
 
-/// An entry, whether its message is there, and its identity: empty for those of a version without.
-fn entry(id: u64, fields: Fields) -> (Entry, bool, String) {
-    let (control_id, pushed_at, state, attempts, refusals, last_failure, message, identity) = fields;
-    let whole = message.is_some();
-    let entry = Entry {
-        id,
-        control_id: control_id.unwrap_or_default(),
-        message: message.unwrap_or_default(),
-        pushed_at: unix_millis::time(pushed_at.unwrap_or(0)),
-        // A state that this version never wrote: hold the entry, never send it without being asked to.
-        state: state.map_or(EntryState::Waiting, |word| EntryState::from_word(&word).unwrap_or(EntryState::Held)),
-        attempts: attempts.unwrap_or(0),
-        refusals: refusals.unwrap_or(0),
-        last_failure,
-    };
-    (entry, whole, identity.unwrap_or_default())
-}
-
 impl Outbox for RedisOutbox {
+    fn destination(&self) -> &str {
+        &self.shared.destination
+    }
+
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
+        self.push_with(message, &PushOptions::new())
+    }
+
+    fn push_with(&self, message: &[u8], options: &PushOptions<'_>) -> Result<u64, OutboxError> {
         let shared = &*self.shared;
-        let control_id = Entry::control_id_of(message).map_err(OutboxError::InvalidMessage)?;
-        let identity = unique()?;
-        let mut wire = shared.wire();
-        wire.pushes += 1;
-        let mut call = shared.call(&shared.scripts.push);
-        call.arg(&shared.holder).arg(wire.pushes).arg(message).arg(control_id).arg(unix_millis::now()).arg(identity);
-        let id = shared.run_on(&mut wire, &call)?;
-        shared.wake_up.notify();
+        let control_id = checked(message)?;
+        let (identity, now) = (unique()?, unix_millis::now());
+        let deadline = self.deadline();
+        let mut lease = shared.server.lease(&deadline)?;
+        let line = lease.line();
+        line.pushes += 1;
+        let (pusher, push, known_push) = (line.pusher.clone(), line.pushes, line.known());
+        let id: u64 = shared.run_on(&mut lease, &deadline, |(generation, highest)| {
+            let mut call = shared.scripts.push.key(&shared.base);
+            call.arg(generation).arg(highest).arg(&pusher).arg(push).arg(known_push).arg(message).arg(&control_id);
+            call.arg(now).arg(&identity).arg(options.key.unwrap_or_default()).arg(KEYS_KNOWN);
+            Ok(call)
+        })?;
+        lease.push_is_answered();
+        shared.lineage.has_seen(id);
+        self.replicate(&mut lease, &deadline)?;
+        drop(lease);
         Ok(id)
     }
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let shared = &*self.shared;
-        let mut local_claim = shared.local_claim();
-        if local_claim.claimed().is_some() {
-            return Ok(None);
-        }
-        let begun = Instant::now();
-        let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX).clamp(1, u64::from(u32::MAX));
-        let mut call = shared.call(&shared.scripts.claim);
-        // A message that rests is not sent over again and again.
-        call.arg(&shared.holder).arg(lease).arg(local_claim.resting().map_or(String::new(), |id| id.to_string()));
-        let Some((token, id, fields)) = shared.run::<Option<(u64, u64, Fields)>>(&call)? else { return Ok(None) };
-        let (entry, whole, identity) = entry(id, fields);
-        // A tenth less: clocks do not go equally fast.
-        let until = Some(begun + Duration::from_millis(lease) * 9 / 10);
-        let claim = Claim { entry, until, token, identity };
-        let Entry { attempts, refusals, state, ref control_id, .. } = claim.entry;
-        match state {
-            EntryState::Waiting if !whole => {
-                // Here nobody can mend it, and those behind it are to go on.
-                let what = format!("the stored message {control_id:?} (number {id}) is gone");
-                shared.change(&claim, EntryState::Dead.as_str(), attempts, refusals, &what)?;
-                let what = format!("Redis at {}: {what}; it is among the dead now", shared.server);
-                Err(OutboxError::Damaged { what, source: None })
+        shared.lineage.known()?;
+        let (resting, next) = {
+            let mut holding = shared.holding();
+            if holding.local_claim.claimed().is_some() {
+                return Ok(None);
             }
-            EntryState::Waiting => {
-                local_claim.begin(id);
+            (holding.local_claim.resting(), holding.next.take().filter(|(begun, _)| begun.elapsed() < FRESH))
+        };
+        let (begun, reply) = match next {
+            Some(next) => next,
+            None => {
+                let begun = Instant::now();
+                let reply: ClaimReply = shared.run(&self.deadline(), &shared.scripts.claim, Check::Lineage, |call| {
+                    call.arg(&shared.holder).arg(self.lease_in_millis());
+                    // A message that rests is not sent over again and again.
+                    call.arg(resting.map_or(String::new(), |id| id.to_string()));
+                })?;
+                (begun, reply)
+            }
+        };
+        let (token, id, fields, message) = reply;
+        let mut holding = shared.holding();
+        holding.taken_until = token.is_empty().then(|| Deadline::after(Duration::from_millis(id)));
+        let (Some(fields), Ok(token)) = (fields, token.parse()) else { return Ok(None) };
+        let is_whole = message.is_some();
+        let (entry, identity) = shared.entry(id, fields, message);
+        shared.lineage.has_seen(id);
+        let claim = Claim { entry, until: Some(begun + self.lasts()), token, identity };
+        match claim.entry.state {
+            EntryState::Waiting if is_whole => {
+                holding.local_claim.begin(id);
                 Ok(Some(claim))
             }
+            EntryState::Waiting => {
+                // Here nobody can mend it, and those behind it are to go on.
+                drop(holding);
+                let Entry { control_id, attempts, refusals, unknowns, .. } = &claim.entry;
+                let why = format!("the stored message {control_id:?} (number {id}) is gone");
+                let (attempts, refusals, unknowns) = (*attempts, *refusals, *unknowns);
+                let (state, last_failure) = (Some(EntryState::Dead), Some(why.as_str()));
+                let buried = AfterSettlement { state, attempts, refusals, unknowns, last_failure, rest: None };
+                self.stop(claim, &buried)
+            }
             EntryState::Sending => {
-                let settled = claim.entry.orphaned();
-                shared
-                    .change(
-                        &claim,
-                        word(&settled),
-                        settled.attempts,
-                        settled.refusals,
-                        settled.last_failure.unwrap_or_default(),
-                    )
-                    .map(|()| None)
+                drop(holding);
+                let held = claim.entry.orphaned();
+                self.stop(claim, &held)
             }
             EntryState::Held | EntryState::Dead => Ok(None),
         }
     }
 
     fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
-        let Entry { attempts, refusals, last_failure, .. } = &claim.entry;
-        let why = last_failure.as_deref().unwrap_or_default();
-        self.shared.change_claimed(claim, EntryState::Sending.as_str(), *attempts, *refusals, why)
+        let Entry { attempts, refusals, unknowns, ref last_failure, .. } = claim.entry;
+        let (state, last_failure) = (Some(EntryState::Sending), last_failure.as_deref());
+        let begun = AfterSettlement { state, attempts, refusals, unknowns, last_failure, rest: None };
+        self.change_claimed(claim, EntryState::Sending.as_str(), &begun, false).map(drop)
     }
 
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
-        let shared = &*self.shared;
-        let settled = claim.entry.settled(outcome);
-        shared.change_claimed(
-            claim,
-            word(&settled),
-            settled.attempts,
-            settled.refusals,
-            settled.last_failure.unwrap_or_default(),
-        )?;
-        shared.local_claim().end(settled.rest);
+        let settled = claim.entry.settled(outcome, false);
+        let word = settled.state.map_or("delivered", EntryState::as_str);
+        let begun = Instant::now();
+        // After what is delivered, the next is sent at once.
+        let next = self.change_claimed(claim, word, &settled, settled.state.is_none())?;
+        let mut holding = self.shared.holding();
+        holding.local_claim.end(settled.rest);
+        // Where nothing waited, something may by now.
+        holding.next = next.filter(|(_, _, head, _)| head.is_some()).map(|next| (begun, next));
         Ok(())
     }
 
     fn release(&self) {
         let shared = &*self.shared;
-        shared.local_claim().end(None);
+        *shared.holding() = Holding::default();
         // A server that cannot be reached takes the lease back by itself.
-        let _ = shared.run::<i64>(shared.call(&shared.scripts.release).arg(&shared.holder));
+        let _: Result<i64, OutboxError> =
+            shared.run(&Deadline::after(SHORT), &shared.scripts.release, Check::Nothing, |call| {
+                call.arg(&shared.holder);
+            });
         shared.wake_up.notify();
     }
 
     fn pending(&self) -> Result<Pending, OutboxError> {
-        let call = self.shared.call(&self.shared.scripts.pending);
-        let (waiting, dead, oldest): (u64, u64, Option<i64>) = self.shared.run(&call)?;
-        Ok(Pending::new(waiting, oldest.map(unix_millis::time), dead))
+        let shared = &*self.shared;
+        let (waiting, held, dead, paused, oldest): (u64, u64, u64, i64, Option<i64>) =
+            shared.run(&self.deadline(), &shared.scripts.pending, Check::Lineage, |_| {})?;
+        let pending = Pending::new(waiting, oldest.map(unix_millis::time), dead);
+        Ok(Pending { held, paused: paused > 0, ..pending })
     }
 
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let mut call = self.shared.call(&self.shared.scripts.stopped);
-        let entries: Vec<(u64, Fields)> = self.shared.run(call.arg(after).arg(limit))?;
-        Ok(entries.into_iter().map(|(id, fields)| entry(id, fields).0).collect())
+        let entries = self.entries("stopped", after, limit, true)?.into_iter();
+        Ok(entries.map(|(id, _, fields, message)| self.shared.entry(id, fields, message).0).collect())
     }
 
     fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
-        self.shared.change_stopped(&self.shared.scripts.requeue, id)
+        self.order("requeue", id)
     }
 
     fn discard(&self, id: u64) -> Result<bool, OutboxError> {
-        self.shared.change_stopped(&self.shared.scripts.discard, id)
+        self.order("discard", id)
     }
 
+    /// Where the server can be asked to wait, it is; otherwise this waits here.
     fn wait(&self, limit: Duration) {
-        self.shared.wake_up.wait(limit.min(POLL));
+        let shared = &*self.shared;
+        let mut waiter = match shared.waiter.try_lock() {
+            Ok(waiter) => waiter,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                shared.wake_up.wait(limit.min(PAUSE));
+                return;
+            }
+        };
+        let taken_until = shared.holding().taken_until;
+        let (bell, limit) = match taken_until {
+            Some(until) => (":free", until.remaining().unwrap_or(SHORT).min(limit)),
+            None => (":bell", limit),
+        };
+        shared.is_waiting.store(true, Ordering::SeqCst);
+        if !shared.wake_up.wait(Duration::ZERO) {
+            let mut wait = || {
+                let mut connection = match waiter.take() {
+                    Some(connection) => connection,
+                    None => shared.server.connect(&self.deadline())?,
+                };
+                shared.wait_at_server(&mut connection, bell, limit)?;
+                *waiter = Some(connection);
+                Ok::<(), OutboxError>(())
+            };
+            let begun = Instant::now();
+            if wait().is_err() {
+                shared.wake_up.wait(limit.min(PAUSE).saturating_sub(begun.elapsed()));
+            }
+        }
+        shared.is_waiting.store(false, Ordering::SeqCst);
+    }
+
+    fn wake(&self) -> bool {
+        let shared = &*self.shared;
+        shared.wake_up.notify();
+        if shared.is_waiting.load(Ordering::SeqCst) {
+            let ring = || {
+                let deadline = Deadline::after(SHORT);
+                let mut lease = shared.server.lease(&deadline)?;
+                let Some(mut connection) = lease.line().connection.take() else { return Ok(()) };
+                shared.server.limit(&connection, &deadline)?;
+                let mut ring = redis::pipe();
+                ring.rpush(shared.own_bell(), 1).ignore().expire(shared.own_bell(), 60).ignore();
+                ring.exec(&mut connection).map_err(|error| shared.server.failure(error, &deadline))?;
+                lease.line().connection = Some(connection);
+                Ok::<(), OutboxError>(())
+            };
+            // Otherwise the wait ends by its own limit.
+            let _ = ring();
+        }
+        true
+    }
+
+    fn claim_lasts(&self) -> Option<Duration> {
+        Some(self.lasts())
+    }
+
+    fn list(&self, state: Option<EntryState>, after: u64, limit: usize) -> Result<Vec<Summary>, OutboxError> {
+        let entries = self.entries(state.map_or("queue", EntryState::as_str), after, limit, false)?.into_iter();
+        Ok(entries
+            .map(|(id, size, fields, _)| Summary { size, ..self.shared.entry(id, fields, None).0.summary() })
+            .collect())
+    }
+
+    fn show(&self, id: u64) -> Result<Option<Entry>, OutboxError> {
+        let found = self.entries("one", id, 1, true)?.pop();
+        Ok(found.map(|(id, _, fields, message)| self.shared.entry(id, fields, message).0))
+    }
+
+    fn hold(&self, id: u64) -> Result<bool, OutboxError> {
+        self.order("hold", id)
+    }
+
+    fn unhold(&self, id: u64) -> Result<bool, OutboxError> {
+        self.order("unhold", id)
+    }
+
+    fn try_now(&self) -> Result<(), OutboxError> {
+        self.order("try_now", 0).map(drop)
+    }
+
+    fn set_paused(&self, paused: bool) -> Result<(), OutboxError> {
+        self.order(if paused { "pause" } else { "go_on" }, 0).map(drop)
+    }
+
+    fn go_on(&self) -> Result<(), OutboxError> {
+        self.shared.server.forget();
+        self.shared.lineage.forget();
+        self.pending().map(drop)
     }
 }
 
-/// The state after a settlement, as the scripts know it.
-fn word(settled: &AfterSettlement<'_>) -> &'static str {
-    settled.state.map_or("delivered", EntryState::as_str)
+impl RedisOutbox {
+    /// Stops the head instead of handing it out, and says so.
+    fn stop(&self, claim: Claim, settled: &AfterSettlement<'_>) -> Result<Option<Claim>, OutboxError> {
+        let word = settled.state.map_or("delivered", EntryState::as_str);
+        self.change(&claim, word, settled, false)?;
+        let mut entry = claim.entry;
+        entry.apply(settled);
+        Err(OutboxError::Stopped { entry: Box::new(entry.summary()) })
+    }
 }
 
 impl fmt::Debug for RedisOutbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisOutbox")
-            .field("server", &self.shared.server)
+            .field("server", &self.shared.server.shown())
             .field("destination", &self.shared.destination)
             .field("lease", &self.lease)
             .finish_non_exhaustive()

@@ -1,5 +1,6 @@
--- KEYS[1]: the destination; ARGV: holder. Gives the lease back, if it is the holder's.
-if redis.call('GET', KEYS[1] .. ':holder') == ARGV[1] then
-    return redis.call('DEL', KEYS[1] .. ':holder')
+-- ARGV[3]: holder. Gives the lease back, if it is the holder's.
+if redis.call('GET', base .. ':holder') == ARGV[3] then
+    redis.call('DEL', base .. ':holder')
+    ring(':free')
 end
 return 0

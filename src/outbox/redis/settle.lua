@@ -1,29 +1,50 @@
-#!lua flags=allow-oom
--- KEYS[1]: the destination; ARGV: fencing token, number, new state (or 'delivered'), attempts, refusals, failure, holder, identity.
--- Returns 0 if another has taken over since, the entry does not wait any more, or another has its number (the counter goes back
--- where a replica takes over that lacks the last pushes); repeated because its answer was lost, what it did then.
-local base, id, state = KEYS[1], ARGV[2], ARGV[3]
-local entry = base .. ':entry:' .. id
-local settled = ARGV[1] .. ' ' .. id .. ' ' .. ARGV[8] .. ' ' .. state
-local holder = redis.call('GET', base .. ':holder')
-if redis.call('GET', base .. ':fence') ~= ARGV[1] or holder and holder ~= ARGV[7] then
-    return 0
-elseif not redis.call('ZSCORE', base .. ':waiting', id) then
-    return redis.call('GET', base .. ':settled') == settled and 1 or 0
-elseif (redis.call('HGET', entry, 'identity') or '') ~= ARGV[8] then
-    return 0
+-- ARGV[3]: fencing token, number, new state (or 'delivered'), attempts, refusals, unknown results, failure, whether it rests, holder,
+-- identity; lease, where the next entry is to be claimed at once.
+-- Returns 0 if another has taken over since, the entry is not there any more, or another has its number (the counter goes back where
+-- a replica takes over that lacks the last pushes); repeated because its answer was lost, what it did then.
+local fence, id, state, rests, holder, identity = ARGV[3], ARGV[4], ARGV[5], ARGV[10], ARGV[11], ARGV[12]
+local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':settled')
+local settled = fence .. ' ' .. id .. ' ' .. identity .. ' ' .. state
+if known[2] ~= fence or known[1] and known[1] ~= holder then
+    return {0}
 end
-redis.call('SET', base .. ':settled', settled)
-if state == 'delivered' then
-    redis.call('ZREM', base .. ':waiting', id)
-    redis.call('DEL', entry)
-    return 1
+local function settle()
+    if not redis.call('ZSCORE', base .. ':waiting', id) then
+        return known[3] == settled
+    end
+    local now = redis.call('HMGET', entry(id), 'identity', 'state')
+    if (now[1] or '') ~= identity then
+        return false
+    elseif state == 'sending' and now[2] == 'held' then
+        -- It was held meanwhile, and is not sent.
+        return false
+    end
+    redis.call('SET', base .. ':settled', settled)
+    if state == 'delivered' then
+        redis.call('ZREM', base .. ':waiting', id)
+        redis.call('ZREM', base .. ':held', id)
+        redis.call('DEL', entry(id))
+        return true
+    elseif state == 'waiting' and now[2] == 'held' then
+        -- What was held while it was sent stays so.
+        state = 'held'
+    end
+    redis.call('HSET', entry(id), 'state', state, 'attempts', ARGV[6], 'refusals', ARGV[7], 'unknowns', ARGV[8], 'last_failure', ARGV[9])
+    if rests == '1' then
+        redis.call('HSET', entry(id), 'rests', 1)
+    end
+    if state == 'dead' then
+        redis.call('ZREM', base .. ':waiting', id)
+        redis.call('ZREM', base .. ':held', id)
+        redis.call('ZADD', base .. ':dead', id, id)
+    elseif state == 'held' then
+        redis.call('ZADD', base .. ':held', id, id)
+    end
+    return true
 end
-redis.call('HSET', entry, 'state', state, 'attempts', ARGV[4], 'refusals', ARGV[5], 'last_failure', ARGV[6])
-if state == 'dead' then
-    redis.call('ZREM', base .. ':waiting', id)
-    redis.call('ZADD', base .. ':dead', id, id)
-elseif state == 'held' then
-    redis.call('ZADD', base .. ':held', id, id)
+if not settle() then
+    return {0}
+elseif ARGV[13] == '' then
+    return {1}
 end
-return 1
+return {1, claim(holder, ARGV[13], '')}
