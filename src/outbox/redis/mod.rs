@@ -250,21 +250,18 @@ impl RedisOutbox {
         let (call, now) = (unique()?, unix_millis::now());
         let new = destinations.iter().map(|name| Ok((*name, unique()?, unique()?)));
         let new = new.collect::<Result<Vec<_>, OutboxError>>()?;
-        let fill = |invocation: &mut ScriptInvocation<'_>| {
+        let deadline = self.deadline();
+        let mut lease = shared.server.lease(&deadline)?;
+        let ids = shared.run_on(&mut lease, &deadline, Check::Lineage, |_| {
+            let mut invocation = shared.scripts.push_to.prepare_invoke();
             for name in destinations {
                 invocation.key(base(&shared.prefix, name));
             }
             invocation.arg("").arg(0).arg(&call).arg(message).arg(&control_id).arg(now).arg(shared.names_key());
             for (name, generation, identity) in &new {
-                invocation.arg(name).arg(generation).arg(identity);
+                invocation.arg(*name).arg(generation).arg(identity);
             }
-        };
-        let deadline = self.deadline();
-        let mut lease = shared.server.lease(&deadline)?;
-        let ids = shared.run_on(&mut lease, &deadline, |_| {
-            let mut invocation = shared.scripts.push_to.prepare_invoke();
-            fill(&mut invocation);
-            Ok(invocation)
+            invocation
         })?;
         self.replicate(&mut lease, &deadline)?;
         shared.wake_up.notify();
@@ -280,7 +277,7 @@ impl RedisOutbox {
         let shared = &*self.shared;
         let deadline = self.deadline();
         let mut lease = shared.server.lease(&deadline)?;
-        shared.connected(&mut lease, &deadline)?;
+        shared.connected(&mut lease, &deadline, Check::Lineage)?;
         let Some(connection) = &mut lease.line().connection else { return Ok(Vec::new()) };
         let names = redis::cmd("SMEMBERS").arg(shared.names_key()).query(connection);
         names.map_err(|error| shared.server.failure(error, &deadline))
@@ -475,33 +472,34 @@ impl RedisShared {
         arguments: impl Fn(&mut ScriptInvocation<'_>),
     ) -> Result<T, OutboxError> {
         let mut lease = self.server.lease(deadline)?;
-        self.run_on(&mut lease, deadline, |known| {
+        self.run_on(&mut lease, deadline, check, |(generation, highest)| {
             let mut call = script.key(&self.base);
-            match check {
-                Check::Lineage => call.arg(&known.0).arg(known.1),
-                Check::Nothing => call.arg("").arg(0),
-            };
+            call.arg(generation).arg(highest);
             arguments(&mut call);
-            Ok(call)
+            call
         })
     }
 
     /// Runs a script, once more over a new connection if the one at hand fails: every script may be
-    /// run twice. The call is made for what is known of the server.
+    /// run twice. The call is made for the generation and the number that are to be compared.
     fn run_on<'c, T: FromRedisValue>(
         &self,
         lease: &mut Lease<'_>,
         deadline: &Deadline,
-        call: impl Fn((String, u64)) -> Result<ScriptInvocation<'c>, OutboxError>,
+        check: Check,
+        call: impl Fn((String, u64)) -> ScriptInvocation<'c>,
     ) -> Result<T, OutboxError> {
         let mut was_there = lease.line().connection.is_some();
         loop {
-            self.connected(lease, deadline)?;
-            let known = self.lineage.known()?;
+            self.connected(lease, deadline, check)?;
+            let known = match check {
+                Check::Lineage => self.lineage.known()?,
+                Check::Nothing => Default::default(),
+            };
             let line = lease.line();
             let Some(mut connection) = line.connection.take() else { continue };
             self.server.limit(&connection, deadline)?;
-            match call(known)?.invoke(&mut connection) {
+            match call(known).invoke(&mut connection) {
                 Err(error) if is_of_connection(&error) => {
                     if !std::mem::take(&mut was_there) || deadline.remaining().is_none() {
                         return Err(self.server.failure(error, deadline));
@@ -522,12 +520,16 @@ impl RedisShared {
     }
 
     /// Sees to it that a line has its connection, to a server that is the one that was written to.
-    fn connected(&self, lease: &mut Lease<'_>, deadline: &Deadline) -> Result<(), OutboxError> {
-        self.lineage.known()?;
+    fn connected(&self, lease: &mut Lease<'_>, deadline: &Deadline, check: Check) -> Result<(), OutboxError> {
+        let passes = |compared: Result<(), OutboxError>| match compared {
+            Err(OutboxError::StorageReplaced { .. }) if check == Check::Nothing => Ok(()),
+            compared => compared,
+        };
+        passes(self.lineage.known().map(drop))?;
         let line = lease.line();
         if line.connection.is_none() {
             let mut connection = self.server.connect(deadline)?;
-            self.greet(&mut connection, deadline)?;
+            passes(self.greet(&mut connection, deadline))?;
             line.connection = Some(connection);
         }
         Ok(())
@@ -597,11 +599,11 @@ impl Outbox for RedisOutbox {
         let line = lease.line();
         line.pushes += 1;
         let (pusher, push, known_push) = (line.pusher.clone(), line.pushes, line.known());
-        let id: u64 = shared.run_on(&mut lease, &deadline, |(generation, highest)| {
+        let id: u64 = shared.run_on(&mut lease, &deadline, Check::Lineage, |(generation, highest)| {
             let mut call = shared.scripts.push.key(&shared.base);
             call.arg(generation).arg(highest).arg(&pusher).arg(push).arg(known_push).arg(message).arg(&control_id);
             call.arg(now).arg(&identity).arg(options.key.unwrap_or_default()).arg(KEYS_KNOWN);
-            Ok(call)
+            call
         })?;
         lease.push_is_answered();
         shared.lineage.has_seen(id);

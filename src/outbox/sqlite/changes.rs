@@ -1,6 +1,8 @@
 //! The changes of entries, in SQL. An entry is known by its destination and its number; one that
 //! is claimed by its identity as well.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
@@ -31,6 +33,8 @@ pub(super) struct NewEntry {
     pub(super) key: Option<String>,
     /// The bound of the file in bytes.
     pub(super) max_bytes: Option<u64>,
+    /// Where it notes how many messages wait, about.
+    pub(super) backlog: Arc<AtomicU64>,
 }
 
 impl NewEntry {
@@ -60,6 +64,9 @@ impl NewEntry {
         )?;
         let now = unix_millis::now();
         waiting.execute(params![destination, id, self.control_id, now, self.identity])?;
+        let head = "SELECT min(id) FROM waiting WHERE destination = ?1";
+        let head: i64 = writer.prepare_cached(head)?.query_row([destination], |row| row.get(0))?;
+        self.backlog.store((id - head) as u64, Ordering::Relaxed);
         if let Some(key) = &self.key {
             let keep = "INSERT INTO pushed_key (destination, key, id, pushed_at) VALUES (?1, ?2, ?3, ?4)";
             writer.prepare_cached(keep)?.execute(params![destination, key, id, now])?;

@@ -4,14 +4,15 @@
 //! A file can be removed while it is locked, and another made in its place can be locked as well.
 //! So the database knows who holds the claim, and by which file. Who finds that its file is not
 //! the one in place any more locks that one; who gets a lock by another file than the database
-//! names waits for a while, in which a holder that lives would have noticed.
+//! names waits for a while, in which a holder that lives would have noticed. Where the database
+//! itself is a copy, its former holder works on the other one.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::files::{companion, id, id_at, open_beside, try_lock, unusable};
+use super::files::{FileId, companion, id, id_at, open_beside, try_lock, unusable};
 use super::storage::{Kind, Storage};
 use crate::deadline::Deadline;
 use crate::outbox::OutboxError;
@@ -70,32 +71,34 @@ impl ClaimLock {
             }
             Err(TryLockError::Error(error)) => return Err(unusable(error)),
         }
-        let number = id(&file.metadata().map_err(unusable)?).map(|(_, number)| number as i64);
+        let number = |id: FileId| id.map(|(_, number)| number as i64);
+        let files = (number(self.storage.id()), number(id(&file.metadata().map_err(unusable)?)));
         let destination = self.destination;
-        if self.file.is_none() && !self.may_take_over(number)? {
+        if self.file.is_none() && !self.may_take_over(files)? {
             return Ok(false);
         }
         let holder = self.holder.clone();
         self.storage.change(Kind::Settlement, deadline, move |writer| {
-            let sql = "INSERT OR REPLACE INTO claim (destination, holder, lock_file) VALUES (?1, ?2, ?3)";
-            Ok(writer.prepare_cached(sql)?.execute((destination, &holder, number))? as i64)
+            let sql = "INSERT OR REPLACE INTO claim (destination, holder, file, lock_file) VALUES (?1, ?2, ?3, ?4)";
+            Ok(writer.prepare_cached(sql)?.execute((destination, &holder, files.0, files.1))? as i64)
         })?;
         (self.file, self.noticing) = (Some(file), None);
         Ok(true)
     }
 
-    /// Whether the claim that the database knows of was made by the file of this number, so that
-    /// its holder has ended; or by another, and its holder has had the time to notice.
-    fn may_take_over(&mut self, number: Option<i64>) -> Result<bool, OutboxError> {
-        let find = "SELECT holder, lock_file FROM claim WHERE destination = ?1 AND holder IS NOT NULL";
+    /// Whether the claim that the database knows of was made by this lock's file, or on another copy
+    /// of the database, so that its holder is none any more; or its holder has had the time to
+    /// notice. `files`: the numbers of the database and the lock's file.
+    fn may_take_over(&mut self, files: (Option<i64>, Option<i64>)) -> Result<bool, OutboxError> {
+        let find = "SELECT holder, file, lock_file FROM claim WHERE destination = ?1 AND holder IS NOT NULL";
         let claim = self.storage.read(|reader| {
             let mut rows = reader.prepare_cached(find)?;
-            let mut rows = rows.query_map([self.destination], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let mut rows = rows.query_map([self.destination], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
             rows.next().transpose()
         })?;
-        let Some((holder, by)) = claim else { return Ok(true) };
-        let by: Option<i64> = by;
-        if by == number || by.is_none() {
+        let Some((holder, made_by)) = claim else { return Ok(true) };
+        let made_by: (Option<i64>, Option<i64>) = made_by;
+        if made_by.0 != files.0 || made_by.1 == files.1 {
             return Ok(true);
         }
         match &self.noticing {

@@ -1,5 +1,6 @@
 //! The failures of a file, in words for a user.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use crate::outbox::OutboxError;
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
     Sqlite(Arc<rusqlite::Error>),
+    /// The disk did not confirm that it has what was written.
+    Disk(Arc<io::Error>),
     /// Others had it locked for so long.
     Locked(Duration),
     /// Its own bound is reached, of so many bytes.
@@ -30,6 +33,10 @@ impl From<rusqlite::Error> for Failure {
 }
 
 impl Failure {
+    pub(super) fn from_disk(error: io::Error) -> Failure {
+        Failure::Disk(Arc::new(error))
+    }
+
     fn code(&self) -> Option<ErrorCode> {
         match self {
             Failure::Sqlite(error) => error.sqlite_error_code(),
@@ -60,6 +67,10 @@ pub(super) fn failure(path: &str, failure: Failure) -> OutboxError {
     let code = failure.code();
     let error = match failure {
         Failure::Sqlite(error) => error,
+        Failure::Disk(error) => {
+            let what = format!("the disk of {path} did not confirm that it has what was written; whether it has is unknown");
+            return OutboxError::Storage { what, source: Some(error.into()) };
+        }
         Failure::Locked(limit) => {
             let what = format!("{path} was locked by another process for longer than {limit:?}");
             return OutboxError::Storage { what, source: None };

@@ -6,8 +6,10 @@
 //! another would fall into two groups that take turns, so a leader waits a little for those
 //! who were there the last time; where there was nobody else, it does not wait.
 
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -39,6 +41,9 @@ pub(super) struct Group {
     joined: Condvar,
     writer: Mutex<Connection>,
     lead: Mutex<Lead>,
+    log: LogFile,
+    /// About how many messages wait behind the head of the destination that was pushed to last.
+    backlog: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -54,11 +59,32 @@ struct GroupQueue {
 
 /// What the one who leads has to do with.
 struct Lead {
-    log: PathBuf,
     turns: Turns,
     reserve: Reserve,
     /// How many transactions there were since the log was looked at.
     since_look: u32,
+}
+
+/// The write-ahead log. SQLite writes it, and this crate asks the disk to have it: after the lock
+/// of the database was given back, so that processes write while another waits for the disk.
+struct LogFile {
+    path: PathBuf,
+    file: OnceLock<File>,
+}
+
+impl LogFile {
+    /// Returns when what was committed is on the disk.
+    fn synchronise(&self) -> Result<(), Failure> {
+        let file = match self.file.get() {
+            Some(file) => file,
+            None => {
+                let opened = OpenOptions::new().read(true).write(true).open(&self.path);
+                let opened = opened.map_err(Failure::from_disk)?;
+                self.file.get_or_init(|| opened)
+            }
+        };
+        file.sync_data().map_err(Failure::from_disk)
+    }
 }
 
 struct PendingChange {
@@ -72,9 +98,16 @@ impl Group {
         let mut reserve = Reserve::beside(path);
         // Where the disk is full already, it is restored before something is pushed.
         let _ = reserve.restore();
-        let lead = Lead { log: companion(path, "-wal"), turns: Turns::at(path), reserve, since_look: 0 };
+        let lead = Lead { turns: Turns::at(path), reserve, since_look: 0 };
         let (queue, done, joined) = Default::default();
-        Group { queue, done, joined, writer: Mutex::new(writer), lead: Mutex::new(lead) }
+        let log = LogFile { path: companion(path, "-wal"), file: OnceLock::new() };
+        let (writer, lead, backlog) = (Mutex::new(writer), Mutex::new(lead), Arc::default());
+        Group { queue, done, joined, writer, lead, log, backlog }
+    }
+
+    /// Where a push notes how many messages wait.
+    pub(super) fn backlog(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.backlog)
     }
 
     /// The connection that writes, if nobody uses it: what it has written, it need not read again.
@@ -150,7 +183,7 @@ impl Group {
     pub(super) fn compact(&self, deadline: &Deadline) -> Result<(), Failure> {
         let mut lead = lock(&self.lead);
         let writer = lock(&self.writer);
-        let _turn = lead.turns.to_push(Duration::ZERO, deadline);
+        let _turn = lead.turns.to_push(Duration::ZERO, 0, deadline);
         let compact = || writer.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)").map_err(Failure::from);
         patiently(deadline, compact)
     }
@@ -178,15 +211,19 @@ impl Group {
         if group.is_empty() {
             return (took, group);
         }
-        let turn = (!settles).then(|| turns.to_push(took, deadline));
+        let turn = (!settles).then(|| turns.to_push(took, self.backlog.load(Ordering::Relaxed), deadline));
         let begun = Instant::now();
         let written = transact(&writer, &mut group, deadline);
-        let took = begun.elapsed();
         drop(turn);
         if settles && written.is_ok() {
             turns.settles();
         }
+        let written = written.and_then(|answers| self.log.synchronise().map(|()| answers));
+        let took = begun.elapsed();
         match written {
+            Err(failure @ Failure::Disk(_)) => {
+                group.iter().for_each(|change| change.answer(Err(failure.clone())));
+            }
             Ok(answers) => group.iter().zip(answers).for_each(|(change, answer)| change.answer(Ok(answer))),
             Err(Failure::Locked(_)) => return (took, group),
             // Each change is made alone: where one message is too large for what is left of the disk, others may
@@ -194,7 +231,8 @@ impl Group {
             Err(_) => {
                 let mut left_over = Vec::new();
                 for mut change in group {
-                    match alone(&writer, &mut change, reserve, deadline) {
+                    let made = alone(&writer, &mut change, reserve, deadline);
+                    match made.and_then(|made| self.log.synchronise().map(|()| made)) {
                         Err(Failure::Locked(_)) => left_over.push(change),
                         answer => change.answer(answer),
                     }
@@ -202,7 +240,7 @@ impl Group {
                 return (took, left_over);
             }
         }
-        lead.look_at_log(&writer);
+        lead.look_at_log(&self.log, &writer);
         (took, Vec::new())
     }
 }
@@ -237,13 +275,13 @@ fn alone(
 
 impl Lead {
     /// Cuts a log that has grown large, as beside a shell that reads for long, once it can be cut.
-    fn look_at_log(&mut self, writer: &Connection) {
+    fn look_at_log(&mut self, log: &LogFile, writer: &Connection) {
         self.since_look += 1;
         if self.since_look < LOOK_AT_LOG {
             return;
         }
         self.since_look = 0;
-        if fs::metadata(&self.log).is_ok_and(|log| log.len() > LARGE_LOG) {
+        if fs::metadata(&log.path).is_ok_and(|log| log.len() > LARGE_LOG) {
             cut_log(writer);
         }
     }

@@ -249,6 +249,7 @@ impl SqliteOutbox {
             identity: unique()?,
             key: options.key.map(str::to_owned),
             max_bytes: self.max_bytes,
+            backlog: self.shared.storage.backlog(),
         })
     }
 

@@ -86,7 +86,8 @@ const VERSIONS: [&str; 3] = [
     CREATE TABLE claim (
         destination INTEGER PRIMARY KEY,
         holder TEXT,                        -- NULL once it has given the claim up
-        lock_file INTEGER                   -- by which number the system knows the file that it has locked
+        file INTEGER,                       -- by which number the system knows this file, and the one that it has locked
+        lock_file INTEGER
     );
     CREATE TABLE pushed_key (
         destination INTEGER NOT NULL,

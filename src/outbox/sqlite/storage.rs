@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -95,6 +95,11 @@ impl Storage {
         &self.canonical
     }
 
+    /// What the system knows the file by.
+    pub(super) fn id(&self) -> FileId {
+        self.id
+    }
+
     /// Its path as it was given.
     pub(super) fn shown(&self) -> &str {
         &self.shown
@@ -133,6 +138,11 @@ impl Storage {
         let id = self.change(Kind::Push, deadline, work)?;
         self.highest.fetch_max(id, Ordering::Relaxed);
         Ok(id)
+    }
+
+    /// Where a push notes how many messages wait.
+    pub(super) fn backlog(&self) -> Arc<AtomicU64> {
+        self.group.backlog()
     }
 
     /// The highest number of an entry that was seen: one that is pushed has a higher one.
@@ -207,7 +217,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // STAT4 as here.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     write_ahead(&connection)?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
+    // What was committed is synchronised beside SQLite, see `group.rs`; it sees to the order of the rest.
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "wal_autocheckpoint", PAGES_IN_LOG)?;
     connection.pragma_update(None, "journal_size_limit", LOG_SIZE)?;
     Ok(connection)

@@ -16,8 +16,8 @@ use std::time::Duration;
 use super::files::{companion, read_at, try_lock, write_at};
 use crate::deadline::Deadline;
 
-/// How long to wait before the lock is asked for again.
-const POLL: Duration = Duration::from_micros(150);
+/// How long to wait before the lock is asked for again, at first and later on.
+const POLL: (Duration, Duration) = (Duration::from_micros(150), Duration::from_millis(1));
 
 /// Who has waited so long goes on without a turn: whoever has it was stopped.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -27,6 +27,9 @@ const LONGEST_GAP: Duration = Duration::from_millis(20);
 
 /// How many times as long as a push takes is left for delivering.
 const GAP: u32 = 2;
+
+/// While no more than so many messages wait, delivering keeps up, and no time is left for it.
+const BACKLOG: u64 = 64;
 
 /// The file of the turns. It begins with two numbers of eight bytes: how many settlements there
 /// were, and whether somebody waits for the turn (not zero).
@@ -61,20 +64,23 @@ impl Turns {
         Turns { file, settlements: 0 }
     }
 
-    /// Waits for the turn to push. `took` is how long a transaction takes.
-    pub(super) fn to_push(&mut self, took: Duration, deadline: &Deadline) -> Turn<'_> {
+    /// Waits for the turn to push. `took` is how long a transaction takes, `backlog` how many messages
+    /// waited at the last one.
+    pub(super) fn to_push(&mut self, took: Duration, backlog: u64, deadline: &Deadline) -> Turn<'_> {
         let Some(file) = &self.file else { return Turn(None) };
         if number(file, SOMEBODY_WAITS) != 0 {
             // Whoever has just had the turn would be the first to ask again, and get it each time.
-            thread::park_timeout(2 * POLL);
+            thread::park_timeout(2 * POLL.0);
         }
         let patience = deadline.or_within(PATIENCE);
+        let mut poll = POLL.0;
         let has_turn = loop {
             match try_lock(file) {
                 Ok(()) => break true,
                 Err(TryLockError::WouldBlock) if patience.remaining().is_some() => {
                     set_number(file, SOMEBODY_WAITS, 1);
-                    thread::park_timeout(POLL);
+                    thread::park_timeout(poll);
+                    poll = (poll * 3 / 2).min(POLL.1);
                 }
                 Err(_) => break false,
             }
@@ -85,8 +91,10 @@ impl Turns {
         let settlements = number(file, SETTLEMENTS);
         if settlements != self.settlements {
             self.settlements = settlements;
-            let gap = (took * GAP).min(LONGEST_GAP).min(deadline.remaining().unwrap_or_default());
-            thread::park_timeout(gap);
+            if backlog > BACKLOG {
+                let gap = (took * GAP).min(LONGEST_GAP).min(deadline.remaining().unwrap_or_default());
+                thread::park_timeout(gap);
+            }
         }
         Turn(has_turn.then_some(file))
     }
