@@ -18,9 +18,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{self, Command, Stdio};
+use std::time::Duration;
 use std::{env, str};
 
-use common::{Seeded, message};
+use common::{LONG, Seeded, message};
 use mllp_client::outbox::{Outbox, OutboxError, Settlement, SqliteOutbox};
 use rusqlite::Connection;
 
@@ -33,12 +34,13 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["child", path] => child(path),
         ["play", "full"] => full(),
+        ["play", "drained"] => drained(),
         ["play", "read-only"] => read_only(),
         // So that test runners which ask for a list get one.
-        [.., "--list"] | ["--list", ..] => println!("power: test\nfull: test\nread-only: test"),
+        [.., "--list"] | ["--list", ..] => println!("power: test\nfull: test\ndrained: test\nread-only: test"),
         // Whatever else the test runner was given concerns the tests of other programs.
         _ => {
-            let played = [power(), in_a_space_of_its_own("full"), in_a_space_of_its_own("read-only")];
+            let played = [power(), in_a_space_of_its_own("full"), in_a_space_of_its_own("drained"), in_a_space_of_its_own("read-only")];
             println!("{} passed, 0 failed", played.into_iter().filter(|played| *played).count());
         }
     }
@@ -276,6 +278,51 @@ fn full() {
     remounted("size=16m");
     outbox.push(numbered(pushed).as_bytes()).unwrap();
     all_are_there(&outbox, pushed + 1);
+}
+
+/// A disk that stays full is drained, whether what is delivered is kept or not, and takes as much
+/// again after it. The rest of it is taken by somebody else.
+fn drained() {
+    for (size, keep) in [("1m", None), ("1m", Some(Duration::from_secs(600_000))), ("8m", None), ("8m", Some(LONG))] {
+        mounted(&format!("size={size}"));
+        let outbox = SqliteOutbox::open("/mnt/outbox.db", "drained").unwrap().keep_delivered(keep);
+        let mut first = 0;
+        for round in 0..2 {
+            let mut pushed = first;
+            let error = loop {
+                match outbox.push(numbered(pushed).as_bytes()) {
+                    Ok(_) => pushed += 1,
+                    Err(error) => break error,
+                }
+            };
+            assert!(pushed > first + 50 && matches!(error, OutboxError::Full { .. }), "{size} {round}: {error:?}");
+            // Others fill what is left.
+            let mut rest = fs::OpenOptions::new().append(true).create(true).open("/mnt/rest").unwrap();
+            while rest.write_all(&[1; 512]).is_ok() {}
+            for number in first..pushed {
+                let claim = outbox.claim().unwrap().unwrap();
+                assert_eq!(claim.entry.message, numbered(number).as_bytes());
+                if number == first {
+                    // Tried once more, dead, and discarded: all of it makes no more than a little room.
+                    outbox.settle(&claim, Settlement::Retry { after: Duration::ZERO, refused: true, why: "x" }).unwrap();
+                    let claim = outbox.claim().unwrap().unwrap();
+                    outbox.settle(&claim, Settlement::Dead { why: "x" }).unwrap();
+                    assert!(outbox.discard(claim.entry.id).unwrap());
+                } else {
+                    outbox.settle(&claim, Settlement::Delivered).unwrap();
+                }
+            }
+            assert_eq!((outbox.claim().unwrap(), outbox.pending().unwrap().waiting), (None, 0));
+            first = pushed;
+            rest.set_len(0).unwrap();
+            common::eventually("it goes on", || outbox.push(numbered(first).as_bytes()).is_ok());
+            first += 1;
+            let claim = outbox.claim().unwrap().unwrap();
+            outbox.settle(&claim, Settlement::Delivered).unwrap();
+        }
+        drop(outbox);
+        assert!(run("umount", &["/mnt"]));
+    }
 }
 
 fn read_only() {

@@ -29,6 +29,16 @@ type ChangeResult = Result<i64, Failure>;
 /// A log that is larger is cut as soon as nobody reads an older state from it, in bytes.
 const LARGE_LOG: u64 = 16 * 1024 * 1024;
 
+/// The size to which the log is cut when it begins anew, in bytes.
+const LOG_SIZE: i64 = 4 * 1024 * 1024;
+
+/// The size of a page of the database, in bytes.
+const PAGE: u64 = 4096;
+
+/// How many pages the log has before they are taken over into the database, where there is no
+/// reserve.
+const PAGES_IN_LOG: u64 = 256;
+
 /// So many transactions pass between two looks at the log.
 const LOOK_AT_LOG: u32 = 64;
 
@@ -94,15 +104,23 @@ struct PendingChange {
 }
 
 impl Group {
-    pub(super) fn new(writer: Connection, path: &Path) -> Group {
-        let mut reserve = Reserve::beside(path);
-        // Where the disk is full already, it is restored before something is pushed.
-        let _ = reserve.restore();
+    /// The changes of a database, by this connection.
+    ///
+    /// # Errors
+    ///
+    /// If the connection cannot be set up.
+    pub(super) fn new(writer: Connection, path: &Path) -> Result<Group, Failure> {
+        let reserve = Reserve::beside(path);
+        // Between two checkpoints the log takes half of the reserve; the database takes the other.
+        let pages = if reserve.size() > 0 { reserve.size() / 2 / PAGE } else { PAGES_IN_LOG };
+        writer.pragma_update(None, "wal_autocheckpoint", pages as i64)?;
+        writer.pragma_update(None, "journal_size_limit", LOG_SIZE)?;
+        writer.busy_timeout(Duration::ZERO)?;
         let lead = Lead { turns: Turns::at(path), reserve, since_look: 0 };
         let (queue, done, joined) = Default::default();
         let log = LogFile { path: companion(path, "-wal"), file: OnceLock::new() };
         let (writer, lead, backlog) = (Mutex::new(writer), Mutex::new(lead), Arc::default());
-        Group { queue, done, joined, writer, lead, log, backlog }
+        Ok(Group { queue, done, joined, writer, lead, log, backlog })
     }
 
     /// Where a push notes how many messages wait.
@@ -200,11 +218,13 @@ impl Group {
         let settles = group.iter().any(|change| change.kind == Kind::Settlement);
         // Pushes have their room only while the reserve has its own.
         let mut taken = None;
-        if group.iter().any(|change| change.kind == Kind::Push) && reserve.restore().is_err() {
-            let (pushes, others) = group.into_iter().partition(|change| change.kind == Kind::Push);
+        let is_push = |change: &PendingChange| matches!(change.kind, Kind::Push(_));
+        let size: u64 = group.iter().map(|change| if let Kind::Push(size) = change.kind { size } else { 0 }).sum();
+        let writer = lock(&self.writer);
+        if group.iter().any(is_push) && reserve.has_room_beside(size, || shrink(&writer)).is_err() {
+            let (pushes, others) = group.into_iter().partition(is_push);
             (taken, group) = (Some::<Vec<_>>(pushes), others);
         }
-        let writer = lock(&self.writer);
         for push in taken.into_iter().flatten() {
             push.answer(Err(Failure::Reserve));
         }
@@ -217,6 +237,7 @@ impl Group {
         drop(turn);
         if settles && written.is_ok() {
             turns.settles();
+            reserve.try_again();
         }
         let written = written.and_then(|answers| self.log.synchronise().map(|()| answers));
         let took = begun.elapsed();
@@ -284,6 +305,20 @@ impl Lead {
         if fs::metadata(&log.path).is_ok_and(|log| log.len() > LARGE_LOG) {
             cut_log(writer);
         }
+    }
+}
+
+/// Gives pages at the end of the database that are not used back to the disk, a few at a time;
+/// returns whether there were any.
+fn shrink(writer: &Connection) -> bool {
+    let pages = || writer.pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0));
+    let before = pages();
+    // It is a query of a row for each page.
+    let shrunk = writer.execute_batch("PRAGMA incremental_vacuum(16)");
+    cut_log(writer);
+    match (before, shrunk, pages()) {
+        (Ok(before), Ok(()), Ok(after)) => after < before,
+        _ => false,
     }
 }
 

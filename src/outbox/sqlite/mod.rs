@@ -167,7 +167,7 @@ impl SqliteOutbox {
         let (concerned, stored, highest) = (ids.clone(), Arc::clone(&pushed), storage.highest());
         self.making_room(|| {
             let (ids, identities, new, stored) = (ids.clone(), identities.clone(), new.clone(), Arc::clone(&stored));
-            storage.push(&self.deadline(), move |writer| {
+            storage.push(message.len() * destinations.len(), &self.deadline(), move |writer| {
                 let mut pushed = Vec::new();
                 for (destination, identity) in ids.iter().zip(&identities) {
                     let new = NewEntry { identity: identity.clone(), ..new.clone() };
@@ -353,7 +353,7 @@ fn number_of(storage: &Storage, name: &str, deadline: &Deadline) -> Result<i64, 
         return Ok(id);
     }
     let name = name.to_owned();
-    storage.change(Kind::Push, deadline, move |writer| {
+    storage.change(Kind::Push(0), deadline, move |writer| {
         writer.execute("INSERT OR IGNORE INTO destination (name) VALUES (?1)", [&name])?;
         Ok(writer.query_row(find, [&name], |row| row.get(0))?)
     })
@@ -453,7 +453,7 @@ impl Outbox for SqliteOutbox {
         let id = self.making_room(|| {
             // Under a key it may be the number of an old entry.
             let (new, highest) = (new.clone(), if is_keyed { 0 } else { storage.highest() });
-            storage.push(&self.deadline(), move |writer| new.store(writer, destination, highest))
+            storage.push(message.len(), &self.deadline(), move |writer| new.store(writer, destination, highest))
         })?;
         storage.wake(&[destination]);
         Ok(id as u64)
@@ -648,7 +648,7 @@ impl Outbox for SqliteOutbox {
         let Ok(id) = i64::try_from(id) else { return Ok(None) };
         let (key, identity) = ((self.shared.destination, id), unique()?);
         let storage = &self.shared.storage;
-        let new = storage.push(&self.deadline(), move |writer| changes::resend(writer, key, &identity))?;
+        let new = storage.push(0, &self.deadline(), move |writer| changes::resend(writer, key, &identity))?;
         storage.wake(&[self.shared.destination]);
         Ok((new > 0).then_some(new as u64))
     }

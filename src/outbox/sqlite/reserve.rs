@@ -11,9 +11,10 @@ use std::time::Duration;
 use super::files::{companion, open_beside};
 use crate::deadline::Deadline;
 
-/// The size of the reserve: what the write-ahead log takes between two checkpoints, and the same
-/// once more for the database that takes it over.
-const SIZE: u64 = 2 * 1024 * 1024;
+/// The sizes that the reserve may have, the largest that fits twice on the disk: once for what the
+/// write-ahead log takes between two checkpoints and the database that takes it over, and as much
+/// for messages.
+const SIZES: [u64; 3] = [2 * 1024 * 1024, 512 * 1024, 128 * 1024];
 
 /// How long to wait before the reserve is tried to be restored again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -21,58 +22,93 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Reserve {
     database: PathBuf,
     path: PathBuf,
+    /// Its size when it is whole; 0 where the disk has no room for one.
+    size: u64,
     next_try: Option<Deadline>,
 }
 
 impl Reserve {
+    /// The reserve of a database, which is made if it is not there and there is room.
     pub(super) fn beside(database: &Path) -> Reserve {
-        Reserve { database: database.to_owned(), path: companion(database, "-reserve"), next_try: None }
+        let path = companion(database, "-reserve");
+        let mut reserve = Reserve { database: database.to_owned(), path, size: 0, next_try: None };
+        let there = reserve.length();
+        let fits = |size: &u64| *size <= there || reserve.fill(2 * size).is_ok();
+        reserve.size = SIZES.into_iter().find(fits).unwrap_or(0);
+        if reserve.size > there {
+            reserve.cut(reserve.size);
+        }
+        reserve
     }
 
-    /// Whether it is whole, or can be made so now.
+    /// Its size in bytes when it is whole.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether it is whole, or can be made so now, and there is room beside it for a message of this
+    /// size, in the log and in the database. `shrink` makes the database smaller, if it can be.
     ///
     /// # Errors
     ///
-    /// If it cannot; where a moment ago it could not, without another try.
-    pub(super) fn restore(&mut self) -> io::Result<()> {
-        if self.is_whole() {
+    /// If there is none; where a moment ago there was none, without another try.
+    pub(super) fn has_room_beside(&mut self, message: u64, mut shrink: impl FnMut() -> bool) -> io::Result<()> {
+        let is_large = message > self.size / 2;
+        if self.is_whole() && !is_large {
             return Ok(());
         }
         if self.next_try.is_some_and(|next| next.remaining().is_some()) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let restored = self.fill();
-        if restored.is_err() {
-            self.release();
+        let room = if is_large { 2 * message } else { 0 };
+        let mut filled = self.fill(self.size + room);
+        while filled.is_err() && self.cut(0) && shrink() {
+            filled = self.fill(self.size + room);
+        }
+        self.cut(if filled.is_ok() { self.size } else { 0 });
+        if filled.is_err() && !is_large {
             self.next_try = Some(Deadline::after(PAUSE));
         }
-        restored
+        filled
+    }
+
+    /// Something has made room: it is worth another try.
+    pub(super) fn try_again(&mut self) {
+        self.next_try = None;
     }
 
     pub(super) fn is_whole(&self) -> bool {
-        fs::metadata(&self.path).is_ok_and(|metadata| metadata.len() >= SIZE)
+        self.length() >= self.size
     }
 
-    /// Gives its room back to the disk; says whether there was any.
+    /// Gives its room back to the disk; returns whether there was any.
     pub(super) fn release(&mut self) -> bool {
-        let Ok(file) = OpenOptions::new().write(true).open(&self.path) else { return false };
-        let size = file.metadata().map_or(0, |metadata| metadata.len());
-        size > 0 && file.set_len(0).is_ok()
+        self.length() > 0 && self.cut(0)
     }
 
-    fn fill(&self) -> io::Result<()> {
+    fn length(&self) -> u64 {
+        fs::metadata(&self.path).map_or(0, |metadata| metadata.len())
+    }
+
+    /// Cuts it to a size; returns whether it has it then.
+    fn cut(&self, size: u64) -> bool {
+        OpenOptions::new().write(true).open(&self.path).and_then(|file| file.set_len(size)).is_ok()
+    }
+
+    /// Makes it so large, by writing what it lacks.
+    fn fill(&self, size: u64) -> io::Result<()> {
         let options = |options: &mut OpenOptions| {
-            options.write(true).create(true).truncate(true);
+            options.append(true).create(true);
         };
         let mut file = open_beside(&self.database, &self.path, options)?;
         // Not zeros, for which some file systems take no room.
         let block: Vec<u8> = (0..64 * 1024_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        let mut left = SIZE;
+        let mut left = size.saturating_sub(self.length());
         while left > 0 {
             let size = left.min(block.len() as u64);
             file.write_all(&block[..size as usize])?;
             left -= size;
         }
-        file.sync_data()
+        Ok(())
     }
 }

@@ -25,16 +25,11 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a query waits for the few things that lock out readers.
 const READ_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// So many pages in the write-ahead log are taken over into the database, and the log begins anew.
-const PAGES_IN_LOG: i64 = 256;
-
-/// The size to which the log is cut when it begins anew, in bytes.
-const LOG_SIZE: i64 = 4 * 1024 * 1024;
-
 /// What a change is for. Pushes wait their turn, and leave the reserve alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    Push,
+    /// Of so many bytes.
+    Push(u64),
     /// A settlement, or what an operator does: it helps to make room.
     Settlement,
 }
@@ -75,10 +70,9 @@ impl Storage {
         schema::prepare(&mut writer).map_err(|error| error.of_file(&shown))?;
         let reader = connect()?;
         reader.busy_timeout(READ_TIMEOUT).map_err(|error| failure(&shown, error.into()))?;
-        writer.busy_timeout(Duration::ZERO).map_err(|error| failure(&shown, error.into()))?;
         let storage = Arc::new(Storage {
             id: files::id_at(&canonical).map_err(|error| unusable(&shown, error))?,
-            group: Group::new(writer, &canonical),
+            group: Group::new(writer, &canonical).map_err(|error| failure(&shown, error))?,
             reader: Mutex::new(reader),
             highest: AtomicI64::new(0),
             waiting: Mutex::default(),
@@ -129,13 +123,14 @@ impl Storage {
         Ok(changed)
     }
 
-    /// Stores an entry, by work that returns its number.
+    /// Stores an entry of this size, by work that returns its number.
     pub(super) fn push(
         &self,
+        size: usize,
         deadline: &Deadline,
         work: impl FnMut(&Connection) -> Result<i64, Failure> + Send + 'static,
     ) -> Result<i64, OutboxError> {
-        let id = self.change(Kind::Push, deadline, work)?;
+        let id = self.change(Kind::Push(size as u64), deadline, work)?;
         self.highest.fetch_max(id, Ordering::Relaxed);
         Ok(id)
     }
@@ -216,11 +211,11 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // Otherwise each use of a statement plans it anew for its parameters, where SQLite is built with
     // STAT4 as here.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    // In a new file; so the database can be made smaller a little at a time.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     write_ahead(&connection)?;
     // What was committed is synchronised beside SQLite, see `group.rs`; it sees to the order of the rest.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
-    connection.pragma_update(None, "wal_autocheckpoint", PAGES_IN_LOG)?;
-    connection.pragma_update(None, "journal_size_limit", LOG_SIZE)?;
     Ok(connection)
 }
 
