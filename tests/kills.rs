@@ -66,8 +66,13 @@ const SCENES: &[(&str, fn())] = &[
 /// Pushes what has not been pushed yet, and forwards until nothing waits. A storage that is away is
 /// waited for.
 #[allow(dead_code, reason = "without a storage that survives there is no child")]
-fn push_and_forward(outbox: impl Outbox + Clone + 'static, endpoint: &str, pushed: impl Fn() -> Option<usize>) {
-    let client = Client::builder(endpoint).timeout(LONG).build().unwrap();
+fn push_and_forward(
+    outbox: impl Outbox + Clone + 'static,
+    endpoint: &str,
+    exchange: Duration,
+    pushed: impl Fn() -> Option<usize>,
+) {
+    let client = Client::builder(endpoint).timeout(exchange).build().unwrap();
     let moment = Duration::from_millis(5);
     let forwarder = Forwarder::builder(outbox.clone(), client).initial_delay(moment).max_delay(moment * 4);
     let forwarder = forwarder.start().unwrap();
@@ -188,7 +193,7 @@ mod sqlite {
             let query = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'message'";
             reader.query_row(query, [], |row| row.get::<_, i64>(0)).ok().map(|count| count as usize)
         };
-        push_and_forward(outbox, endpoint, pushed);
+        push_and_forward(outbox, endpoint, LONG, pushed);
     }
 
     pub fn survives_kills() {
@@ -206,6 +211,8 @@ mod redis {
     use common::redis::Redis;
     use mllp_client::outbox::RedisOutbox;
 
+    const EXCHANGE: Duration = Duration::from_millis(400);
+
     fn open(url: &str) -> RedisOutbox {
         let mut opened = None;
         eventually("the server answers", || {
@@ -213,7 +220,7 @@ mod redis {
             opened.is_some()
         });
         // Whoever is killed is waited for this long; no exchange takes it.
-        opened.unwrap().lease(Duration::from_millis(250))
+        opened.unwrap().lease(EXCHANGE * 6 / 5)
     }
 
     pub fn child(url: &str, endpoint: &str) {
@@ -232,7 +239,7 @@ mod redis {
             }
             Some(count.ok()?.unwrap_or(0))
         };
-        push_and_forward(outbox, endpoint, pushed);
+        push_and_forward(outbox, endpoint, EXCHANGE, pushed);
     }
 
     pub fn survives_kills() {
@@ -253,7 +260,7 @@ mod redis {
 
     /// Forwards until nothing waits, or stands by while another does.
     pub fn forward(url: &str, endpoint: &str) {
-        let client = Client::builder(endpoint).timeout(LONG).build().unwrap();
+        let client = Client::builder(endpoint).timeout(PAUSE * 4 / 5).build().unwrap();
         let outbox = RedisOutbox::open(url, "pauses").unwrap().lease(PAUSE);
         let forwarder = Forwarder::builder(outbox, client).start().unwrap();
         while !matches!(forwarder.drain(LONG), Ok(true)) {}

@@ -5,6 +5,7 @@
 
 #[cfg(feature = "tls")]
 pub mod certificates;
+pub mod hang;
 pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;

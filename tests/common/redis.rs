@@ -35,17 +35,25 @@ impl Redis {
         panic!("redis-server does not start");
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
     /// Has it carry out a command, as an operator would; the answer as it comes, or its beginning.
     pub fn command(&self, words: &str) -> String {
-        let mut connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        connection.write_all(format!("{words}\r\n").as_bytes()).unwrap();
-        let mut answer = [0; 4096];
-        let count = connection.read(&mut answer).unwrap();
-        let answer = String::from_utf8_lossy(&answer[..count]).into_owned();
+        let mut answer = String::new();
+        eventually("it has read what it has on its disk", || {
+            let mut connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+            connection.write_all(format!("{words}\r\n").as_bytes()).unwrap();
+            let mut bytes = [0; 4096];
+            let count = connection.read(&mut bytes).unwrap();
+            answer = String::from_utf8_lossy(&bytes[..count]).into_owned();
+            !answer.starts_with("-LOADING")
+        });
         assert!(answer.starts_with(['+', ':', '$']), "{words}: {answer}");
         answer
     }
@@ -57,12 +65,18 @@ impl Redis {
         value.trim().parse().unwrap()
     }
 
+    /// Sends its process a signal, such as `STOP`.
+    pub fn signal(&self, signal: &str) {
+        let process = self.server.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{signal}"), &process]).status().unwrap().success());
+    }
+
     /// Starts it again, on what it has on its disk; fails if it ends, as where another has the
     /// port.
     pub fn restart(&mut self) -> io::Result<()> {
         let server = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "yes"])
-            .args(["--appendfsync", "always", "--dir", self.directory.path().to_str().unwrap()])
+            .args(["--repl-diskless-sync-delay", "0", "--appendfsync", "always", "--dir", self.directory.path().to_str().unwrap()])
             .stdout(Stdio::null())
             .spawn()?;
         let server = self.server.insert(server);

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use redis::sentinel::SentinelClient;
-use redis::{Client, Connection, FromRedisValue, RedisError, Script, ScriptInvocation};
+use redis::{Client, Connection, FromRedisValue, IntoConnectionInfo, RedisError, Script, ScriptInvocation};
 
 use super::contract::AfterSettlement;
 use super::identity::unique;
@@ -166,8 +166,12 @@ impl RedisOutbox {
     /// has no append-only file is warned about in the log.
     pub fn open(url: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
         // The library's text may repeat the address, with its password.
-        let client = Client::open(url)
-            .map_err(|_| OutboxError::Config("not a Redis URL, or `rediss://` without the feature `tls`".into()))?;
+        let no_address =
+            |_| OutboxError::Config("not a Redis URL, or `rediss://` without the feature `tls`".into());
+        let info = url.into_connection_info().map_err(no_address)?;
+        // The server need not know by which library it is asked.
+        let settings = info.redis_settings().clone().set_skip_set_lib_name();
+        let client = Client::open(info.set_redis_settings(settings)).map_err(no_address)?;
         RedisOutbox::with_client(client, destination)
     }
 
@@ -565,14 +569,21 @@ impl RedisShared {
         (entry, identity.unwrap_or_default())
     }
 
-    /// Waits for the bell of what this handle waits for, by the server.
-    fn wait_at_server(&self, connection: &mut Connection, bell: &str, limit: Duration) -> Result<(), OutboxError> {
-        let deadline = Deadline::after(limit + PAUSE);
-        self.server.limit(connection, &deadline)?;
+    /// Waits at the server for a bell, over a connection of its own.
+    fn wait_at_server(&self, bell: &str, limit: Duration, waiter: &mut Option<Connection>) -> Result<(), OutboxError> {
+        let deadline = Deadline::after(limit);
+        let mut connection = match waiter.take() {
+            Some(connection) => connection,
+            None => self.server.connect(&deadline)?,
+        };
+        let left = deadline.remaining().unwrap_or_default().max(Duration::from_millis(10));
+        self.server.limit(&connection, &Deadline::after(left + SHORT))?;
         let mut wait = redis::cmd("BLPOP");
-        wait.arg(format!("{}{bell}", self.base)).arg(self.own_bell()).arg(limit.as_secs_f64().max(0.01));
-        let rung: Result<redis::Value, RedisError> = wait.query(connection);
-        rung.map(drop).map_err(|error| self.server.failure(error, &deadline))
+        wait.arg(format!("{}{bell}", self.base)).arg(self.own_bell()).arg(left.as_secs_f64());
+        let rung: Result<redis::Value, RedisError> = wait.query(&mut connection);
+        rung.map_err(|error| self.server.failure(error, &deadline))?;
+        *waiter = Some(connection);
+        Ok(())
     }
 
     /// The bell that ends a wait of this handle.
@@ -736,17 +747,8 @@ impl Outbox for RedisOutbox {
         };
         shared.is_waiting.store(true, Ordering::SeqCst);
         if !shared.wake_up.wait(Duration::ZERO) {
-            let mut wait = || {
-                let mut connection = match waiter.take() {
-                    Some(connection) => connection,
-                    None => shared.server.connect(&self.deadline())?,
-                };
-                shared.wait_at_server(&mut connection, bell, limit)?;
-                *waiter = Some(connection);
-                Ok::<(), OutboxError>(())
-            };
             let begun = Instant::now();
-            if wait().is_err() {
+            if shared.wait_at_server(bell, limit, &mut waiter).is_err() {
                 shared.wake_up.wait(limit.min(PAUSE).saturating_sub(begun.elapsed()));
             }
         }

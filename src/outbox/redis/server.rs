@@ -154,7 +154,8 @@ impl Server {
 
     /// A new connection, whose calls end by the deadline.
     pub(super) fn connect(&self, deadline: &Deadline) -> Result<Connection, OutboxError> {
-        let Some(left) = deadline.remaining() else { return Err(self.late(deadline)) };
+        // The library takes it for each step of its own, of which there may be three.
+        let Some(left) = deadline.remaining().map(|left| left / 3) else { return Err(self.late(deadline)) };
         let connection = match &self.source {
             Source::Client(client) => client.get_connection_with_timeout(left),
             Source::Sentinel(sentinel) => {

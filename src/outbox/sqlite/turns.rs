@@ -17,7 +17,7 @@ use super::files::{companion, read_at, try_lock, write_at};
 use crate::deadline::Deadline;
 
 /// How long to wait before the lock is asked for again, at first and later on.
-const POLL: (Duration, Duration) = (Duration::from_micros(150), Duration::from_millis(1));
+const POLL: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(3));
 
 /// Who has waited so long goes on without a turn: whoever has it was stopped.
 const PATIENCE: Duration = Duration::from_millis(500);
