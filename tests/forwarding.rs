@@ -4,14 +4,14 @@ mod common;
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use common::{LONG, SHORT, Tidy, client, dead_endpoint, eventually, limited, message, prompt};
 use mllp_client::AckCode;
 use mllp_client::outbox::{
-    Claim, Entry, ForwardEvent, Forwarder, ForwarderBuilder, MemoryOutbox, OnUnknown, Outbox, OutboxError, Pending,
-    Settlement,
+    AtLimit, Claim, Entry, EntryState, ForwardEvent, Forwarder, ForwarderBuilder, MemoryOutbox, OnUnknown, Outbox,
+    OutboxError, Pending, Settlement, Summary,
 };
 use mllp_client::testing::{Receiver, Step};
 
@@ -122,6 +122,183 @@ fn a_message_without_an_answer_is_dead_after_so_many_attempts() {
     assert!(forwarder.stop(LONG));
     let told = ["retrying 1", "dead 1", "delivered 2 AA", "retrying 1", "dead 1", "delivered 1 AA"];
     assert_eq!(*events.lock().unwrap(), told);
+}
+
+#[test]
+fn what_is_given_up_is_dead_or_held() {
+    let _tidy = Tidy::up();
+    let silent = || Step::silence().close();
+    let refuse = || Step::refuse(AckCode::ApplicationError, "no");
+    let by_attempts: fn(ForwarderBuilder) -> ForwarderBuilder =
+        |builder| builder.unknown_attempts(NonZeroU32::new(2).unwrap());
+    let by_refusals: fn(ForwarderBuilder) -> ForwarderBuilder = |builder| builder.refusals(1);
+    let by_age: fn(ForwarderBuilder) -> ForwarderBuilder = |builder| builder.max_age(Duration::ZERO);
+    for (name, steps, limits, attempts) in [
+        ("unknown, attempts", vec![silent(), silent()], by_attempts, 2),
+        ("unknown, age", vec![silent()], by_age, 1),
+        ("refused, attempts", vec![refuse(), refuse()], by_refusals, 2),
+        ("refused, age", vec![refuse()], by_age, 1),
+    ] {
+        for at_limit in [AtLimit::Dead, AtLimit::Hold] {
+            let receiver = Receiver::scripted(steps.clone()).unwrap();
+            let outbox = outbox();
+            let (builder, events) = observed(limits(builder(outbox.clone(), &receiver)).at_limit(at_limit));
+            let ids = ["1", "2"].map(|id| outbox.push(message(id).as_bytes()).unwrap());
+            let forwarder = builder.start().unwrap();
+            eventually("it is given up", || !outbox.stopped(0, 1).unwrap().is_empty());
+            let entry = outbox.stopped(0, 1).unwrap().remove(0);
+            let is_held = at_limit == AtLimit::Hold;
+            let state = if is_held { EntryState::Held } else { EntryState::Dead };
+            assert_eq!((entry.id, entry.state, entry.attempts), (ids[0], state, attempts), "{name}");
+            assert_eq!(forwarder.drain(if is_held { SHORT } else { LONG }).unwrap(), !is_held, "{name}");
+            let status = forwarder.status().unwrap();
+            assert_eq!((status.held, status.dead), (u64::from(is_held), u64::from(!is_held)), "{name}");
+            let counters = status.counters;
+            let counted = (counters.held, counters.dead, counters.retries);
+            assert_eq!(counted, (u64::from(is_held), u64::from(!is_held), u64::from(attempts) - 1), "{name}");
+            // Whoever has looked lets it go on.
+            assert!(outbox.requeue(ids[0]).unwrap());
+            assert!(forwarder.drain(LONG).unwrap(), "{name}");
+            let told = events.lock().unwrap().join(", ");
+            assert!(told.contains(if is_held { "held 1" } else { "dead 1" }), "{name}: {told}");
+        }
+    }
+}
+
+#[test]
+fn a_lease_that_is_too_short_is_refused() {
+    let start = |timeout: u64, application: Option<u64>| {
+        let mut client = mllp_client::Client::builder(&dead_endpoint()).timeout(Duration::from_secs(timeout));
+        if let Some(limit) = application {
+            client = client.application_timeout(Duration::from_secs(limit));
+        }
+        let leased = Odd { lasts: Some(Duration::from_secs(3)), ..Odd::of(outbox()) };
+        Forwarder::builder(leased, client.build().unwrap()).start().map(drop)
+    };
+    for (timeout, application, is_taken) in [(2, None, true), (3, None, false), (1, Some(1), true), (2, Some(1), false)] {
+        match start(timeout, application) {
+            Ok(()) => assert!(is_taken, "{timeout} {application:?}"),
+            Err(OutboxError::Config(said)) => assert!(!is_taken && said.contains("a claim lasts 3s"), "{said}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_pause_holds_for_every_instance_and_is_kept() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    let outbox = outbox();
+    let (builder, events) = observed(self::builder(outbox.clone(), &receiver));
+    let first = builder.start().unwrap();
+    first.pause().unwrap();
+    eventually("it is told", || !events.lock().unwrap().is_empty());
+    assert!(first.stop(LONG));
+    outbox.push(message("1").as_bytes()).unwrap();
+    let second = self::builder(outbox, &receiver).start().unwrap();
+    assert!(!limited(SHORT, || second.drain(SHORT)).unwrap());
+    assert!(second.status().unwrap().paused && receiver.received().is_empty());
+    second.resume().unwrap();
+    assert!(second.drain(LONG).unwrap() && !second.status().unwrap().paused);
+    assert_eq!(*events.lock().unwrap(), ["paused"]);
+}
+
+#[test]
+fn what_its_holder_left_behind_is_told() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    let outbox = outbox();
+    outbox.push(message("1").as_bytes()).unwrap();
+    outbox.begin(&outbox.claim().unwrap().unwrap()).unwrap();
+    outbox.release();
+    let (builder, events) = observed(builder(outbox.clone(), &receiver).unknown(OnUnknown::Hold));
+    let forwarder = builder.start().unwrap();
+    eventually("it is told", || !events.lock().unwrap().is_empty());
+    let status = forwarder.status().unwrap();
+    assert_eq!((status.held, status.counters.held, status.waiting), (1, 1, 1));
+    assert!(status.head.unwrap().last_failure.unwrap().contains("unknown"));
+    assert!(outbox.unhold(1).unwrap());
+    assert!(forwarder.drain(LONG).unwrap());
+    assert_eq!(*events.lock().unwrap(), ["held 1 by the outbox", "delivered 1 AA"]);
+}
+
+#[test]
+fn an_operator_takes_a_message_out_of_the_way() {
+    let _tidy = Tidy::up();
+    // On the first message the receiver falls over.
+    let receiver = Receiver::answering(|message| {
+        if String::from_utf8_lossy(message).contains("|1|P|") { Step::bytes("").reset() } else { Step::accept() }
+    })
+    .unwrap();
+    for way in ["discard", "hold, discard", "try now, discard all"] {
+        let outbox = outbox();
+        let forwarder = builder(outbox.clone(), &receiver).max_delay(MOMENT * 50).start().unwrap();
+        let before = receiver.received().len();
+        let ids = ["1", "2"].map(|id| outbox.push(message(id).as_bytes()).unwrap());
+        eventually("it is tried", || outbox.list(None, 0, 1).unwrap()[0].attempts > 2);
+        match way {
+            "discard" => assert!(outbox.discard(ids[0]).unwrap()),
+            "hold, discard" => {
+                assert!(outbox.hold(ids[0]).unwrap());
+                eventually("it is held", || forwarder.status().unwrap().head.is_some_and(|head| head.state == EntryState::Held));
+                assert!(!limited(SHORT, || forwarder.drain(SHORT)).unwrap());
+                assert!(outbox.discard(ids[0]).unwrap());
+            }
+            _ => {
+                outbox.try_now().unwrap();
+                assert_eq!(outbox.discard_all(None, &|entry| entry.unknowns > 0).unwrap(), 1);
+            }
+        }
+        assert!(forwarder.drain(LONG).unwrap(), "{way}");
+        assert!(forwarder.stop(LONG), "{way}");
+        assert_eq!(receiver.received().last().unwrap(), message("2").as_bytes(), "{way}");
+        assert!(receiver.received().len() > before + 3, "{way}");
+    }
+}
+
+#[test]
+fn an_observer_may_stop_it() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    let outbox = outbox();
+    let slot = Arc::new(Mutex::new(None::<Forwarder>));
+    let (own, stopped) = (Arc::clone(&slot), Arc::new(Mutex::new(Vec::new())));
+    let answers = Arc::clone(&stopped);
+    let builder = builder(outbox.clone(), &receiver).on_event(move |_| {
+        if let Some(forwarder) = &*own.lock().unwrap() {
+            answers.lock().unwrap().push(prompt(|| forwarder.stop(LONG)));
+        }
+    });
+    *slot.lock().unwrap() = Some(builder.start().unwrap());
+    for id in ["1", "2"] {
+        outbox.push(message(id).as_bytes()).unwrap();
+    }
+    eventually("it is stopped", || !stopped.lock().unwrap().is_empty());
+    let forwarder = slot.lock().unwrap().take().unwrap();
+    assert!(prompt(|| forwarder.stop(LONG)) && !forwarder.status().unwrap().running);
+    assert_eq!((stopped.lock().unwrap().len(), outbox.pending().unwrap().waiting), (1, 1));
+}
+
+#[test]
+fn a_status_is_to_be_had_while_the_storage_is_not() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    let outbox = outbox();
+    outbox.set_paused(true).unwrap();
+    outbox.push(message("1").as_bytes()).unwrap();
+    let odd = Odd::of(outbox.clone());
+    let gate = Arc::clone(&odd.answers);
+    let forwarder = builder(odd, &receiver).start().unwrap();
+    let first = forwarder.status().unwrap();
+    assert_eq!((first.waiting, first.head.unwrap().control_id.as_str()), (1, "1"));
+    *gate.0.lock().unwrap() = false;
+    let late = limited(SHORT, || forwarder.status()).unwrap();
+    assert!(late.waiting == 1 && late.counted.unwrap() >= SHORT && late.oldest_age > first.oldest_age, "{late:?}");
+    assert!(!limited(SHORT, || forwarder.drain(SHORT)).unwrap());
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+    outbox.set_paused(false).unwrap();
+    assert!(forwarder.drain(LONG).unwrap());
 }
 
 #[test]
@@ -252,13 +429,23 @@ fn eventually_claimed(outbox: &impl Outbox) -> Claim {
     claimed.unwrap()
 }
 
-/// An outbox whose disk is full now and then.
-struct Failing {
+/// An outbox in memory with something odd about it.
+struct Odd {
     inner: MemoryOutbox,
+    /// How often settling fails, as on a full disk.
     failures: AtomicUsize,
+    /// How long its claims last.
+    lasts: Option<Duration>,
+    /// Whether it says what waits, or leaves one waiting for that.
+    answers: Arc<(Mutex<bool>, Condvar)>,
 }
 
-impl Failing {
+impl Odd {
+    fn of(inner: MemoryOutbox) -> Odd {
+        let answers = Arc::new((Mutex::new(true), Condvar::new()));
+        Odd { inner, failures: AtomicUsize::new(0), lasts: None, answers }
+    }
+
     fn fail(&self) -> Result<(), OutboxError> {
         let left = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match left {
@@ -268,7 +455,7 @@ impl Failing {
     }
 }
 
-impl Outbox for Failing {
+impl Outbox for Odd {
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
         self.inner.push(message)
     }
@@ -286,6 +473,8 @@ impl Outbox for Failing {
         self.inner.release();
     }
     fn pending(&self) -> Result<Pending, OutboxError> {
+        let (answers, changed) = &*self.answers;
+        drop(changed.wait_while(answers.lock().unwrap(), |answers| !*answers).unwrap());
         self.inner.pending()
     }
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
@@ -300,13 +489,19 @@ impl Outbox for Failing {
     fn wait(&self, limit: Duration) {
         self.inner.wait(limit);
     }
+    fn claim_lasts(&self) -> Option<Duration> {
+        self.lasts
+    }
+    fn list(&self, state: Option<EntryState>, after: u64, limit: usize) -> Result<Vec<Summary>, OutboxError> {
+        self.inner.list(state, after, limit)
+    }
 }
 
 #[test]
 fn what_was_sent_is_recorded_when_the_storage_works_again() {
     let _tidy = Tidy::up();
     let receiver = Receiver::accepting().unwrap();
-    let failing = Arc::new(Failing { inner: outbox(), failures: AtomicUsize::new(3) });
+    let failing = Arc::new(Odd { failures: AtomicUsize::new(3), ..Odd::of(outbox()) });
     failing.push(message("1").as_bytes()).unwrap();
     let (builder, events) = observed(builder(Arc::clone(&failing), &receiver));
     let forwarder = builder.start().unwrap();

@@ -27,7 +27,7 @@ mod redis {
         succeed(
             "stopped",
             &outcome,
-            &["wait", "wake", "release", "status", "drain", "drop", "drop what was stopped"],
+            &["wait", "wake", "release", "status", "drain", "stop", "stop again", "drop", "drop what was stopped"],
         );
     }
 }
@@ -58,7 +58,7 @@ mod sqlite {
         succeed(
             "locked",
             &outcome,
-            &[&reading[..], &["stop", "drop", "drop what was stopped"]].concat(),
+            &[&reading[..], &["stop", "stop again", "drop", "drop what was stopped"]].concat(),
         );
     }
 
@@ -77,7 +77,7 @@ mod sqlite {
         succeed(
             "moved",
             &outcome,
-            &["wait", "wake", "release", "status", "stop", "drop", "drop what was stopped"],
+            &["wait", "wake", "release", "status", "stop", "stop again", "drop", "drop what was stopped"],
         );
     }
 }

@@ -6,11 +6,13 @@ mod common;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{LONG, SHORT, Tidy, limited, message};
 use mllp_client::MessageError;
-use mllp_client::outbox::{Claim, Entry, MemoryOutbox, Outbox, OutboxError, Pending, Settlement};
+use mllp_client::outbox::{
+    Claim, Entry, EntryState, MemoryOutbox, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary,
+};
 use mllp_client::testing::OutboxSuite;
 
 /// Memory that outlives its handles, as another process would find it.
@@ -141,12 +143,13 @@ impl Outbox for Faulty {
 
 #[test]
 fn what_breaks_the_contract_is_found_out() {
-    for (fault, finding) in [
+    let rows = [
         (Fault::LosesOnCrash, "survives: what waits is counted"),
         (Fault::Reorders, "order: entries are claimed in the order of their push"),
         (Fault::RemovesAtClaim, "claimed-survives: what waits is counted"),
         (Fault::MixesDestinations, "destinations: what waits is counted"),
-    ] {
+    ];
+    let find_out = |(fault, finding): (Fault, &str)| {
         let storage = Storage::default();
         let open = |destination: &str| {
             let destination = if fault == Fault::MixesDestinations && destination == "suite-other" {
@@ -159,7 +162,235 @@ fn what_breaks_the_contract_is_found_out() {
         let broken = OutboxSuite::new(open).run().unwrap_err();
         assert!(broken.findings.iter().any(|found| found == finding), "{fault:?}: {broken}");
         assert!(broken.to_string().contains(finding));
+    };
+    thread::scope(|scope| {
+        for row in rows {
+            scope.spawn(move || find_out(row));
+        }
+    });
+}
+
+/// A right that lasts for a time, on an outbox in memory that several handles share: whoever has it
+/// may claim. It keeps the contract, but for its fault.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum LeaseFault {
+    None,
+    CutsLongMessages,
+    OldestIsAlwaysNew,
+    SaysNotUntilWhen,
+    LetsTheLateSettle,
+    KeepsWhatIsReleased,
+    KeepsRefusals,
+    DiscardsNothingThatWaits,
+    ForgetsUnknowns,
+    ForgetsHolds,
+    ForgetsPauses,
+    IgnoresKeys,
+    ListsTheDeadAmongTheWaiting,
+}
+
+struct LeaseStorage {
+    entries: MemoryOutbox,
+    /// Who has the lease, and until when.
+    holder: Option<(usize, Instant)>,
+    handles: usize,
+    /// Entries whose unknown results are forgotten.
+    paused_by: Option<usize>,
+}
+
+struct Leased {
+    fault: LeaseFault,
+    number: usize,
+    storage: Arc<Mutex<LeaseStorage>>,
+    claimed: Mutex<Option<u64>>,
+}
+
+impl Leased {
+    const LEASE: Duration = Duration::from_millis(400);
+
+    fn open(fault: LeaseFault, storage: &Arc<Mutex<LeaseStorage>>) -> Leased {
+        let mut shared = storage.lock().unwrap();
+        shared.handles += 1;
+        Leased { fault, number: shared.handles, storage: Arc::clone(storage), claimed: Mutex::default() }
     }
+
+    /// The entries, if this handle has the lease or gets it.
+    fn hold(&self) -> Option<MemoryOutbox> {
+        let mut storage = self.storage.lock().unwrap();
+        match storage.holder {
+            Some((holder, until)) if holder != self.number && until > Instant::now() => return None,
+            // What another has left behind ends.
+            Some((holder, _)) if holder != self.number => storage.entries.release(),
+            _ => {}
+        }
+        storage.holder = Some((self.number, Instant::now() + Leased::LEASE));
+        Some(storage.entries.clone())
+    }
+
+    fn entries(&self) -> MemoryOutbox {
+        self.storage.lock().unwrap().entries.clone()
+    }
+
+    fn still_holds(&self, claim: &Claim) -> Result<MemoryOutbox, OutboxError> {
+        let storage = self.storage.lock().unwrap();
+        let holds = storage.holder.is_some_and(|(holder, _)| holder == self.number);
+        let claimed = *self.claimed.lock().unwrap() == Some(claim.entry.id);
+        if claimed && holds { Ok(storage.entries.clone()) } else { Err(OutboxError::ClaimLost) }
+    }
+}
+
+impl Outbox for Leased {
+    fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
+        let cut = if self.fault == LeaseFault::CutsLongMessages { 1_000_000 } else { message.len() };
+        self.entries().push(&message[..cut.min(message.len())])
+    }
+    fn push_with(&self, message: &[u8], options: &PushOptions<'_>) -> Result<u64, OutboxError> {
+        let none = PushOptions::new();
+        self.entries().push_with(message, if self.fault == LeaseFault::IgnoresKeys { &none } else { options })
+    }
+    fn claim(&self) -> Result<Option<Claim>, OutboxError> {
+        let Some(entries) = self.hold() else { return Ok(None) };
+        let claim = entries.claim()?;
+        if claim.is_some() {
+            *self.claimed.lock().unwrap() = claim.as_ref().map(|claim| claim.entry.id);
+        }
+        let says = self.fault != LeaseFault::SaysNotUntilWhen;
+        let until = says.then(|| Instant::now() + Leased::LEASE * 9 / 10);
+        Ok(claim.map(|mut claim| {
+            claim.until = until;
+            claim
+        }))
+    }
+    fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
+        self.still_holds(claim)?.begin(claim)
+    }
+    fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
+        let outcome = match outcome {
+            Settlement::Unknown { after, why } if self.fault == LeaseFault::ForgetsUnknowns => {
+                Settlement::Retry { after, refused: false, why }
+            }
+            outcome => outcome,
+        };
+        let entries = match self.still_holds(claim) {
+            Err(OutboxError::ClaimLost) if self.fault == LeaseFault::LetsTheLateSettle => self.entries(),
+            entries => entries?,
+        };
+        if self.fault == LeaseFault::ForgetsHolds {
+            entries.unhold(claim.entry.id)?;
+        }
+        entries.settle(claim, outcome)
+    }
+    fn release(&self) {
+        if self.fault == LeaseFault::KeepsWhatIsReleased {
+            return;
+        }
+        let mut storage = self.storage.lock().unwrap();
+        if storage.holder.is_some_and(|(holder, _)| holder == self.number) {
+            storage.entries.release();
+            storage.holder = None;
+        }
+    }
+    fn pending(&self) -> Result<Pending, OutboxError> {
+        let pending = self.entries().pending()?;
+        let mut told = pending;
+        if self.fault == LeaseFault::OldestIsAlwaysNew {
+            told.oldest = pending.oldest.map(|_| SystemTime::now());
+        }
+        Ok(told)
+    }
+    fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
+        self.entries().stopped(after, limit)
+    }
+    fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
+        let entries = self.entries();
+        if self.fault == LeaseFault::KeepsRefusals && entries.list(Some(EntryState::Dead), id - 1, 1)?.len() == 1 {
+            entries.requeue(id)?;
+            let claim = entries.claim()?.unwrap();
+            let refused = Settlement::Retry { after: Duration::ZERO, refused: true, why: "x" };
+            return entries.settle(&claim, refused).map(|()| true);
+        }
+        entries.requeue(id)
+    }
+    fn discard(&self, id: u64) -> Result<bool, OutboxError> {
+        let entries = self.entries();
+        let waits = entries.list(Some(EntryState::Waiting), id.saturating_sub(1), 1)?.iter().any(|entry| entry.id == id);
+        if waits && self.fault == LeaseFault::DiscardsNothingThatWaits { Ok(false) } else { entries.discard(id) }
+    }
+    fn wait(&self, limit: Duration) {
+        common::pass(limit.min(Duration::from_millis(5)));
+    }
+    fn list(&self, state: Option<EntryState>, after: u64, limit: usize) -> Result<Vec<Summary>, OutboxError> {
+        let entries = self.entries();
+        let mut listed = entries.list(state, after, limit)?;
+        if self.fault == LeaseFault::ListsTheDeadAmongTheWaiting && state.is_none() {
+            listed.extend(entries.list(Some(EntryState::Dead), after, limit)?);
+        }
+        Ok(listed)
+    }
+    fn show(&self, id: u64) -> Result<Option<Entry>, OutboxError> {
+        self.entries().show(id)
+    }
+    fn hold(&self, id: u64) -> Result<bool, OutboxError> {
+        self.entries().hold(id)
+    }
+    fn unhold(&self, id: u64) -> Result<bool, OutboxError> {
+        self.entries().unhold(id)
+    }
+    fn try_now(&self) -> Result<(), OutboxError> {
+        self.entries().try_now()
+    }
+    fn set_paused(&self, paused: bool) -> Result<(), OutboxError> {
+        self.storage.lock().unwrap().paused_by = paused.then_some(self.number);
+        self.entries().set_paused(paused)
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        let storage = self.storage.lock().unwrap();
+        if self.fault == LeaseFault::ForgetsPauses && storage.paused_by == Some(self.number) {
+            storage.entries.set_paused(false).unwrap();
+        }
+    }
+}
+
+#[test]
+fn each_rule_that_a_lease_can_break_is_found_out() {
+    let found = |fault: LeaseFault| {
+        let storages = Mutex::new(HashMap::<String, Arc<Mutex<LeaseStorage>>>::new());
+        let open = |destination: &str| {
+            let mut storages = storages.lock().unwrap();
+            let new = || {
+                let entries = MemoryOutbox::new(1_000, 100_000_000);
+                Arc::new(Mutex::new(LeaseStorage { entries, holder: None, handles: 0, paused_by: None }))
+            };
+            Leased::open(fault, storages.entry(destination.to_owned()).or_insert_with(new))
+        };
+        OutboxSuite::new(open).run().map_err(|broken| broken.findings)
+    };
+    let rows = [
+        (LeaseFault::CutsLongMessages, "entry: a message of any bytes and length comes back as it was"),
+        (LeaseFault::OldestIsAlwaysNew, "oldest: the oldest entry's time is that of its push"),
+        (LeaseFault::SaysNotUntilWhen, "taken-over: a claim that can be lost says until when it lasts"),
+        (LeaseFault::LetsTheLateSettle, "taken-over: what another has taken over is not settled"),
+        (LeaseFault::KeepsWhatIsReleased, "released: what was given up can be claimed at once"),
+        (LeaseFault::KeepsRefusals, "requeued: what is queued again begins anew"),
+        (LeaseFault::DiscardsNothingThatWaits, "discarded: what waits can be discarded"),
+        (LeaseFault::ForgetsUnknowns, "unknown: unknown results are counted"),
+        (LeaseFault::ForgetsHolds, "hold: what was held while it was being sent stays held"),
+        (LeaseFault::ForgetsPauses, "paused: a destination that is paused hands out nothing"),
+        (LeaseFault::IgnoresKeys, "keyed: a push that is repeated under its key is one entry"),
+        (LeaseFault::ListsTheDeadAmongTheWaiting, "listed: the queue is listed in its order"),
+    ];
+    thread::scope(|scope| {
+        let right = scope.spawn(|| found(LeaseFault::None));
+        let wrong = rows.map(|(fault, finding)| (fault, finding, scope.spawn(move || found(fault))));
+        assert_eq!(right.join().unwrap(), Ok(()));
+        for (fault, finding, found) in wrong {
+            let findings = found.join().unwrap().unwrap_err();
+            assert!(findings.iter().any(|found| found == finding), "{fault:?}: {findings:?}");
+        }
+    });
 }
 
 #[test]
@@ -226,8 +457,6 @@ fn let_rest(outbox: &impl Outbox, size: usize) {
 
 #[cfg(feature = "redis")]
 mod redis {
-    use std::time::Instant;
-
     use super::*;
     use common::redis::Redis;
     use mllp_client::outbox::RedisOutbox;
@@ -291,6 +520,121 @@ mod redis {
             holder.settle(&other, Settlement::Delivered).unwrap();
             assert_eq!(holder.pending().unwrap().waiting, 0);
         }
+    }
+
+    fn is_replaced<T: std::fmt::Debug>(result: Result<T, OutboxError>) {
+        assert!(matches!(result, Err(OutboxError::StorageReplaced { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn a_server_that_came_back_empty_or_older_is_noticed() {
+        let Some(mut redis) = Redis::start() else { return };
+        for state in ["emptied", "restarted empty", "restarted older"] {
+            redis.command("FLUSHALL");
+            let [pusher, looker] = [0, 1].map(|_| RedisOutbox::open(&redis.url(), "ehr").unwrap());
+            pusher.push(message("1").as_bytes()).unwrap();
+            let claim = pusher.claim().unwrap().unwrap();
+            let saved = redis.save();
+            pusher.push(message("2").as_bytes()).unwrap();
+            match state {
+                "emptied" => drop(redis.command("FLUSHALL")),
+                "restarted empty" => {
+                    redis.command("FLUSHALL");
+                    redis.kill();
+                    redis.restart().unwrap();
+                }
+                _ => {
+                    redis.kill();
+                    redis.put_back(&saved);
+                    redis.restart().unwrap();
+                }
+            }
+            redis.command("PING");
+            is_replaced(pusher.push(message("3").as_bytes()));
+            is_replaced(pusher.claim());
+            is_replaced(pusher.pending());
+            is_replaced(pusher.push(message("3").as_bytes()));
+            // What is in flight is settled by its identity, as far as it is there.
+            let settled = pusher.settle(&claim, Settlement::Delivered);
+            assert_eq!(settled.is_ok(), state == "restarted older", "{state}: {settled:?}");
+            if state != "restarted older" {
+                is_replaced(looker.pending());
+            }
+            pusher.go_on().unwrap();
+            let id = pusher.push(message("3").as_bytes()).unwrap();
+            let claim = pusher.claim().unwrap().unwrap();
+            assert_eq!((claim.entry.id, &*claim.entry.control_id), (id, "3"), "{state}");
+            pusher.settle(&claim, Settlement::Delivered).unwrap();
+            // A handle that is opened then takes it as it is.
+            RedisOutbox::open(&redis.url(), "ehr").unwrap().push(message("4").as_bytes()).unwrap();
+        }
+    }
+
+    #[test]
+    fn forwarding_takes_one_script_a_message_and_idling_next_to_nothing() {
+        let Some(redis) = Redis::start() else { return };
+        let receiver = mllp_client::testing::Receiver::accepting().unwrap();
+        let outboxes = ["1", "2", "3", "4"].map(|name| RedisOutbox::open(&redis.url(), name).unwrap());
+        const MESSAGES: u64 = 200;
+        for number in 0..MESSAGES {
+            outboxes[0].push(message(&number.to_string()).as_bytes()).unwrap();
+        }
+        let calls = || redis.command_calls("evalsha");
+        let before = calls();
+        let forwarders = outboxes.each_ref().map(|outbox| {
+            let client = common::client(&receiver.endpoint(), Duration::from_secs(10));
+            mllp_client::outbox::Forwarder::builder(outbox.clone(), client).start().unwrap()
+        });
+        assert!(receiver.wait_for(MESSAGES as usize, LONG));
+        let scripts = calls() - before;
+        assert!(scripts <= MESSAGES + 40, "{scripts} scripts for {MESSAGES} messages");
+        assert!(forwarders[0].drain(LONG).unwrap());
+        let commands = || redis.stat("total_commands_processed");
+        common::pass(SHORT);
+        let (before, seconds) = (commands(), 3);
+        common::pass(Duration::from_secs(seconds));
+        let each = (commands() - before) / outboxes.len() as u64;
+        assert!(each <= 2 * seconds + 8, "{each} commands for each idle destination in {seconds} s");
+        // Idle or not, what is pushed elsewhere is sent at once.
+        let begun = Instant::now();
+        RedisOutbox::open(&redis.url(), "3").unwrap().push(message("last").as_bytes()).unwrap();
+        assert!(receiver.wait_for(MESSAGES as usize + 1, LONG) && begun.elapsed() < Duration::from_secs(2));
+        assert!(forwarders.iter().all(|forwarder| common::prompt(|| forwarder.stop(LONG))));
+    }
+
+    #[test]
+    fn a_push_waits_for_replicas_if_it_is_to() {
+        let Some(redis) = Redis::start() else { return };
+        let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap().timeout(SHORT).wait_for_replicas(1);
+        let alone = outbox.push(message("1").as_bytes()).unwrap_err();
+        assert!(alone.to_string().contains("0 of 1 replicas"), "{alone}");
+        assert_eq!(outbox.pending().unwrap().waiting, 1, "it is stored");
+    }
+
+    #[test]
+    fn destinations_are_listed_removed_and_pushed_to_in_one_step() {
+        let Some(redis) = Redis::start() else { return };
+        let client = ::redis::Client::open(redis.url()).unwrap();
+        let open = |name: &str| RedisOutbox::with_client(client.clone(), name).unwrap();
+        let [one, other] = ["one", "other"].map(open);
+        let ids = one.push_to(&["one", "other", "third"], message("1").as_bytes()).unwrap();
+        assert_eq!(ids, [1, 1, 1]);
+        for outbox in [&one, &other, &open("third")] {
+            let claim = outbox.claim().unwrap().unwrap();
+            assert_eq!((claim.entry.control_id.as_str(), &*claim.entry.destination), ("1", outbox.destination()));
+            assert!(!outbox.remove_destination().unwrap(), "it has an entry");
+            outbox.settle(&claim, Settlement::Delivered).unwrap();
+        }
+        let mut names = one.destinations().unwrap();
+        names.sort();
+        assert_eq!(names, ["one", "other", "third"]);
+        assert!(other.remove_destination().unwrap());
+        assert_eq!(one.destinations().unwrap().len(), 2);
+        // Under another prefix there is another outbox.
+        let prefixed = one.clone().key_prefix("hospital").unwrap();
+        prefixed.push(message("2").as_bytes()).unwrap();
+        assert_eq!((one.pending().unwrap().waiting, prefixed.pending().unwrap().waiting), (0, 1));
+        assert_eq!(prefixed.destinations().unwrap(), ["one"]);
     }
 
     #[test]
@@ -570,6 +914,137 @@ mod sqlite {
             assert_eq!(before.is_none(), fs::read(path(name)).is_err(), "{name}");
         }
         assert!(matches!(SqliteOutbox::open(directory.path(), "ehr"), Err(OutboxError::Storage { .. })));
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_or_came_back_older_is_noticed() {
+        let is_replaced = |result: Result<(), OutboxError>| {
+            assert!(matches!(result, Err(OutboxError::StorageReplaced { .. })), "{result:?}");
+        };
+        for state in ["removed", "replaced", "older"] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("outbox.db");
+            let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+            let first = outbox.push(message("1").as_bytes()).unwrap();
+            let files = ["", "-wal", "-shm"].map(|ending| format!("{}{ending}", path.display()));
+            match state {
+                "older" => {
+                    // As a shell restores it.
+                    outbox.push(message("2").as_bytes()).unwrap();
+                    let shell = Connection::open(&path).unwrap();
+                    shell.execute_batch("DELETE FROM waiting; UPDATE sqlite_sequence SET seq = 0").unwrap();
+                    shell.execute_batch("DELETE FROM message").unwrap();
+                }
+                _ => files.iter().for_each(|file| fs::remove_file(file).unwrap()),
+            }
+            let mut new = None;
+            if state == "replaced" {
+                let other = SqliteOutbox::open(&path, "ehr").unwrap();
+                assert_eq!(other.push(message("3").as_bytes()).unwrap(), first, "a new file, with numbers of its own");
+                new = Some(other);
+            }
+            is_replaced(outbox.claim().map(drop));
+            is_replaced(outbox.push(message("4").as_bytes()).map(drop));
+            is_replaced(outbox.pending().map(drop));
+            if state == "older" {
+                outbox.go_on().unwrap();
+                assert_eq!(outbox.push(message("4").as_bytes()).unwrap(), 1);
+            } else {
+                is_replaced(outbox.go_on());
+                let again = new.unwrap_or_else(|| SqliteOutbox::open(&path, "ehr").unwrap());
+                again.push(message("4").as_bytes()).unwrap();
+                assert_eq!(again.pending().unwrap().waiting, if state == "replaced" { 2 } else { 1 });
+            }
+        }
+    }
+
+    #[test]
+    fn a_claim_outlasts_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        let [holder, other] = [0, 1].map(|_| SqliteOutbox::open(&path, "ehr").unwrap());
+        for id in ["1", "2"] {
+            holder.push(message(id).as_bytes()).unwrap();
+        }
+        let claim = holder.claim().unwrap().unwrap();
+        fs::remove_file(directory.path().join("outbox.db-claim-1")).unwrap();
+        assert_eq!(other.claim().unwrap(), None, "its holder lives");
+        holder.settle(&claim, Settlement::Delivered).unwrap();
+        let claim = holder.claim().unwrap().unwrap();
+        assert_eq!((claim.entry.control_id.as_str(), other.claim().unwrap()), ("2", None));
+        holder.settle(&claim, Settlement::Delivered).unwrap();
+        holder.push(message("3").as_bytes()).unwrap();
+        holder.release();
+        assert_eq!(other.claim().unwrap().unwrap().entry.control_id, "3");
+    }
+
+    #[test]
+    fn it_is_bounded_and_what_was_delivered_gives_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let outbox = SqliteOutbox::open(directory.path().join("outbox.db"), "ehr").unwrap().max_bytes(2_000_000);
+        let large = |id: usize| common::message_of(&id.to_string(), 100_000);
+        let mut count = 0;
+        let full = loop {
+            match outbox.push(&large(count)) {
+                Ok(_) => count += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!((15..20).contains(&count) && matches!(full, OutboxError::Full { .. }), "{count}: {full}");
+        assert!(full.to_string().contains("2000000 bytes"), "{full}");
+        for _ in 0..count {
+            outbox.settle(&outbox.claim().unwrap().unwrap(), Settlement::Delivered).unwrap();
+        }
+        // What is kept of them makes room for others.
+        for number in 0..count {
+            outbox.push(&large(number)).unwrap();
+        }
+        assert!(matches!(outbox.push(&large(0)), Err(OutboxError::Full { .. })));
+    }
+
+    #[test]
+    fn destinations_are_listed_removed_and_pushed_to_in_one_step() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        let one = SqliteOutbox::open(&path, "one").unwrap();
+        let other = one.for_destination("other").unwrap();
+        let ids = one.push_to(&["one", "other", "third"], message("1").as_bytes()).unwrap();
+        assert!(ids.is_sorted() && ids.len() == 3);
+        assert_eq!(one.destinations().unwrap(), ["one", "other", "third"]);
+        assert!(one.push_to(&["one", "fourth"], b"nonsense").is_err());
+        for outbox in [&one, &other, &SqliteOutbox::open(&path, "third").unwrap()] {
+            let claim = outbox.claim().unwrap().unwrap();
+            assert_eq!((claim.entry.control_id.as_str(), &*claim.entry.destination), ("1", outbox.destination()));
+            assert!(!outbox.remove_destination().unwrap(), "it has an entry");
+            outbox.settle(&claim, Settlement::Delivered).unwrap();
+            assert_eq!(outbox.claim().unwrap(), None);
+        }
+        assert!(other.remove_destination().unwrap());
+        assert_eq!(one.destinations().unwrap(), ["one", "third"]);
+    }
+
+    #[test]
+    fn what_was_delivered_is_sent_again_and_the_file_made_small() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+        let ids: Vec<u64> =
+            (0..20).map(|id| outbox.push(&common::message_of(&id.to_string(), 100_000)).unwrap()).collect();
+        for _ in &ids {
+            outbox.settle(&outbox.claim().unwrap().unwrap(), Settlement::Delivered).unwrap();
+        }
+        let again = outbox.resend(ids[3]).unwrap().unwrap();
+        assert_eq!(outbox.resend(again).unwrap(), None, "it waits");
+        let claim = outbox.claim().unwrap().unwrap();
+        assert_eq!((claim.entry.id, claim.entry.message), (again, common::message_of("3", 100_000)));
+        drop(outbox);
+        let outbox = SqliteOutbox::open(&path, "ehr").unwrap().keep_delivered(None);
+        common::pass(Duration::from_millis(2));
+        let size = || fs::metadata(&path).unwrap().len();
+        outbox.claim().unwrap().unwrap();
+        assert!(size() > 1_000_000);
+        outbox.compact().unwrap();
+        assert!(size() < 500_000, "{}", size());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A Redis server of the test's own, on a free port, which it stops.
 
-use std::env;
+use std::path::PathBuf;
+use std::{env, fs};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -43,15 +44,23 @@ impl Redis {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// Has it carry out a command, as an operator would; the answer as it comes, or its beginning.
+    /// Has it carry out a command, as an operator would; the answer as it comes.
     pub fn command(&self, words: &str) -> String {
         let mut answer = String::new();
         eventually("it has read what it has on its disk", || {
             let mut connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
             connection.write_all(format!("{words}\r\n").as_bytes()).unwrap();
-            let mut bytes = [0; 4096];
-            let count = connection.read(&mut bytes).unwrap();
-            answer = String::from_utf8_lossy(&bytes[..count]).into_owned();
+            let mut bytes = vec![0; 64 * 1024];
+            let mut count = 0;
+            loop {
+                count += connection.read(&mut bytes[count..]).unwrap();
+                answer = String::from_utf8_lossy(&bytes[..count]).into_owned();
+                // A text says first how long it is.
+                let length = answer.strip_prefix('$').and_then(|rest| rest.split("\r\n").next()?.parse::<usize>().ok());
+                if length.is_none_or(|length| count >= length) {
+                    break;
+                }
+            }
             !answer.starts_with("-LOADING")
         });
         assert!(answer.starts_with(['+', ':', '$']), "{words}: {answer}");
@@ -63,6 +72,25 @@ impl Redis {
         let stats = self.command("INFO stats");
         let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
         value.trim().parse().unwrap()
+    }
+
+    /// How often a command was called, by clients and scripts.
+    pub fn command_calls(&self, name: &str) -> u64 {
+        let stats = self.command("INFO commandstats");
+        let calls = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls=")));
+        calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
+    }
+
+    /// What it has on its disk now.
+    pub fn save(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let files = fs::read_dir(self.directory.path().join("appendonlydir")).unwrap();
+        let paths = files.map(|file| file.unwrap().path());
+        paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    }
+
+    /// Gives it, while it is down, what it had on its disk before.
+    pub fn put_back(&self, saved: &[(PathBuf, Vec<u8>)]) {
+        saved.iter().for_each(|(path, content)| fs::write(path, content).unwrap());
     }
 
     /// Sends its process a signal, such as `STOP`.

@@ -51,6 +51,7 @@ impl ClaimLock {
     ///
     /// If the lock's file or the database cannot be used.
     pub(super) fn is_held(&mut self, deadline: &Deadline) -> Result<bool, OutboxError> {
+        self.storage.check_place()?;
         let unusable = |error| unusable(&self.path.to_string_lossy(), error);
         if let Some(file) = &self.file {
             let own = id(&file.metadata().map_err(unusable)?);

@@ -176,7 +176,12 @@ impl Storage {
         files::id_at(&self.canonical).is_ok_and(|there| there == self.id)
     }
 
-    fn check_place(&self) -> Result<(), OutboxError> {
+    /// Whether the file is still where it was opened.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboxError::StorageReplaced`] if it is not.
+    pub(super) fn check_place(&self) -> Result<(), OutboxError> {
         if self.is_in_place() { Ok(()) } else { Err(self.failure(Failure::Moved)) }
     }
 
