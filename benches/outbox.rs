@@ -2,14 +2,17 @@
 //! the floor of the same disk in the same run: a bare file to which 1 KB is appended and which is
 //! synchronised, each time. All take turns, and a ratio is the median of the rounds' own.
 //!
-//! Then the same with a million messages waiting.
+//! Then forwarding while other processes push to the same file without a pause, beside forwarding
+//! alone; the same with a million messages waiting; and, with the feature `redis`, a server at a
+//! distance of one millisecond, beside a bare round trip to it.
 
 mod common;
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::thread;
+use std::process::{self, Child, Command, Stdio};
+use std::{env, thread};
 use std::time::{Duration, Instant};
 
 use common::{Messages, median, note, serve_anywhere};
@@ -24,6 +27,9 @@ const EACH_OF_MANY: usize = 2_000;
 const LONG: Duration = Duration::from_secs(600);
 
 fn main() {
+    if let Some(path) = env::var_os(PUSHER) {
+        return push_without_a_pause(Path::new(&path));
+    }
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("outbox-bench");
     fs::remove_dir_all(&directory).unwrap_or_default();
     fs::create_dir_all(&directory).expect("the target directory can be written");
@@ -43,12 +49,12 @@ fn main() {
     let forwarder = forwarder(&outbox, &format!("mllp://{address}"));
     let rounds: Vec<[f64; 4]> = (0..=ROUNDS)
         .map(|_| {
-            forwarder.pause();
+            forwarder.pause().expect("the disk works");
             let floor = time(&mut floor);
             let one = time(|| push(&outbox, &mut messages, EACH));
             let sixteen = time(|| push_by_threads(&outbox, &mut senders, EACH / 4)) / 4.0;
             let forwarded = time(|| {
-                forwarder.resume();
+                forwarder.resume().expect("the disk works");
                 assert!(forwarder.drain(LONG).expect("the disk works"), "it is drained");
             });
             [floor, one, sixteen, forwarded * EACH as f64 / (EACH * 5) as f64]
@@ -68,8 +74,84 @@ fn main() {
     note(chart, "push, 16 threads", "1 KB", 1.0 / ratio(2, 0));
     note(chart, "forward and settle", "1 KB", 1.0 / ratio(3, 0));
 
+    beside_pushers(&directory);
     many(&directory.join("many.db"), &mut floor);
+    #[cfg(feature = "redis")]
+    redis::far_away();
     fs::remove_dir_all(&directory).expect("it is there");
+}
+
+/// The variable by which this program knows that it is to push to a file, as another process.
+const PUSHER: &str = "MLLP_BENCH_PUSHER";
+
+/// How long processes push at a time.
+const PUSHING: Duration = Duration::from_secs(5);
+
+/// Says how often it has pushed, how often that failed, and how many seconds the slowest took.
+fn push_without_a_pause(path: &Path) {
+    let outbox = SqliteOutbox::open(path, "bench").expect("it is an outbox");
+    let mut messages = Messages::of_sender(process::id() as usize % 100, SIZE);
+    let begun = Instant::now();
+    let (mut pushed, mut failed, mut slowest) = (0, 0, 0.0_f64);
+    while begun.elapsed() < PUSHING {
+        slowest = slowest.max(time(|| match outbox.push(messages.next()) {
+            Ok(_) => pushed += 1,
+            Err(_) => failed += 1,
+        }));
+    }
+    println!("{pushed} {failed} {slowest}");
+}
+
+/// Forwarding, alone and while 1, 4 and 16 processes push to the same file, where messages wait and
+/// where none does.
+fn beside_pushers(directory: &Path) {
+    const WAITING: usize = 40_000;
+    let mut alone = 0.0;
+    println!();
+    for (pushers, waiting) in [(0, WAITING), (1, 0), (1, WAITING), (4, 0), (4, WAITING), (16, 0), (16, WAITING)] {
+        let path = directory.join(format!("beside-{pushers}-{waiting}.db"));
+        let outbox = SqliteOutbox::open(&path, "bench").expect("the disk has room");
+        let mut senders: Vec<_> = (0..50).map(|sender| Messages::of_sender(sender, SIZE)).collect();
+        push_by_threads(&outbox, &mut senders, waiting / 50);
+        let children = (0..pushers).map(|_| {
+            let mut child = Command::new(env::current_exe().expect("it runs"));
+            child.env(PUSHER, &path).stdout(Stdio::piped()).spawn().expect("it can be started again")
+        });
+        let children: Vec<Child> = children.collect();
+        let forwarder = forwarder(&outbox, &format!("mllp://{}", serve_anywhere(1)));
+        let begun = Instant::now();
+        thread::sleep(if pushers == 0 { PUSHING } else { Duration::ZERO });
+        let counts: Vec<[f64; 3]> = children.into_iter().map(counts).collect();
+        let forwarded = forwarder.status().expect("there is a thread to have").delivered as f64;
+        let rate = forwarded / begun.elapsed().as_secs_f64();
+        assert!(forwarder.stop(LONG), "nothing is under way for long");
+        let name = format!("forwarding, {pushers} push, {waiting} waiting before");
+        if pushers == 0 {
+            alone = rate;
+            println!("{name:<44}{:>12.1} us", 1e6 / rate);
+            continue;
+        }
+        let each = counts.iter().map(|[pushed, ..]| *pushed);
+        let (sum, least) = (each.clone().sum::<f64>(), each.fold(f64::MAX, f64::min));
+        let (failed, slowest) = counts.iter().fold((0.0, 0.0_f64), |(failed, slowest), [_, more, slow]| {
+            (failed + more, slowest.max(*slow))
+        });
+        println!(
+            "{name:<44}{:>12.1} us{:>8.2} of alone (0.50 at least); least share {:.2}, {failed} failed, slowest {slowest:.2} s",
+            1e6 / rate,
+            rate / alone,
+            least * counts.len() as f64 / sum,
+        );
+    }
+    println!();
+}
+
+/// What a process says that has pushed.
+fn counts(child: Child) -> [f64; 3] {
+    let output = child.wait_with_output().expect("it ends by itself").stdout;
+    let words = String::from_utf8_lossy(&output);
+    let mut numbers = words.split_whitespace().map(|word| word.parse().expect("it says numbers"));
+    [0; 3].map(|_| numbers.next().expect("it says three"))
 }
 
 fn many(path: &Path, floor: &mut impl FnMut()) {
@@ -127,4 +209,133 @@ fn time(work: impl FnOnce()) -> f64 {
     let begun = Instant::now();
     work();
     begun.elapsed().as_secs_f64()
+}
+
+#[cfg(feature = "redis")]
+mod redis {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use mllp_client::outbox::RedisOutbox;
+
+    use super::*;
+
+    const AWAY: Duration = Duration::from_millis(1);
+    const MESSAGES: usize = 1_000;
+
+    /// Pushing and forwarding with a server that is a millisecond away.
+    pub fn far_away() {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("outbox-bench-redis");
+        fs::create_dir_all(&directory).expect("the target directory can be written");
+        let Some(server) = Server::start(&directory) else {
+            println!("there is no redis-server here");
+            return;
+        };
+        let port = at_a_distance(server.port);
+        let outbox = RedisOutbox::open(&format!("redis://127.0.0.1:{port}/"), "bench").expect("the server answers");
+        let mut line = TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
+        line.set_nodelay(true).expect("a TCP socket takes it");
+        let address = serve_anywhere(4);
+        let client = Client::new(&format!("mllp://{address}")).expect("the endpoint is one");
+        let mut messages = Messages::new(SIZE);
+        let mut senders: Vec<_> = (1..=16).map(|sender| Messages::of_sender(sender, SIZE)).collect();
+        let forwarder = Forwarder::builder(outbox.clone(), client.clone()).start().expect("there is a thread to have");
+        let rounds: Vec<[f64; 4]> = (0..5)
+            .map(|_| {
+                forwarder.pause().expect("the server answers");
+                let bare = time(|| {
+                    for _ in 0..MESSAGES {
+                        line.write_all(b"PING\r\n").expect("the server is there");
+                        line.read_exact(&mut [0; 7]).expect("the server is there");
+                        client.send(messages.next()).expect("the receiver is there");
+                    }
+                });
+                let one = time(|| push_all(&outbox, &mut messages, MESSAGES / 4)) * 4.0;
+                let sixteen = time(|| {
+                    thread::scope(|scope| {
+                        for messages in &mut senders {
+                            let outbox = &outbox;
+                            scope.spawn(move || push_all(outbox, messages, MESSAGES / 16));
+                        }
+                    });
+                });
+                let waiting = MESSAGES / 4 + MESSAGES / 16 * 16;
+                let forwarded = time(|| {
+                    forwarder.resume().expect("the server answers");
+                    assert!(forwarder.drain(LONG).expect("the server answers"), "it is drained");
+                });
+                [bare, one, sixteen, forwarded * MESSAGES as f64 / waiting as f64]
+            })
+            .collect();
+        assert!(forwarder.stop(LONG), "nothing is under way");
+        let each = |index: usize| median(rounds.iter().map(|round| round[index])) * 1e6 / MESSAGES as f64;
+        let ratio = |index: usize, to: usize| median(rounds.iter().map(|round| round[to] / round[index]));
+        println!("{:<44}{:>12.1} us", "Redis 1 ms away: round trip and exchange", each(0));
+        println!("{:<44}{:>12.1} us{:>8.2} of that (0.90 at least)", "forwarding, each settled", each(3), ratio(3, 0));
+        println!("{:<44}{:>12.1} us", "push, one thread", each(1));
+        println!("{:<44}{:>12.1} us{:>8.2} times one thread (8 at least)", "push, 16 threads", each(2), ratio(2, 1));
+    }
+
+    fn push_all(outbox: &RedisOutbox, messages: &mut Messages, count: usize) {
+        for _ in 0..count {
+            outbox.push(messages.next()).expect("the server answers");
+        }
+    }
+
+    struct Server {
+        process: Child,
+        port: u16,
+    }
+
+    impl Server {
+        fn start(directory: &Path) -> Option<Server> {
+            let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).ok()?.port();
+            let mut server = Command::new("redis-server");
+            server.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "yes"]);
+            let process = server.arg("--dir").arg(directory).stdout(Stdio::null()).spawn().ok()?;
+            let server = Server { process, port };
+            let begun = Instant::now();
+            while TcpStream::connect(("127.0.0.1", port)).is_err() {
+                assert!(begun.elapsed() < Duration::from_secs(20), "the server listens");
+                thread::sleep(Duration::from_millis(10));
+            }
+            Some(server)
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            self.process.kill().expect("it runs");
+            self.process.wait().expect("it ends");
+        }
+    }
+
+    /// The port of one who passes all on to a server, later.
+    fn at_a_distance(server: u16) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a port");
+        let port = listener.local_addr().expect("it is bound").port();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else { return };
+                let ends = [&client, &server].map(|end| {
+                    end.set_nodelay(true).expect("a TCP socket takes it");
+                    end.try_clone().expect("there is a descriptor")
+                });
+                let [back, on] = ends;
+                thread::spawn(move || pass_on(client, on, AWAY));
+                thread::spawn(move || pass_on(server, back, Duration::ZERO));
+            }
+        });
+        port
+    }
+
+    fn pass_on(mut from: TcpStream, mut to: TcpStream, later: Duration) {
+        let mut bytes = [0; 65_536];
+        while let Ok(count @ 1..) = from.read(&mut bytes) {
+            thread::sleep(later);
+            if to.write_all(&bytes[..count]).is_err() {
+                return;
+            }
+        }
+    }
 }

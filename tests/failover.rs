@@ -15,7 +15,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{env, thread};
 
 use common::redis::Redis;
@@ -190,7 +190,7 @@ impl Drop for Player {
 
 fn what_was_replicated_survives_fail_over() {
     let (Some(mut primary), Some(mut replica)) = (Redis::start(), Redis::start()) else { return };
-    follow(&replica, &primary);
+    replica.follow(&primary);
     let address = Address::of(&primary);
     let url = format!("redis://127.0.0.1:{}/", address.port);
     let receiver = Receiver::accepting().unwrap();
@@ -218,7 +218,7 @@ fn what_was_replicated_survives_fail_over() {
             // A demoted one goes on answering, as a replica.
             2 => {
                 replica.command("REPLICAOF NO ONE");
-                follow(&primary, &replica);
+                primary.follow(&replica);
             }
             _ => address.cut(),
         }
@@ -231,22 +231,12 @@ fn what_was_replicated_survives_fail_over() {
         }
         if kind == 1 {
             replica.restart().unwrap();
-            follow(&replica, &primary);
+            replica.follow(&primary);
         }
     }
     pushers.iter_mut().for_each(Player::ends);
     forwarders.iter_mut().for_each(Player::ends);
     check(&pushers, &forwarders, &receiver.received(), blows);
-}
-
-/// Makes one server the other's replica, and waits until it is up to date.
-fn follow(replica: &Redis, primary: &Redis) {
-    replica.command(&format!("REPLICAOF 127.0.0.1 {}", primary.port()));
-    let begun = Instant::now();
-    while !replica.command("INFO replication").contains("master_link_status:up") {
-        assert!(begun.elapsed() < LONG, "the replica follows");
-        thread::park_timeout(Duration::from_millis(2));
-    }
 }
 
 fn check(pushers: &[Player], forwarders: &[Player], received: &[Vec<u8>], blows: [usize; 4]) {

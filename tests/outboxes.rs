@@ -612,6 +612,36 @@ mod redis {
     }
 
     #[test]
+    fn a_sentinel_leads_to_the_new_primary() {
+        let (Some(mut primary), Some(replica)) = (Redis::start(), Redis::start()) else { return };
+        replica.follow(&primary);
+        let sentinel = primary.watched();
+        common::eventually("the sentinel knows the replica", || {
+            sentinel.command("SENTINEL replicas primary").contains(&replica.port().to_string())
+        });
+        let client = ::redis::sentinel::SentinelClient::build(
+            vec![sentinel.url()],
+            "primary".to_owned(),
+            None,
+            ::redis::sentinel::SentinelServerType::Master,
+        );
+        let outbox = RedisOutbox::with_sentinel(client.unwrap(), "ehr").unwrap().wait_for_replicas(1);
+        outbox.push(message("1").as_bytes()).unwrap();
+        primary.kill();
+        let outbox = outbox.wait_for_replicas(0);
+        let mut pushed = None;
+        common::eventually("the replica is promoted", || {
+            pushed = outbox.push(message("2").as_bytes()).ok();
+            pushed.is_some()
+        });
+        for id in ["1", "2"] {
+            let claim = outbox.claim().unwrap().unwrap();
+            assert_eq!(claim.entry.control_id, id);
+            outbox.settle(&claim, Settlement::Delivered).unwrap();
+        }
+    }
+
+    #[test]
     fn destinations_are_listed_removed_and_pushed_to_in_one_step() {
         let Some(redis) = Redis::start() else { return };
         let client = ::redis::Client::open(redis.url()).unwrap();
@@ -956,6 +986,29 @@ mod sqlite {
                 assert_eq!(again.pending().unwrap().waiting, if state == "replaced" { 2 } else { 1 });
             }
         }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_nothing_old() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        let outbox = SqliteOutbox::open(&path, "ehr").unwrap();
+        outbox.push(message("1").as_bytes()).unwrap();
+        // As if it had been pushed tomorrow.
+        Connection::open(&path).unwrap().execute("UPDATE waiting SET pushed_at = pushed_at + 86400000", []).unwrap();
+        let refuse = mllp_client::testing::Step::refuse(mllp_client::AckCode::ApplicationError, "no");
+        let receiver = mllp_client::testing::Receiver::scripted([refuse]).unwrap();
+        outbox.set_paused(true).unwrap();
+        let forwarder = mllp_client::outbox::Forwarder::builder(outbox, common::client(&receiver.endpoint(), LONG))
+            .initial_delay(Duration::from_millis(1))
+            .max_age(Duration::from_secs(3600))
+            .start()
+            .unwrap();
+        assert!(forwarder.status().unwrap().oldest_age.unwrap() < Duration::from_secs(3600));
+        forwarder.resume().unwrap();
+        assert!(forwarder.drain(LONG).unwrap());
+        let status = forwarder.status().unwrap();
+        assert_eq!((status.delivered, status.dead, status.counters.retries), (1, 0, 1));
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! Pages for those who connect systems: how sites behave, and what to set.
+//! Pages for those who connect systems: how sites behave and what to set, what outboxes promise.
 
 #[doc = include_str!("sites.md")]
 pub mod sites {}
+
+#[doc = include_str!("storages.md")]
+pub mod storages {}

@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 
-use super::Summary;
+use super::entry::Summary;
 use crate::hl7::MessageError;
 
 type Cause = Box<dyn StdError + Send + Sync>;

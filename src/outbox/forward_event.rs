@@ -1,5 +1,6 @@
 //! What happens to a message on its way: the event for an observer, and its line in the log.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use super::{Entry, OutboxError, Summary};
@@ -78,8 +79,8 @@ pub enum ForwardEvent<'a> {
 }
 
 impl ForwardEvent<'_> {
-    /// Writes it to the log.
-    pub(super) fn log(&self, destination: &str) {
+    /// Writes it to the log, under the name of the destination.
+    pub(super) fn log(&self, destination: &dyn Display) {
         match self {
             ForwardEvent::Delivered { entry, .. } => log::trace!("{destination}: delivered {:?}", entry.control_id),
             ForwardEvent::Retrying { entry, error, retry_in } => {

@@ -601,7 +601,10 @@ impl ForwarderShared {
     }
 
     fn emit(&self, event: &ForwardEvent<'_>) {
-        event.log(self.outbox.destination());
+        match self.outbox.destination() {
+            "" => event.log(self.client.endpoint()),
+            destination => event.log(&destination),
+        }
         if let Some(observer) = &self.observer {
             // A panic of the observer must not change what becomes of a message.
             if catch_unwind(AssertUnwindSafe(|| observer(event))).is_err() {

@@ -1,7 +1,7 @@
 //! Names that nobody else has.
 
 use super::OutboxError;
-use super::contract::Identity;
+use super::entry::Identity;
 
 /// 128 bits of the system's randomness.
 pub(super) fn unique() -> Result<Identity, OutboxError> {

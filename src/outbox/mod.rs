@@ -34,7 +34,8 @@
 //!
 //! - **At least once.** A message whose [`push`](Outbox::push) has returned is sent until the
 //!   receiver has acknowledged it, or until it is dead or held, and then it is there to read and to
-//!   queue again. Nothing is removed before its acknowledgment.
+//!   queue again. Nothing is removed before its acknowledgment, unless somebody discards it. What a
+//!   storage itself has lost is told, by an error and an event.
 //! - **In order.** The receiver sees the messages of a destination in the order in which they were
 //!   pushed, one after the other: the next is sent when the one before it is delivered or dead.
 //!   What threads push at the same time has the order in which it was stored.
@@ -63,11 +64,29 @@
 //! # What went wrong
 //!
 //! [`Forwarder::status`] shows what waits, how old the oldest is, what failed last and how much is
-//! dead; [`ForwarderBuilder::on_event`] reports each step. [`Outbox::stopped`] lists what is dead
-//! or held, each entry with its control ID, attempts and last failure; [`Outbox::requeue`] sends it
-//! after all and [`Outbox::discard`] gives it up.
+//! held or dead, also while the storage is away; [`ForwarderBuilder::on_event`] reports each step.
+//! What each outbox promises when its storage fails: [`guide::storages`](crate::guide::storages).
+//!
+//! # For who has to step in
+//!
+//! | to | call |
+//! |---|---|
+//! | see what waits, is held or is dead, a page at a time and without messages | [`Outbox::list`] |
+//! | see one with its message | [`Outbox::show`] |
+//! | keep a message from being sent, and those behind it; let it go on | [`Outbox::hold`], [`Outbox::unhold`] |
+//! | send what is held or dead after all, at its old place | [`Outbox::requeue`] |
+//! | take a message out for good, whatever its state; all that match | [`Outbox::discard`], [`Outbox::discard_all`] |
+//! | try the one at the head now, not after its rest | [`Outbox::try_now`] |
+//! | send once more what was delivered | [`Outbox::resend`] (SQLite) |
+//! | pause a destination for every instance, and let it go on | [`Outbox::set_paused`], [`Forwarder::pause`], [`Forwarder::resume`] |
+//! | go on after the storage came back without some messages | [`Outbox::go_on`] |
+//!
+//! A message that is never answered, or makes the receiver fall over, holds up those behind it
+//! until somebody discards or holds it, or until a limit is reached:
+//! [`unknown_attempts`](ForwarderBuilder::unknown_attempts), [`max_age`](ForwarderBuilder::max_age).
 
 mod contract;
+mod entry;
 mod error;
 mod forward_event;
 mod forwarder;
@@ -85,7 +104,8 @@ mod status;
 mod unix_millis;
 mod wake_up;
 
-pub use contract::{Claim, Entry, EntryState, Outbox, Pending, PushOptions, Settlement, Summary};
+pub use contract::{Claim, Outbox, Pending, PushOptions};
+pub use entry::{Entry, EntryState, Settlement, Summary};
 pub use error::OutboxError;
 pub use forward_event::ForwardEvent;
 pub use forwarder::{Forwarder, ForwarderBuilder};

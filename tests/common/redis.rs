@@ -36,6 +36,32 @@ impl Redis {
         panic!("redis-server does not start");
     }
 
+    /// Makes it another's replica, and waits until it is up to date.
+    pub fn follow(&self, primary: &Redis) {
+        self.command(&format!("REPLICAOF 127.0.0.1 {}", primary.port));
+        eventually("the replica follows", || self.command("INFO replication").contains("master_link_status:up"));
+    }
+
+    /// A sentinel that watches this one as `primary`, and promotes its replica once it is away.
+    pub fn watched(&self) -> Redis {
+        for _ in 0..10 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut sentinel = Redis { server: None, port, directory: tempfile::tempdir().unwrap() };
+            let configuration = sentinel.directory.path().join("sentinel.conf");
+            let text = format!(
+                "port {port}\nbind 127.0.0.1\nsentinel monitor primary 127.0.0.1 {} 1\n\
+                 sentinel down-after-milliseconds primary 300\nsentinel failover-timeout primary 1000\n",
+                self.port
+            );
+            fs::write(&configuration, text).unwrap();
+            let mut command = Command::new("redis-server");
+            if sentinel.listens(command.arg(&configuration).arg("--sentinel")).is_ok() {
+                return sentinel;
+            }
+        }
+        panic!("the sentinel does not start");
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -63,7 +89,7 @@ impl Redis {
             }
             !answer.starts_with("-LOADING")
         });
-        assert!(answer.starts_with(['+', ':', '$']), "{words}: {answer}");
+        assert!(answer.starts_with(['+', ':', '$', '*']), "{words}: {answer}");
         answer
     }
 
@@ -102,12 +128,16 @@ impl Redis {
     /// Starts it again, on what it has on its disk; fails if it ends, as where another has the
     /// port.
     pub fn restart(&mut self) -> io::Result<()> {
-        let server = Command::new("redis-server")
+        let mut command = Command::new("redis-server");
+        command
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "yes"])
-            .args(["--repl-diskless-sync-delay", "0", "--appendfsync", "always", "--dir", self.directory.path().to_str().unwrap()])
-            .stdout(Stdio::null())
-            .spawn()?;
-        let server = self.server.insert(server);
+            .args(["--repl-diskless-sync-delay", "0", "--appendfsync", "always"])
+            .args(["--dir", self.directory.path().to_str().unwrap()]);
+        self.listens(&mut command)
+    }
+
+    fn listens(&mut self, command: &mut Command) -> io::Result<()> {
+        let server = self.server.insert(command.stdout(Stdio::null()).spawn()?);
         let mut ended = false;
         eventually("the server listens", || {
             thread::yield_now();

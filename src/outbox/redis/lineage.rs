@@ -3,9 +3,15 @@
 
 use std::sync::Mutex;
 
-use super::Shown;
 use crate::locks::lock;
 use crate::outbox::OutboxError;
+
+/// The destination and its server, for errors.
+#[derive(Clone, Copy)]
+pub(super) struct Shown<'a> {
+    pub(super) server: &'a str,
+    pub(super) destination: &'a str,
+}
 
 #[derive(Default)]
 pub(super) struct Lineage(Mutex<Known>);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use redis::sentinel::SentinelClient;
 use redis::{Client, Connection, FromRedisValue, IntoConnectionInfo, RedisError, Script, ScriptInvocation};
 
-use super::contract::AfterSettlement;
+use super::entry::AfterSettlement;
 use super::identity::unique;
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
@@ -22,7 +22,7 @@ use super::{
 use crate::deadline::Deadline;
 use crate::hl7::MessageError;
 use crate::locks::lock;
-use lineage::Lineage;
+use lineage::{Lineage, Shown};
 use scripts::Scripts;
 use server::{Lease, Server, Source, is_of_connection, says};
 
@@ -128,13 +128,6 @@ struct Holding {
     next: Option<(Instant, ClaimReply)>,
     /// When the lease of another holder ends.
     taken_until: Option<Deadline>,
-}
-
-/// The destination and its server, for errors.
-#[derive(Clone, Copy)]
-struct Shown<'a> {
-    server: &'a str,
-    destination: &'a str,
 }
 
 /// An entry without its message as the scripts return it: control ID, time, state, attempts,
@@ -348,6 +341,9 @@ impl RedisOutbox {
             call.arg(order).arg(id);
         })?;
         shared.wake_up.notify();
+        if changed > 0 {
+            log::info!("{}: {order}, entry {id}", shared.destination);
+        }
         Ok(changed > 0)
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use super::failure::Failure;
-use crate::outbox::contract::AfterSettlement;
+use crate::outbox::entry::AfterSettlement;
 use crate::outbox::{EntryState, unix_millis};
 
 /// The largest number of delivered entries that are removed in one transaction.
@@ -161,7 +161,7 @@ impl Change {
 }
 
 /// What an operator does to an entry, or to the one at the head.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Order {
     Requeue,
     Discard,

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::files::{FileId, companion, id, id_at, open_beside, try_lock, unusable};
-use super::storage::{Kind, Storage};
+use super::group::Kind;
+use super::storage::Storage;
 use crate::deadline::Deadline;
 use crate::outbox::OutboxError;
 

@@ -18,7 +18,6 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::failure::Failure;
 use super::files::companion;
 use super::reserve::Reserve;
-use super::storage::Kind;
 use super::turns::Turns;
 use crate::deadline::Deadline;
 use crate::locks::lock;
@@ -44,6 +43,15 @@ const LOOK_AT_LOG: u32 = 64;
 
 /// The longest pause between two attempts to get the lock of the database.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+
+/// What a change is for. Pushes wait their turn, and leave the reserve alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Of so many bytes.
+    Push(u64),
+    /// A settlement, or what an operator does: it helps to make room.
+    Settlement,
+}
 
 pub(super) struct Group {
     queue: Mutex<GroupQueue>,

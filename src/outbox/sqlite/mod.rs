@@ -28,7 +28,8 @@ use crate::hl7::MessageError;
 use crate::locks::lock;
 use changes::{Change, Expired, NewEntry, Order, WEEK, milliseconds};
 use claim_lock::ClaimLock;
-use storage::{Kind, Storage, TIMEOUT};
+use group::Kind;
+use storage::{Storage, TIMEOUT};
 
 /// How soon an entry that another process has pushed is noticed, at first and after long silence.
 const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -42,18 +43,22 @@ const LARGEST: usize = 999_999_000;
 /// An [`Outbox`] in a file, by SQLite (feature `sqlite`).
 ///
 /// *What it promises to survive*: the end of the process and of the machine, from the moment when
-/// `push` returns: the file is written with a write-ahead log and `synchronous=FULL`, and the disk
-/// is asked to have it. It lies on a local disk; network file systems lack the locks.
+/// `push` returns: the file is written with a write-ahead log, and the disk is asked to have it. It
+/// lies on a local disk; network file systems lack the locks. What it promises under each failure:
+/// [`guide::storages`](crate::guide::storages).
 ///
 /// A file has several destinations, and several processes may push to each while one forwards: the
 /// right to claim is a lock on a file beside it, which the system takes back when its holder ends,
-/// however it ends. Clones share the connections and the claim, and the changes of threads that
-/// push at the same time share one write to the disk. On Unix the file is made readable by its
-/// owner alone, since it holds patients' data.
+/// however it ends. Processes that push take turns, and leave time for delivering while much
+/// waits. The handles of a process share the connections, clones the claim as well, and the
+/// changes of threads at the same time share one write to the disk. On Unix the file is made
+/// readable by its owner alone, since it holds patients' data.
+///
+/// A process that forks opens its outboxes after the fork: SQLite's connections do not survive it.
 ///
 /// Delivered entries are kept for 7 days, with their messages, unless
-/// [`keep_delivered`](SqliteOutbox::keep_delivered) says otherwise. They are removed by the one who
-/// forwards, a few at a time.
+/// [`keep_delivered`](SqliteOutbox::keep_delivered) says otherwise. They are removed by whoever
+/// forwards, a few at a time. The keys of pushes are known for 7 days.
 ///
 /// # Reading it
 ///
@@ -63,6 +68,7 @@ const LARGEST: usize = 999_999_000;
 /// SELECT * FROM show_waiting;   -- what is waiting: destination, control ID, attempts, last failure, since when
 /// SELECT * FROM show_dead;      -- what died, when and why
 /// SELECT * FROM show_delivered; -- what was delivered, and when
+/// SELECT name, paused FROM destination;
 /// SELECT content FROM message WHERE id = 7;
 /// ```
 ///
@@ -280,6 +286,9 @@ impl SqliteOutbox {
         let changed =
             shared.storage.change(Kind::Settlement, &self.deadline(), move |writer| order.make(writer, key))?;
         shared.storage.wake(&[shared.destination]);
+        if changed > 0 {
+            log::info!("{}: {order:?}, entry {id}", shared.name);
+        }
         Ok(changed > 0)
     }
 

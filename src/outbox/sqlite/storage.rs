@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::failure::{Failure, failure};
 use super::files::{self, FileId, unusable};
-use super::group::Group;
+use super::group::{Group, Kind};
 use super::schema;
 use crate::deadline::Deadline;
 use crate::locks::lock;
@@ -24,15 +24,6 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a query waits for the few things that lock out readers.
 const READ_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// What a change is for. Pushes wait their turn, and leave the reserve alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Of so many bytes.
-    Push(u64),
-    /// A settlement, or what an operator does: it helps to make room.
-    Settlement,
-}
 
 /// The files that this process has open, by process and path: a child that was forked must not use
 /// its parent's connections.
