@@ -12,8 +12,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::{self, Child, Command, Stdio};
-use std::{env, thread};
 use std::time::{Duration, Instant};
+use std::{env, thread};
 
 use common::{Messages, median, note, serve_anywhere};
 use mllp_client::Client;
@@ -133,9 +133,9 @@ fn beside_pushers(directory: &Path) {
         }
         let each = counts.iter().map(|[pushed, ..]| *pushed);
         let (sum, least) = (each.clone().sum::<f64>(), each.fold(f64::MAX, f64::min));
-        let (failed, slowest) = counts.iter().fold((0.0, 0.0_f64), |(failed, slowest), [_, more, slow]| {
-            (failed + more, slowest.max(*slow))
-        });
+        let (failed, slowest) = counts
+            .iter()
+            .fold((0.0, 0.0_f64), |(failed, slowest), [_, more, slow]| (failed + more, slowest.max(*slow)));
         println!(
             "{name:<44}{:>12.1} us{:>8.2} of alone (0.50 at least); least share {:.2}, {failed} failed, slowest {slowest:.2} s",
             1e6 / rate,

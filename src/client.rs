@@ -331,9 +331,8 @@ fn exchange_on<T>(
     deadline: &Deadline,
     mut exchange: impl FnMut(&mut Connection) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    if lease.is_fit(deadline)?
-        && let Some(connection) = lease.connection()
-    {
+    let is_fit = lease.is_fit(deadline)?;
+    if let Some(connection) = lease.connection().filter(|_| is_fit) {
         match exchange(connection) {
             Err(error) if was_dead_already(&error) => lease.lose(),
             Err(error) if is_ambiguous_here(&error) => {}
@@ -618,9 +617,7 @@ where
         let deadline = Deadline::after(settings.timeout);
         let sent = self.send(message.as_ref(), &settings.ack_policy, &deadline);
         let sent = settings.conclude(sent, Some(message.as_ref()), &deadline);
-        if let Err(error) = &sent
-            && !(self.goes_on_after)(error)
-        {
+        if sent.as_ref().is_err_and(|error| !(self.goes_on_after)(error)) {
             self.stopped = true;
             self.lease = None;
         }

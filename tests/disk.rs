@@ -40,7 +40,12 @@ fn main() {
         [.., "--list"] | ["--list", ..] => println!("power: test\nfull: test\ndrained: test\nread-only: test"),
         // Whatever else the test runner was given concerns the tests of other programs.
         _ => {
-            let played = [power(), in_a_space_of_its_own("full"), in_a_space_of_its_own("drained"), in_a_space_of_its_own("read-only")];
+            let played = [
+                power(),
+                in_a_space_of_its_own("full"),
+                in_a_space_of_its_own("drained"),
+                in_a_space_of_its_own("read-only"),
+            ];
             println!("{} passed, 0 failed", played.into_iter().filter(|played| *played).count());
         }
     }
@@ -304,7 +309,9 @@ fn drained() {
                 assert_eq!(claim.entry.message, numbered(number).as_bytes());
                 if number == first {
                     // Tried once more, dead, and discarded: all of it makes no more than a little room.
-                    outbox.settle(&claim, Settlement::Retry { after: Duration::ZERO, refused: true, why: "x" }).unwrap();
+                    outbox
+                        .settle(&claim, Settlement::Retry { after: Duration::ZERO, refused: true, why: "x" })
+                        .unwrap();
                     let claim = outbox.claim().unwrap().unwrap();
                     outbox.settle(&claim, Settlement::Dead { why: "x" }).unwrap();
                     assert!(outbox.discard(claim.entry.id).unwrap());

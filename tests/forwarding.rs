@@ -175,7 +175,8 @@ fn a_lease_that_is_too_short_is_refused() {
         let leased = Odd { lasts: Some(Duration::from_secs(3)), ..Odd::of(outbox()) };
         Forwarder::builder(leased, client.build().unwrap()).start().map(drop)
     };
-    for (timeout, application, is_taken) in [(2, None, true), (3, None, false), (1, Some(1), true), (2, Some(1), false)] {
+    for (timeout, application, is_taken) in [(2, None, true), (3, None, false), (1, Some(1), true), (2, Some(1), false)]
+    {
         match start(timeout, application) {
             Ok(()) => assert!(is_taken, "{timeout} {application:?}"),
             Err(OutboxError::Config(said)) => assert!(!is_taken && said.contains("a claim lasts 3s"), "{said}"),
@@ -240,7 +241,9 @@ fn an_operator_takes_a_message_out_of_the_way() {
             "discard" => assert!(outbox.discard(ids[0]).unwrap()),
             "hold, discard" => {
                 assert!(outbox.hold(ids[0]).unwrap());
-                eventually("it is held", || forwarder.status().unwrap().head.is_some_and(|head| head.state == EntryState::Held));
+                eventually("it is held", || {
+                    forwarder.status().unwrap().head.is_some_and(|head| head.state == EntryState::Held)
+                });
                 assert!(!limited(SHORT, || forwarder.drain(SHORT)).unwrap());
                 assert!(outbox.discard(ids[0]).unwrap());
             }

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::hang::{EXCHANGE, LIMIT, every_call_ends};
+use common::hang::{LIMIT, every_call_ends};
 
 /// The calls that are to succeed while the storage is away, and no others.
 fn succeed(name: &str, outcome: &[(&str, bool)], expected: &[&str]) {
@@ -16,6 +16,7 @@ fn succeed(name: &str, outcome: &[(&str, bool)], expected: &[&str]) {
 #[cfg(feature = "redis")]
 mod redis {
     use super::*;
+    use crate::common::hang::EXCHANGE;
     use crate::common::redis::Redis;
     use mllp_client::outbox::RedisOutbox;
 
@@ -55,11 +56,7 @@ mod sqlite {
         );
         // It can be read all the same.
         let reading = ["claim", "pending", "list", "show", "stopped", "wait", "wake", "release", "status", "drain"];
-        succeed(
-            "locked",
-            &outcome,
-            &[&reading[..], &["stop", "stop again", "drop", "drop what was stopped"]].concat(),
-        );
+        succeed("locked", &outcome, &[&reading[..], &["stop", "stop again", "drop", "drop what was stopped"]].concat());
     }
 
     #[test]

@@ -313,7 +313,8 @@ impl Outbox for Leased {
     }
     fn discard(&self, id: u64) -> Result<bool, OutboxError> {
         let entries = self.entries();
-        let waits = entries.list(Some(EntryState::Waiting), id.saturating_sub(1), 1)?.iter().any(|entry| entry.id == id);
+        let waits =
+            entries.list(Some(EntryState::Waiting), id.saturating_sub(1), 1)?.iter().any(|entry| entry.id == id);
         if waits && self.fault == LeaseFault::DiscardsNothingThatWaits { Ok(false) } else { entries.discard(id) }
     }
     fn wait(&self, limit: Duration) {

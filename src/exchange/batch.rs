@@ -180,11 +180,9 @@ impl<'m> Batched<'m> {
     fn take_for(&mut self, index: usize, raw: &[u8], layout: Layout, frame: Frame<'_>) -> Result<(), ErrorKind> {
         let found = &mut self.found[index];
         if self.asks[index].ends_with(layout.code()) {
-            if let Some(commit) = &found.commit
-                && (layout.code().is_accept() || self.kept + raw.len() > self.rules.max_kept)
-            {
+            let gives_way = layout.code().is_accept() || self.kept + raw.len() > self.rules.max_kept;
+            if let Some(commit) = found.commit.take_if(|_| gives_way) {
                 self.kept -= commit.kept();
-                found.commit = None;
             }
             let verdict = self.keep(raw, layout, frame)?;
             self.decide(index, verdict);

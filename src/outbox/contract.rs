@@ -237,11 +237,7 @@ pub trait Outbox: Send + Sync {
     /// # Errors
     ///
     /// As [`list`](Outbox::list) and [`discard`](Outbox::discard). Some may be discarded then.
-    fn discard_all(
-        &self,
-        state: Option<EntryState>,
-        matches: &dyn Fn(&Summary) -> bool,
-    ) -> Result<u64, OutboxError> {
+    fn discard_all(&self, state: Option<EntryState>, matches: &dyn Fn(&Summary) -> bool) -> Result<u64, OutboxError> {
         let (mut after, mut count) = (0, 0);
         loop {
             let page = self.list(state, after, 256)?;
@@ -343,11 +339,7 @@ impl<O: Outbox + ?Sized> Outbox for Arc<O> {
         (**self).go_on()
     }
 
-    fn discard_all(
-        &self,
-        state: Option<EntryState>,
-        matches: &dyn Fn(&Summary) -> bool,
-    ) -> Result<u64, OutboxError> {
+    fn discard_all(&self, state: Option<EntryState>, matches: &dyn Fn(&Summary) -> bool) -> Result<u64, OutboxError> {
         (**self).discard_all(state, matches)
     }
 }

@@ -174,7 +174,8 @@ pub struct Summary {
 pub enum EntryState {
     /// It waits for its turn.
     Waiting,
-    /// It is being sent by a holder that must not send it twice ([`Outbox::begin`](super::Outbox::begin)).
+    /// It is being sent by a holder that must not send it twice
+    /// ([`Outbox::begin`](super::Outbox::begin)).
     Sending,
     /// It may have arrived, and is not sent again before somebody has decided. It keeps its place,
     /// and what is younger waits behind it.

@@ -73,6 +73,8 @@ pub enum OutboxError {
     Unsupported(&'static str),
     /// The claim is no more: it was settled or released, its entry was discarded, or its time had
     /// passed and another holder has taken over.
-    #[error("the claim is no more: it was settled or given up, its message was discarded, or another holder has taken over")]
+    #[error(
+        "the claim is no more: it was settled or given up, its message was discarded, or another holder has taken over"
+    )]
     ClaimLost,
 }

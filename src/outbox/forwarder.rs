@@ -270,9 +270,8 @@ impl Forwarder {
         if !in_time {
             self.shared.client.close();
         }
-        if (in_time || ended_within(GRACE))
-            && let Some(thread) = thread.take()
-        {
+        let has_ended = in_time || ended_within(GRACE);
+        if let Some(thread) = thread.take_if(|_| has_ended) {
             // A panic there has been printed already.
             let _ = thread.join();
         }
@@ -515,10 +514,7 @@ impl ForwarderShared {
         let why = sent.as_ref().err().map(in_words).unwrap_or_default();
         let settlement = self.policy.judge(entry, &sent, &why);
         // The pause comes first, so that whoever takes over after a crash between the two does not go on.
-        if self.pause_on_dead
-            && matches!(settlement, Settlement::Dead { .. })
-            && !self.record(entry, || self.pause())
-        {
+        if self.pause_on_dead && matches!(settlement, Settlement::Dead { .. }) && !self.record(entry, || self.pause()) {
             return;
         }
         if self.record(entry, || self.outbox.settle(claim, settlement)) {

@@ -155,7 +155,9 @@ impl MemoryQueue {
         let Some((&id, _)) = self.droppable.first_key_value() else { return false };
         let control_id = self.remove(id).map(|entry| entry.control_id).unwrap_or_default();
         self.dropped += 1;
-        log::warn!("{destination}: the outbox is full and has thrown away {control_id:?} (number {id}), as it was told to");
+        log::warn!(
+            "{destination}: the outbox is full and has thrown away {control_id:?} (number {id}), as it was told to"
+        );
         true
     }
 

@@ -83,7 +83,8 @@
 //!
 //! A message that is never answered, or makes the receiver fall over, holds up those behind it
 //! until somebody discards or holds it, or until a limit is reached:
-//! [`unknown_attempts`](ForwarderBuilder::unknown_attempts), [`max_age`](ForwarderBuilder::max_age).
+//! [`unknown_attempts`](ForwarderBuilder::unknown_attempts),
+//! [`max_age`](ForwarderBuilder::max_age).
 
 mod contract;
 mod entry;

@@ -142,9 +142,7 @@ impl<T> Slots<T> {
 
     /// Where nobody waits nobody is notified, since that would be a system call.
     fn wake_the_first(&self, state: &Occupancy<T>) {
-        if state.taken < self.most
-            && let Some(waiter) = state.waiting.front()
-        {
+        if let Some(waiter) = state.waiting.front().filter(|_| state.taken < self.most) {
             waiter.notify_one();
         }
     }
@@ -361,9 +359,8 @@ mod model {
 
         /// Takes a slot, as an exchange does: with the connection that is in it, or with a new one.
         fn exchange(&self) {
-            if let Ok(mut slot) = self.slots.acquire(&far())
-                && slot.content().is_none()
-            {
+            let Ok(mut slot) = self.slots.acquire(&far()) else { return };
+            if slot.content().is_none() {
                 slot.fill(CountedSocket::open(&self.sockets, self.most));
             }
         }

@@ -197,7 +197,10 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
                 None => nothing_new(&next),
             }
         };
-        expect(lost.until.is_some_and(|until| until <= Instant::now()), "a claim that can be lost says until when it lasts")?;
+        expect(
+            lost.until.is_some_and(|until| until <= Instant::now()),
+            "a claim that can be lost says until when it lasts",
+        )?;
         expect(taken.entry == lost.entry, "who takes over has the same head")?;
         let is_lost = |settled| matches!(settled, Err(OutboxError::ClaimLost));
         expect(is_lost(late.begin(&lost)), "what another has taken over is not begun")?;
@@ -221,7 +224,10 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
         other.release();
         stopped_or_nothing(&one, "what was given up while it was being sent is not sent again")?;
         let held = said(one.stopped(0, 10))?;
-        expect(held.len() == 1 && held[0].state == EntryState::Held, "what was given up while it was being sent is held")?;
+        expect(
+            held.len() == 1 && held[0].state == EntryState::Held,
+            "what was given up while it was being sent is held",
+        )?;
         expect(said(one.discard(held[0].id))?, "what is held can be discarded")?;
         one.release();
         Ok(())

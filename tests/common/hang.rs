@@ -28,8 +28,9 @@ pub fn every_call_ends<O: Outbox + Clone + 'static>(
 ) -> Vec<(&'static str, bool)> {
     let receiver = Receiver::accepting().unwrap();
     let outbox = open();
-    let forwarder =
-        || Forwarder::builder(open(), client(&receiver.endpoint(), EXCHANGE)).initial_delay(LIMIT / 10).start().unwrap();
+    let forwarder = || {
+        Forwarder::builder(open(), client(&receiver.endpoint(), EXCHANGE)).initial_delay(LIMIT / 10).start().unwrap()
+    };
     let (first, second) = (forwarder(), forwarder());
     outbox.push(message("1").as_bytes()).unwrap();
     assert!(first.drain(LONG).unwrap());

@@ -1,11 +1,11 @@
 //! A Redis server of the test's own, on a free port, which it stops.
 
-use std::path::PathBuf;
-use std::{env, fs};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::{env, fs};
 
 use tempfile::TempDir;
 

@@ -16,9 +16,7 @@ use super::entry::AfterSettlement;
 use super::identity::unique;
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
-use super::{
-    Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis,
-};
+use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis};
 use crate::deadline::Deadline;
 use crate::hl7::MessageError;
 use crate::locks::lock;
@@ -143,8 +141,8 @@ type Fields = (
     Option<String>,
 );
 
-/// A claim as the scripts return it: the fencing token, empty if another holds the lease; the number
-/// of the head, or the milliseconds that the other's lease lasts; the head; its message.
+/// A claim as the scripts return it: the fencing token, empty if another holds the lease; the
+/// number of the head, or the milliseconds that the other's lease lasts; the head; its message.
 type ClaimReply = (String, u64, Option<Fields>, Option<Vec<u8>>);
 
 impl RedisOutbox {
@@ -159,8 +157,7 @@ impl RedisOutbox {
     /// has no append-only file is warned about in the log.
     pub fn open(url: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
         // The library's text may repeat the address, with its password.
-        let no_address =
-            |_| OutboxError::Config("not a Redis URL, or `rediss://` without the feature `tls`".into());
+        let no_address = |_| OutboxError::Config("not a Redis URL, or `rediss://` without the feature `tls`".into());
         let info = url.into_connection_info().map_err(no_address)?;
         // The server need not know by which library it is asked.
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
@@ -175,7 +172,7 @@ impl RedisOutbox {
     ///
     /// As [`open`](RedisOutbox::open).
     pub fn with_client(client: Client, destination: &str) -> Result<RedisOutbox, OutboxError> {
-        RedisOutbox::of(Source::Client(client), destination)
+        RedisOutbox::of(Source::Client(Box::new(client)), destination)
     }
 
     /// The same on the primary that sentinels name, asked anew for each connection: after a
@@ -355,8 +352,8 @@ impl RedisOutbox {
         })
     }
 
-    /// Changes the entry of a claim, unless another has taken over since, and claims the next one if
-    /// that is asked for.
+    /// Changes the entry of a claim, unless another has taken over since, and claims the next one
+    /// if that is asked for.
     fn change(
         &self,
         claim: &Claim,
@@ -367,11 +364,15 @@ impl RedisOutbox {
         let shared = &*self.shared;
         let lease = if and_claim { self.lease_in_millis().to_string() } else { String::new() };
         let (changed, next): (i64, Option<ClaimReply>) = {
-            let reply: Vec<redis::Value> = shared.run(&self.deadline(), &shared.scripts.settle, Check::Nothing, |call| {
-                call.arg(claim.token).arg(claim.entry.id).arg(state).arg(settled.attempts).arg(settled.refusals);
-                call.arg(settled.unknowns).arg(settled.last_failure.unwrap_or_default());
-                call.arg(u8::from(settled.rest.is_some())).arg(&shared.holder).arg(&claim.identity).arg(lease.as_str());
-            })?;
+            let reply: Vec<redis::Value> =
+                shared.run(&self.deadline(), &shared.scripts.settle, Check::Nothing, |call| {
+                    call.arg(claim.token).arg(claim.entry.id).arg(state).arg(settled.attempts).arg(settled.refusals);
+                    call.arg(settled.unknowns).arg(settled.last_failure.unwrap_or_default());
+                    call.arg(u8::from(settled.rest.is_some()))
+                        .arg(&shared.holder)
+                        .arg(&claim.identity)
+                        .arg(lease.as_str());
+                })?;
             let mut reply = reply.into_iter();
             let damaged = || shared.server.failure(unexpected(), &self.deadline());
             let changed = reply.next().map(i64::from_redis_value).and_then(Result::ok).ok_or_else(damaged)?;
@@ -633,11 +634,12 @@ impl Outbox for RedisOutbox {
             Some(next) => next,
             None => {
                 let begun = Instant::now();
-                let reply: ClaimReply = shared.run(&self.deadline(), &shared.scripts.claim, Check::Lineage, |call| {
-                    call.arg(&shared.holder).arg(self.lease_in_millis());
-                    // A message that rests is not sent over again and again.
-                    call.arg(resting.map_or(String::new(), |id| id.to_string()));
-                })?;
+                let reply: ClaimReply =
+                    shared.run(&self.deadline(), &shared.scripts.claim, Check::Lineage, |call| {
+                        call.arg(&shared.holder).arg(self.lease_in_millis());
+                        // A message that rests is not sent over again and again.
+                        call.arg(resting.map_or(String::new(), |id| id.to_string()));
+                    })?;
                 (begun, reply)
             }
         };

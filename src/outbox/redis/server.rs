@@ -22,7 +22,7 @@ const KNOWN: Duration = Duration::from_secs(12 * 60 * 60);
 /// What leads to a server.
 #[derive(Clone)]
 pub(super) enum Source {
-    Client(Client),
+    Client(Box<Client>),
     /// The sentinels, who know which server is the primary.
     Sentinel(Arc<Mutex<SentinelClient>>),
 }
@@ -259,8 +259,7 @@ impl Server {
 /// Whether a failure is of the connection at hand, so that another may lead to a server that does:
 /// the connection is broken, or its server is no primary in service (any more).
 pub(super) fn is_of_connection(error: &RedisError) -> bool {
-    const OUT_OF_SERVICE: [&str; 6] =
-        ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "UNBLOCKED"];
+    const OUT_OF_SERVICE: [&str; 6] = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "UNBLOCKED"];
     error.is_io_error()
         || error.is_unrecoverable_error()
         || error.is_timeout()

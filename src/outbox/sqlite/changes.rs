@@ -192,7 +192,8 @@ impl Order {
                 Ok(held + dead)
             }
             Order::Discard => {
-                let removed = execute("DELETE FROM waiting WHERE destination = ?1 AND id = ?2")? + execute(REMOVE_DEAD)?;
+                let removed =
+                    execute("DELETE FROM waiting WHERE destination = ?1 AND id = ?2")? + execute(REMOVE_DEAD)?;
                 if removed > 0 {
                     // The number is unique in the file, and this destination's.
                     writer.prepare_cached("DELETE FROM message WHERE id = ?1")?.execute([id])?;

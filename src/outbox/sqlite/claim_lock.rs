@@ -88,9 +88,9 @@ impl ClaimLock {
         Ok(true)
     }
 
-    /// Whether the claim that the database knows of was made by this lock's file, or on another copy
-    /// of the database, so that its holder is none any more; or its holder has had the time to
-    /// notice. `files`: the numbers of the database and the lock's file.
+    /// Whether the claim that the database knows of was made by this lock's file, or on another
+    /// copy of the database, so that its holder is none any more; or its holder has had the
+    /// time to notice. `files`: the numbers of the database and the lock's file.
     fn may_take_over(&mut self, files: (Option<i64>, Option<i64>)) -> Result<bool, OutboxError> {
         let find = "SELECT holder, file, lock_file FROM claim WHERE destination = ?1 AND holder IS NOT NULL";
         let claim = self.storage.read(|reader| {

@@ -68,7 +68,8 @@ pub(super) fn failure(path: &str, failure: Failure) -> OutboxError {
     let error = match failure {
         Failure::Sqlite(error) => error,
         Failure::Disk(error) => {
-            let what = format!("the disk of {path} did not confirm that it has what was written; whether it has is unknown");
+            let what =
+                format!("the disk of {path} did not confirm that it has what was written; whether it has is unknown");
             return OutboxError::Storage { what, source: Some(error.into()) };
         }
         Failure::Locked(limit) => {

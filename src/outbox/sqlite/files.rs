@@ -49,13 +49,9 @@ pub(super) fn create(path: &Path) -> io::Result<()> {
 }
 
 /// Opens a file beside the database. One that is made belongs to whom the database belongs, as
-/// far as this process may give it away, so that an administrator who looks in leaves nothing behind
-/// that the program cannot use.
-pub(super) fn open_beside(
-    database: &Path,
-    path: &Path,
-    options: impl Fn(&mut OpenOptions),
-) -> io::Result<File> {
+/// far as this process may give it away, so that an administrator who looks in leaves nothing
+/// behind that the program cannot use.
+pub(super) fn open_beside(database: &Path, path: &Path, options: impl Fn(&mut OpenOptions)) -> io::Result<File> {
     let mut opening = OpenOptions::new();
     options(private(&mut opening));
     let file = opening.open(path)?;

@@ -209,7 +209,7 @@ impl Group {
     pub(super) fn compact(&self, deadline: &Deadline) -> Result<(), Failure> {
         let mut lead = lock(&self.lead);
         let writer = lock(&self.writer);
-        let _turn = lead.turns.to_push(Duration::ZERO, 0, deadline);
+        let _turn = lead.turns.wait_to_push(Duration::ZERO, 0, deadline);
         let compact = || writer.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)").map_err(Failure::from);
         patiently(deadline, compact)
     }
@@ -239,7 +239,7 @@ impl Group {
         if group.is_empty() {
             return (took, group);
         }
-        let turn = (!settles).then(|| turns.to_push(took, self.backlog.load(Ordering::Relaxed), deadline));
+        let turn = (!settles).then(|| turns.wait_to_push(took, self.backlog.load(Ordering::Relaxed), deadline));
         let begun = Instant::now();
         let written = transact(&writer, &mut group, deadline);
         drop(turn);
@@ -275,12 +275,7 @@ impl Group {
 }
 
 /// Makes one change. A settlement for which the disk is full has the room of the reserve.
-fn alone(
-    writer: &Connection,
-    change: &mut PendingChange,
-    reserve: &mut Reserve,
-    deadline: &Deadline,
-) -> ChangeResult {
+fn alone(writer: &Connection, change: &mut PendingChange, reserve: &mut Reserve, deadline: &Deadline) -> ChangeResult {
     loop {
         let made = transact(writer, std::slice::from_mut(change), deadline).map(|answers| answers[0]);
         match made {

@@ -20,9 +20,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use super::identity::unique;
 use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
-use super::{
-    Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis,
-};
+use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis};
 use crate::deadline::Deadline;
 use crate::hl7::MessageError;
 use crate::locks::lock;
@@ -299,7 +297,8 @@ impl SqliteOutbox {
             return Err(OutboxError::ClaimLost);
         }
         if self.change_entry(claim.entry.id, &claim.identity, change)? == 0 {
-            // It was discarded, as by a shell, or another holds the claim; this handle finds out by its next one.
+            // It was discarded, as by a shell, or another holds the claim; this handle finds out by its next
+            // one.
             shared.lock().local_claim.end(None);
             return Err(OutboxError::ClaimLost);
         }
@@ -411,8 +410,18 @@ impl SqliteShared {
             id, destination, control_id, pushed_at, state, attempts, refusals, unknowns, last_failure, ..
         } = self.summary(row, 0)?;
         let message = message.unwrap_or_default();
-        let entry =
-            Entry { id, destination, control_id, message, pushed_at, state, attempts, refusals, unknowns, last_failure };
+        let entry = Entry {
+            id,
+            destination,
+            control_id,
+            message,
+            pushed_at,
+            state,
+            attempts,
+            refusals,
+            unknowns,
+            last_failure,
+        };
         Ok((entry, is_intact))
     }
 
@@ -501,7 +510,11 @@ impl Outbox for SqliteOutbox {
                 drop(holding);
                 let why = format!("the stored message {:?} (number {}) is damaged", entry.control_id, entry.id);
                 let Entry { attempts, refusals, unknowns, .. } = entry;
-                self.change_entry(entry.id, &identity, Change::Bury { attempts, refusals, unknowns, why: why.clone() })?;
+                self.change_entry(
+                    entry.id,
+                    &identity,
+                    Change::Bury { attempts, refusals, unknowns, why: why.clone() },
+                )?;
                 let buried = Summary { state: EntryState::Dead, last_failure: Some(why), ..entry.summary() };
                 Err(OutboxError::Stopped { entry: Box::new(buried) })
             }

@@ -46,8 +46,9 @@ impl Reserve {
         self.size
     }
 
-    /// Whether it is whole, or can be made so now, and there is room beside it for a message of this
-    /// size, in the log and in the database. `shrink` makes the database smaller, if it can be.
+    /// Whether it is whole, or can be made so now, and there is room beside it for a message of
+    /// this size, in the log and in the database. `shrink` makes the database smaller, if it
+    /// can be.
     ///
     /// # Errors
     ///

@@ -90,10 +90,7 @@ impl Storage {
         &self.shown
     }
 
-    pub(super) fn read<T>(
-        &self,
-        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, OutboxError> {
+    pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, OutboxError> {
         self.check_place()?;
         let connection = self.group.idle_writer();
         let connection = connection.unwrap_or_else(|| lock(&self.reader));
@@ -210,7 +207,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // In a new file; so the database can be made smaller a little at a time.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     write_ahead(&connection)?;
-    // What was committed is synchronised beside SQLite, see `group.rs`; it sees to the order of the rest.
+    // What was committed is synchronised beside SQLite, see `group.rs`; it sees to the order of the
+    // rest.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     Ok(connection)
 }

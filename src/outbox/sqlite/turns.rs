@@ -64,9 +64,9 @@ impl Turns {
         Turns { file, settlements: 0 }
     }
 
-    /// Waits for the turn to push. `took` is how long a transaction takes, `backlog` how many messages
-    /// waited at the last one.
-    pub(super) fn to_push(&mut self, took: Duration, backlog: u64, deadline: &Deadline) -> Turn<'_> {
+    /// Waits for the turn to push. `took` is how long a transaction takes, `backlog` how many
+    /// messages waited at the last one.
+    pub(super) fn wait_to_push(&mut self, took: Duration, backlog: u64, deadline: &Deadline) -> Turn<'_> {
         let Some(file) = &self.file else { return Turn(None) };
         if number(file, SOMEBODY_WAITS) != 0 {
             // Whoever has just had the turn would be the first to ask again, and get it each time.
