@@ -21,6 +21,7 @@ use std::process::{self, Command, Stdio};
 use std::time::Duration;
 use std::{env, str};
 
+use common::hang::{LIMIT, every_call_ends};
 use common::{LONG, Seeded, message};
 use mllp_client::outbox::{Outbox, OutboxError, Settlement, SqliteOutbox};
 use rusqlite::Connection;
@@ -329,6 +330,17 @@ fn drained() {
         }
         drop(outbox);
         assert!(run("umount", &["/mnt"]));
+    }
+    // Every call ends, and afterwards all goes on.
+    mounted("size=4m");
+    let open = || SqliteOutbox::open("/mnt/outbox.db", "drained").unwrap().timeout(LIMIT);
+    let fill = || {
+        let mut rest = fs::File::create("/mnt/rest").unwrap();
+        while rest.write_all(&[1; 512]).is_ok() {}
+    };
+    let outcome = every_call_ends("full", open, fill, || fs::remove_file("/mnt/rest").unwrap());
+    for call in ["claim", "pending", "hold", "unhold", "try_now", "resume"] {
+        assert!(outcome.contains(&(call, true)), "{call}: {outcome:?}");
     }
 }
 

@@ -701,6 +701,13 @@ mod redis {
     }
 
     #[test]
+    fn a_cluster_is_refused() {
+        let Some(redis) = Redis::start_as(&["--cluster-enabled", "yes"]) else { return };
+        let refused = RedisOutbox::open(&redis.url(), "ehr").unwrap_err();
+        assert!(matches!(&refused, OutboxError::Config(said) if said.contains("cluster")), "{refused:?}");
+    }
+
+    #[test]
     fn a_demoted_server_is_asked_over_new_connections() {
         let Some(redis) = Redis::start() else { return };
         let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap();

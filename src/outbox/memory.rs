@@ -45,7 +45,6 @@ enum WhenFull {
 
 #[derive(Default)]
 struct MemoryShared {
-    destination: Arc<str>,
     queue: Mutex<MemoryQueue>,
     room: Condvar,
     wake_up: WakeUp,
@@ -109,7 +108,7 @@ impl MemoryOutbox {
             WhenFull::DropOldest => {
                 // Nothing is thrown away for a message that would not fit all the same.
                 if self.fits(size, queue.undroppable()) {
-                    while !self.fits(size, queue.all()) && queue.drop_oldest(&self.shared.destination) {}
+                    while !self.fits(size, queue.all()) && queue.drop_oldest() {}
                 }
                 queue
             }
@@ -122,6 +121,22 @@ impl MemoryOutbox {
                 queue
             }
         }
+    }
+}
+
+impl MemoryOutbox {
+    /// Does to an entry what an operator has asked for; `false` if there is none that it concerns.
+    fn operate(
+        &self,
+        order: &str,
+        id: u64,
+        change: impl FnOnce(&mut MemoryQueue) -> bool,
+    ) -> Result<bool, OutboxError> {
+        let is_done = self.shared.change(change);
+        if is_done {
+            log::info!("an outbox in memory: {order}, entry {id}");
+        }
+        Ok(is_done)
     }
 }
 
@@ -151,13 +166,11 @@ impl MemoryQueue {
         (entries - self.droppable.len(), bytes - self.droppable_bytes)
     }
 
-    fn drop_oldest(&mut self, destination: &str) -> bool {
+    fn drop_oldest(&mut self) -> bool {
         let Some((&id, _)) = self.droppable.first_key_value() else { return false };
         let control_id = self.remove(id).map(|entry| entry.control_id).unwrap_or_default();
         self.dropped += 1;
-        log::warn!(
-            "{destination}: the outbox is full and has thrown away {control_id:?} (number {id}), as it was told to"
-        );
+        log::warn!("an outbox in memory is full and has thrown away {control_id:?} (number {id}), as it was told to");
         true
     }
 
@@ -232,10 +245,6 @@ impl MemoryQueue {
 }
 
 impl Outbox for MemoryOutbox {
-    fn destination(&self) -> &str {
-        &self.shared.destination
-    }
-
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
         self.push_with(message, &PushOptions::new())
     }
@@ -263,7 +272,7 @@ impl Outbox for MemoryOutbox {
         queue.last_id += 1;
         let id = queue.last_id;
         queue.bytes += message.len();
-        queue.put(Entry { id, destination: Arc::clone(&self.shared.destination), ..entry });
+        queue.put(Entry { id, ..entry });
         if let Some(key) = options.key {
             queue.by_key.insert(key.to_owned(), id);
             queue.keys.insert(id, key.to_owned());
@@ -347,14 +356,14 @@ impl Outbox for MemoryOutbox {
     }
 
     fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
-        Ok(self.shared.change(|queue| {
+        self.operate("requeue", id, |queue| {
             queue.local_claim.end_rest();
             queue.change(id, &[EntryState::Held, EntryState::Dead], Entry::begin_anew)
-        }))
+        })
     }
 
     fn discard(&self, id: u64) -> Result<bool, OutboxError> {
-        Ok(self.shared.change(|queue| queue.remove(id).is_some()))
+        self.operate("discard", id, |queue| queue.remove(id).is_some())
     }
 
     fn wait(&self, limit: Duration) {
@@ -382,12 +391,12 @@ impl Outbox for MemoryOutbox {
 
     fn hold(&self, id: u64) -> Result<bool, OutboxError> {
         let states = [EntryState::Waiting, EntryState::Sending];
-        Ok(self.shared.lock().change(id, &states, |entry| entry.state = EntryState::Held))
+        self.operate("hold", id, |queue| queue.change(id, &states, |entry| entry.state = EntryState::Held))
     }
 
     fn unhold(&self, id: u64) -> Result<bool, OutboxError> {
         let let_go = |entry: &mut Entry| entry.state = EntryState::Waiting;
-        Ok(self.shared.change(|queue| queue.change(id, &[EntryState::Held], let_go)))
+        self.operate("unhold", id, |queue| queue.change(id, &[EntryState::Held], let_go))
     }
 
     fn try_now(&self) -> Result<(), OutboxError> {

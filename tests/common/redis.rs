@@ -15,12 +15,18 @@ pub struct Redis {
     server: Option<Child>,
     port: u16,
     directory: TempDir,
+    settings: &'static [&'static str],
 }
 
 impl Redis {
     /// A server that has each change on the disk before it answers; `None` if there is no
     /// `redis-server` here, which is said.
     pub fn start() -> Option<Redis> {
+        Redis::start_as(&[])
+    }
+
+    /// The same with more settings.
+    pub fn start_as(settings: &'static [&'static str]) -> Option<Redis> {
         if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
             assert!(env::var_os("MLLP_REDIS_REQUIRED").is_none(), "there is no redis-server here");
             println!("skipped: there is no redis-server here");
@@ -28,7 +34,7 @@ impl Redis {
         }
         for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut redis = Redis { server: None, port, directory: tempfile::tempdir().unwrap() };
+            let mut redis = Redis { server: None, port, directory: tempfile::tempdir().unwrap(), settings };
             if redis.restart().is_ok() {
                 return Some(redis);
             }
@@ -46,7 +52,8 @@ impl Redis {
     pub fn watched(&self) -> Redis {
         for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut sentinel = Redis { server: None, port, directory: tempfile::tempdir().unwrap() };
+            let directory = tempfile::tempdir().unwrap();
+            let mut sentinel = Redis { server: None, port, directory, settings: &[] };
             let configuration = sentinel.directory.path().join("sentinel.conf");
             let text = format!(
                 "port {port}\nbind 127.0.0.1\nsentinel monitor primary 127.0.0.1 {} 1\n\
@@ -132,7 +139,8 @@ impl Redis {
         command
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "yes"])
             .args(["--repl-diskless-sync-delay", "0", "--appendfsync", "always"])
-            .args(["--dir", self.directory.path().to_str().unwrap()]);
+            .args(["--dir", self.directory.path().to_str().unwrap()])
+            .args(self.settings);
         self.listens(&mut command)
     }
 
