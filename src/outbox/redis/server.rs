@@ -42,6 +42,8 @@ struct Lines {
     count: usize,
     /// The last push of each line that was answered, and when.
     answered: Vec<(String, u64, Instant)>,
+    /// How often what is known of the server was forgotten.
+    epoch: u64,
 }
 
 /// One connection, for one thread at a time, and what was pushed over it.
@@ -53,11 +55,13 @@ pub(super) struct Line {
     /// Which of the pushes was the last to be answered.
     pub(super) answered: u64,
     answered_at: Option<Instant>,
+    /// When, among the times that all was forgotten, this line was used last.
+    epoch: u64,
 }
 
 impl Line {
-    fn new() -> Result<Line, OutboxError> {
-        Ok(Line { connection: None, pusher: unique()?, pushes: 0, answered: 0, answered_at: None })
+    fn new(epoch: u64) -> Result<Line, OutboxError> {
+        Ok(Line { connection: None, pusher: unique()?, pushes: 0, answered: 0, answered_at: None, epoch })
     }
 
     /// Which push the server has to know of.
@@ -83,8 +87,11 @@ impl Lease<'_> {
         line.answered = line.pushes;
         let now = Instant::now();
         line.answered_at = Some(now);
-        let (pusher, answered) = (line.pusher.clone(), line.answered);
+        let (pusher, answered, epoch) = (line.pusher.clone(), line.answered, line.epoch);
         let mut lines = lock(&self.server.lines);
+        if lines.epoch != epoch {
+            return;
+        }
         match lines.answered.iter_mut().find(|(known, ..)| *known == pusher) {
             Some(known) => *known = (pusher, answered, now),
             None => lines.answered.push((pusher, answered, now)),
@@ -122,11 +129,14 @@ impl Server {
     pub(super) fn lease(&self, deadline: &Deadline) -> Result<Lease<'_>, OutboxError> {
         let mut lines = lock(&self.lines);
         loop {
-            if let Some(line) = lines.idle.pop() {
+            if let Some(mut line) = lines.idle.pop() {
+                if line.epoch != lines.epoch {
+                    line = Line { connection: None, answered_at: None, epoch: lines.epoch, ..line };
+                }
                 return Ok(Lease { server: self, line: Some(line) });
             }
             if lines.count < LINES {
-                let line = Line::new()?;
+                let line = Line::new(lines.epoch)?;
                 lines.count += 1;
                 return Ok(Lease { server: self, line: Some(line) });
             }
@@ -147,9 +157,7 @@ impl Server {
     pub(super) fn forget(&self) {
         let mut lines = lock(&self.lines);
         lines.answered.clear();
-        for line in &mut lines.idle {
-            (line.connection, line.answered_at) = (None, None);
-        }
+        lines.epoch += 1;
     }
 
     /// A new connection, whose calls end by the deadline.
