@@ -662,7 +662,7 @@ mod redis {
         assert!(other.remove_destination().unwrap());
         assert_eq!(one.destinations().unwrap().len(), 2);
         // Under another prefix there is another outbox.
-        let prefixed = one.clone().key_prefix("hospital").unwrap();
+        let prefixed = RedisOutbox::with_key_prefix(client.clone(), "hospital", "one").unwrap();
         prefixed.push(message("2").as_bytes()).unwrap();
         assert_eq!((one.pending().unwrap().waiting, prefixed.pending().unwrap().waiting), (0, 1));
         assert_eq!(prefixed.destinations().unwrap(), ["one"]);

@@ -60,7 +60,8 @@ pub trait Outbox: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`settle`](Outbox::settle).
+    /// As [`settle`](Outbox::settle); [`OutboxError::ClaimLost`] also if somebody has held the
+    /// entry meanwhile, which is not to be sent then.
     fn begin(&self, claim: &Claim) -> Result<(), OutboxError>;
 
     /// Records what became of the claimed entry, and ends the claim. When it returns, that survives
@@ -104,7 +105,8 @@ pub trait Outbox: Send + Sync {
     /// Any failure of the storage.
     fn requeue(&self, id: u64) -> Result<bool, OutboxError>;
 
-    /// Removes an entry for good, whatever its state. `false` if none has this number.
+    /// Removes an entry for good, whether it waits, is being sent, is held or is dead; not one that
+    /// is delivered and kept. `false` if none has this number.
     ///
     /// One that is being sent at this moment may arrive all the same; its holder's settlement is
     /// then [`OutboxError::ClaimLost`].
@@ -154,7 +156,8 @@ pub trait Outbox: Send + Sync {
         Err(OutboxError::Unsupported("listing"))
     }
 
-    /// The entry of this number with its message, whatever its state; `None` if there is none.
+    /// The entry of this number with its message, whether it waits, is being sent, is held or is
+    /// dead; `None` if there is none.
     ///
     /// # Errors
     ///
@@ -166,7 +169,7 @@ pub trait Outbox: Send + Sync {
 
     /// Holds an entry that waits: it keeps its place, is not sent, and those behind it wait. An
     /// attempt under way goes on; if it does not deliver the message, the entry is held after it.
-    /// `false` if no waiting entry has this number.
+    /// `false` if no entry that waits or is being sent has this number.
     ///
     /// # Errors
     ///
@@ -198,8 +201,9 @@ pub trait Outbox: Send + Sync {
     }
 
     /// Pushes a delivered entry once more, where delivered entries are kept: a new entry with the
-    /// same bytes, at the end of the queue. Returns its number; `None` if no delivered entry has
-    /// this one.
+    /// same bytes, at the end of the queue. The number of the delivered one is that which `push`
+    /// has returned, and the view `show_delivered` of `SqliteOutbox` shows. Returns the new
+    /// number; `None` if no delivered entry has this one.
     ///
     /// # Errors
     ///
@@ -225,8 +229,8 @@ pub trait Outbox: Send + Sync {
     ///
     /// # Errors
     ///
-    /// Any failure of the storage; `StorageReplaced` still where a file has been moved away: open
-    /// that one again.
+    /// Any failure of the storage; `StorageReplaced` still where the file has been moved away or
+    /// replaced: open the outbox again.
     fn go_on(&self) -> Result<(), OutboxError> {
         Ok(())
     }
@@ -374,6 +378,11 @@ impl<'a> PushOptions<'a> {
     /// says how long it knows a key. It is stored as it is, so it ought not to name a patient.
     pub fn key(self, key: &'a str) -> PushOptions<'a> {
         PushOptions { key: Some(key) }
+    }
+
+    /// The key, if one was given, for an outbox of your own.
+    pub fn given_key(&self) -> Option<&'a str> {
+        self.key
     }
 }
 

@@ -24,11 +24,11 @@ pub struct Entry {
     pub pushed_at: SystemTime,
     /// The state that decides what is done with it.
     pub state: EntryState,
-    /// How often delivering it has failed.
+    /// How many attempts to deliver it were settled since it was queued.
     pub attempts: u32,
-    /// How often of those the receiver refused it.
+    /// How many of them the receiver refused, and another attempt followed or is to follow.
     pub refusals: u32,
-    /// How often of those it is not known whether the receiver has it.
+    /// The same of attempts of which it is not known whether the receiver has it.
     pub unknowns: u32,
     /// How it failed at last, in words without content.
     pub last_failure: Option<String>,
@@ -58,8 +58,8 @@ impl Entry {
         })
     }
 
-    /// The entry's fields after this settlement of its claim. Storages only store them. `held`:
-    /// somebody has held it while it was being sent.
+    /// The entry's fields after this settlement of its claim. `held`: somebody has held it while it
+    /// was being sent. Storages that see that only when they write the fields do the same then.
     pub(super) fn settled<'w>(&self, outcome: Settlement<'w>, held: bool) -> AfterSettlement<'w> {
         let (state, rest) = match outcome {
             Settlement::Delivered => (None, None),
@@ -108,8 +108,9 @@ impl Entry {
         Ok(String::from_utf8_lossy(Header::read(message)?.control_id).into_owned())
     }
 
-    /// All but the message.
-    pub(super) fn summary(&self) -> Summary {
+    /// All but the message, for [`Outbox::list`](super::Outbox::list) and
+    /// [`OutboxError::Stopped`](super::OutboxError::Stopped).
+    pub fn summary(&self) -> Summary {
         Summary {
             id: self.id,
             destination: Arc::clone(&self.destination),
@@ -158,11 +159,11 @@ pub struct Summary {
     pub pushed_at: SystemTime,
     /// The state that decides what is done with it.
     pub state: EntryState,
-    /// How often delivering it has failed.
+    /// How many attempts to deliver it were settled since it was queued.
     pub attempts: u32,
-    /// How often of those the receiver refused it.
+    /// How many of them the receiver refused, and another attempt followed or is to follow.
     pub refusals: u32,
-    /// How often of those it is not known whether the receiver has it.
+    /// The same of attempts of which it is not known whether the receiver has it.
     pub unknowns: u32,
     /// How it failed at last, in words without content.
     pub last_failure: Option<String>,
@@ -177,8 +178,9 @@ pub enum EntryState {
     /// It is being sent by a holder that must not send it twice
     /// ([`Outbox::begin`](super::Outbox::begin)).
     Sending,
-    /// It may have arrived, and is not sent again before somebody has decided. It keeps its place,
-    /// and what is younger waits behind it.
+    /// It is not sent before somebody has decided: since it may have arrived, since a limit was
+    /// reached, or since somebody has held it. It keeps its place, and what is younger waits behind
+    /// it.
     Held,
     /// It is not sent again, and the others go on without it.
     Dead,
@@ -250,7 +252,8 @@ pub enum Settlement<'a> {
 }
 
 /// The failure of an entry whose holder ended while it was being sent.
-const ORPHANED: &str = "its forwarder ended while it was being sent; whether the receiver has it is unknown";
+const ORPHANED: &str = "its forwarder ended while it was being sent; whether the receiver has it is unknown: ask there, then queue \
+                        it again or discard it";
 
 impl<'a> Settlement<'a> {
     /// The words of the failure.

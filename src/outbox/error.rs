@@ -71,10 +71,23 @@ pub enum OutboxError {
     /// This outbox has no such call or option.
     #[error("{0} is not supported by this outbox")]
     Unsupported(&'static str),
-    /// The claim is no more: it was settled or released, its entry was discarded, or its time had
-    /// passed and another holder has taken over.
+    /// The claim is no more: it was settled or released, its entry was discarded or (before it was
+    /// sent) held, or its time had passed and another holder has taken over.
     #[error(
-        "the claim is no more: it was settled or given up, its message was discarded, or another holder has taken over"
+        "the claim is no more: it was settled or given up, its message was discarded or held, or another holder has taken over"
     )]
     ClaimLost,
+}
+
+impl OutboxError {
+    /// The same without the storage's own error, to be returned to one more caller.
+    pub(super) fn retold(&self) -> OutboxError {
+        match self {
+            OutboxError::Config(what) => OutboxError::Config(what.clone()),
+            OutboxError::Full { what, .. } => OutboxError::Full { what: what.clone(), source: None },
+            OutboxError::Damaged { what, .. } => OutboxError::Damaged { what: what.clone(), source: None },
+            OutboxError::StorageReplaced { what } => OutboxError::StorageReplaced { what: what.clone() },
+            other => OutboxError::Storage { what: other.to_string(), source: None },
+        }
+    }
 }

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::hl7::ack::Ack;
 
 /// Something that happened to a message on its way, or to its destination, for an observer set with
-/// [`on_event`](super::ForwarderBuilder::on_event). Its entry names the destination.
+/// [`on_event`](super::ForwarderBuilder::on_event). The entry of an event names its destination.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ForwardEvent<'a> {
@@ -65,13 +65,14 @@ pub enum ForwardEvent<'a> {
         destination: &'a str,
     },
     /// The result of a message was not recorded: another holder has taken over, which will send
-    /// the message again unless it is dead or held there; or somebody has discarded it meanwhile.
+    /// the message again unless it is dead or held there; or somebody has discarded it meanwhile,
+    /// or held it before it was sent.
     ClaimLost {
         /// The entry.
         entry: &'a Entry,
     },
     /// The outbox failed; it is asked again after a delay. A message that was sent before it failed
-    /// is not sent again for that, as long as this forwarder lives.
+    /// is not sent again for that, as long as this forwarder lives and has its claim.
     OutboxFailed {
         /// Why.
         error: &'a OutboxError,

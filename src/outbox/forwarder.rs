@@ -161,7 +161,8 @@ impl Forwarder {
     ///
     /// # Errors
     ///
-    /// If the outbox fails to record it.
+    /// If the outbox fails to record it: then the destination stays paused if its storage had kept
+    /// the pause.
     pub fn resume(&self) -> Result<(), OutboxError> {
         let shared = &self.shared;
         let kept = shared.outbox.set_paused(false);
@@ -179,7 +180,8 @@ impl Forwarder {
     ///
     /// # Errors
     ///
-    /// If the outbox fails to say how much waits.
+    /// The failure of an outbox that cannot say how much waits; [`OutboxError::Storage`] also if
+    /// the system has no thread to give for asking it.
     pub fn drain(&self, limit: Duration) -> Result<bool, OutboxError> {
         let deadline = Deadline::after(limit);
         let mut seen = None;
@@ -208,7 +210,7 @@ impl Forwarder {
         match Figures::ask(&self.shared, limit)? {
             Answer::Counted(pending) => Ok(pending.waiting == 0),
             Answer::Late => Ok(false),
-            Answer::Failed(what) => Err(OutboxError::Storage { what, source: None }),
+            Answer::Failed(error) => Err(error),
         }
     }
 
@@ -243,9 +245,10 @@ impl Forwarder {
         Ok(status)
     }
 
-    /// Stops: finishes the exchange under way, at most for so long; one that takes longer is ended,
-    /// and its message waits on. Gives up the claim, so that another can take over at once.
-    /// `true` if nothing had to be cut short.
+    /// Stops: finishes the exchange under way, at most for so long. One that takes longer is ended:
+    /// as after any attempt its message waits on, or, if the receiver may have it, is treated as
+    /// [`unknown`](ForwarderBuilder::unknown) says. Gives up the claim, so that another can take
+    /// over at once. `true` if nothing had to be cut short.
     ///
     /// Where the storage hangs, it returns `false` a little after the limit, and the forwarder's
     /// thread ends as soon as the storage answers or gives up. Called by an observer, it returns
@@ -279,7 +282,7 @@ impl Forwarder {
     }
 }
 
-/// Stops at once, as [`stop`](Forwarder::stop) without a limit to wait for.
+/// Stops as [`stop`](Forwarder::stop) does with a limit of zero: an exchange under way is ended.
 impl Drop for Forwarder {
     fn drop(&mut self) {
         self.stop(Duration::ZERO);
@@ -310,9 +313,10 @@ impl ForwarderBuilder {
         self
     }
 
-    /// The same for AR or CR. A rejection may be about the message, for good, or about a system
-    /// that is down and will take the same message later (HL7 v2.5, chapter 2.9.2.2): 0 for a
-    /// receiver that means the former, more for one that means the latter. Defaults to 3.
+    /// The same for AR or CR; refusals of both kinds are counted together. A rejection may be about
+    /// the message, for good, or about a system that is down and will take the same message
+    /// later (HL7 v2.5, chapter 2.9.2.2): 0 for a receiver that means the former, more for one
+    /// that means the latter. Defaults to 3.
     pub fn rejections(mut self, times: u32) -> Self {
         self.policy.rejections = times;
         self
@@ -320,7 +324,7 @@ impl ForwarderBuilder {
 
     /// A message that was pushed longer ago than this is given up as soon as an attempt is refused
     /// or its result is not known. One that nobody has received is tried for ever, whatever its
-    /// age. Defaults to no limit.
+    /// age. The age is by the system's clock. Defaults to no limit.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.policy.max_age = Some(age);
         self
@@ -352,8 +356,8 @@ impl ForwarderBuilder {
         ForwarderBuilder { pause_on_dead: pause, ..self }
     }
 
-    /// Sets a function that gets each event, on the forwarder's thread, which waits for it.
-    /// Defaults to none.
+    /// Sets a function that gets each event, on the forwarder's thread, which waits for it. A panic
+    /// of it is caught and logged. Defaults to none.
     pub fn on_event(self, observer: impl Fn(&ForwardEvent<'_>) + Send + Sync + 'static) -> Self {
         ForwarderBuilder { observer: Some(Box::new(observer)), ..self }
     }
@@ -370,7 +374,8 @@ impl ForwarderBuilder {
         let longest = client.longest_call();
         if let Some(lease) = outbox.claim_lasts().filter(|lease| *lease <= longest) {
             return Err(OutboxError::Config(format!(
-                "a claim lasts {lease:?} and an exchange may take {longest:?}, so that it would be cut short: give the \
+                "a claim lasts {lease:?} (nine tenths of a lease) and an exchange may take {longest:?}, so that it would \
+                 be cut short: give the \
                  client a shorter timeout or the outbox a longer lease"
             )));
         }
@@ -444,7 +449,7 @@ impl ForwarderShared {
                 }
                 Err(OutboxError::Stopped { entry }) => {
                     self.storage_works(&mut failures);
-                    self.passed_over(&entry);
+                    self.report_stopped(&entry);
                 }
                 Err(error) => self.rest_after(&error, &mut failures),
             }
@@ -475,7 +480,7 @@ impl ForwarderShared {
     }
 
     /// The outbox has stopped the head.
-    fn passed_over(&self, entry: &Summary) {
+    fn report_stopped(&self, entry: &Summary) {
         let is_dead = entry.state == EntryState::Dead;
         let mut state = self.lock();
         let counter = if is_dead { &mut state.counters.dead } else { &mut state.counters.held };
@@ -604,7 +609,7 @@ impl ForwarderShared {
         if let Some(observer) = &self.observer {
             // A panic of the observer must not change what becomes of a message.
             if catch_unwind(AssertUnwindSafe(|| observer(event))).is_err() {
-                log::error!("the observer of a forwarder panicked; it goes on");
+                log::error!("{}: the observer panicked; the forwarder goes on", self.client.endpoint());
             }
         }
     }

@@ -266,7 +266,8 @@ impl Outbox for MemoryOutbox {
         }
         if !self.fits(message.len(), queue.all()) {
             let (entries, dead, bytes) = (queue.entries.len(), queue.dead.len(), queue.bytes);
-            let what = format!("the outbox is full: {entries} entries waiting and {dead} dead, of {bytes} bytes");
+            let what =
+                format!("the outbox is full: it has {entries} entries waiting and {dead} dead, together {bytes} bytes");
             return Err(OutboxError::Full { what, source: None });
         }
         queue.last_id += 1;

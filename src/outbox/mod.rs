@@ -1,5 +1,6 @@
-//! Store and forward: a message handed over is a message delivered, though the receiver be away for
-//! the night, the machine restart, or the program be killed between sending and the answer.
+//! Store and forward: a message that an outbox has taken is delivered, also if the receiver is away
+//! for the night, the machine restarts, or the program is killed between sending and the answer, as
+//! far as the outbox survives that.
 //!
 //! ```
 //! # use mllp_client::testing::Receiver;
@@ -11,7 +12,7 @@
 //!
 //! let outbox = MemoryOutbox::new(1_000, 64 * 1024 * 1024); // or SqliteOutbox::open("outbox.db", "ehr")
 //! let forwarder = Forwarder::builder(outbox.clone(), Client::new(&endpoint)?).start()?;
-//! outbox.push(b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rPID|1||42\r")?; // now it is safe
+//! outbox.push(b"MSH|^~\\&|LAB|H|EHR|H|20260101||ORU^R01|MSG1|P|2.5\rPID|1||42\r")?; // from here on it is the outbox's
 //! println!("{:?}", forwarder.status()?);
 //! # assert!(forwarder.drain(Duration::from_secs(10))?);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -22,9 +23,9 @@
 //!
 //! | outbox | feature | survives | for |
 //! |---|---|---|---|
-//! | [`MemoryOutbox`] | | an absent receiver | what can be had again, or may be lost with the process |
+//! | [`MemoryOutbox`] | | nothing but a receiver that is away | what can be had again, or may be lost with the process |
 //! | `SqliteOutbox` | `sqlite` | the end of the process and of the machine | one machine: the usual choice |
-//! | `RedisOutbox` | `redis` | what the server does, see there | several machines |
+//! | `RedisOutbox` | `redis` | what its server survives, see there | several machines |
 //! | your own | | what you say | see [`Outbox`], and `testing::OutboxSuite` |
 //!
 //! The features `sqlite` and `redis` take a later Rust than the rest of this crate, as their
@@ -49,7 +50,7 @@
 //! **Exactly once.** Where the answer does not come, nobody on this side can know whether the
 //! receiver has the message (it was received and the answer lost, or it was not), and after a crash
 //! between sending and recording nobody knows either. A forwarder sends it again; so the receiver
-//! may see it twice, at most once more for each crash and each lost answer. With
+//! may see it again, once for each crash and each lost answer. With
 //! [`OnUnknown::Hold`] it does not, and asks a person instead.
 //!
 //! # How a receiver recognises a repeated message

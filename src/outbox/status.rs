@@ -1,7 +1,7 @@
-//! How a forwarder is doing, as it can be told at once, whether its storage answers or not.
+//! How a forwarder is doing, which is to be had at once, whether its storage answers or not.
 //!
-//! The storage is asked on a thread of its own, one at a time, for which nobody waits longer than
-//! he has said.
+//! The storage is asked on a thread of its own, by one question at a time. A caller waits for the
+//! answer no longer than its own limit.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -30,7 +30,7 @@ pub struct Status {
     /// How long ago these were counted; `None`, and then they are 0, if the storage has not
     /// answered since this forwarder was started.
     pub counted: Option<Duration>,
-    /// Since when the storage fails, if it does.
+    /// For how long the storage has failed, and how, if it fails.
     pub storage_down: Option<StorageDown>,
     /// The oldest entry that waits, with its attempts and its last failure; `None` if none does, or
     /// the outbox cannot list.
@@ -72,7 +72,8 @@ pub struct Counters {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StorageDown {
-    /// For how long no call has succeeded.
+    /// How long ago the first of the calls failed of which none has succeeded since. One that hangs
+    /// fails once its limit has passed.
     pub since: Duration,
     /// How the last one failed, in words without content.
     pub failure: String,
@@ -95,13 +96,13 @@ struct FiguresState {
     /// The time of the oldest entry, and how old it was at some moment.
     oldest: Option<(SystemTime, Duration, Instant)>,
     /// When the storage began to fail, and how it does.
-    down: Option<(Instant, String)>,
+    down: Option<(Instant, OutboxError)>,
 }
 
 /// The answer of a storage that was asked how much waits.
 pub(super) enum Answer {
     Counted(Pending),
-    Failed(String),
+    Failed(OutboxError),
     Late,
 }
 
@@ -115,7 +116,7 @@ impl Figures {
     pub(super) fn fails(&self, error: &OutboxError) {
         let mut state = lock(&self.state);
         let since = state.down.as_ref().map_or_else(Instant::now, |(since, _)| *since);
-        state.down = Some((since, error.to_string()));
+        state.down = Some((since, error.retold()));
     }
 
     /// Asks the storage anew, and waits for its answer, at most for so long.
@@ -146,7 +147,7 @@ impl Figures {
             }
             if state.answers >= wanted {
                 return Ok(match (&state.down, &state.counted) {
-                    (Some((_, failure)), _) => Answer::Failed(failure.clone()),
+                    (Some((_, failure)), _) => Answer::Failed(failure.retold()),
                     (None, Some((_, pending, _))) => Answer::Counted(*pending),
                     (None, None) => Answer::Late,
                 });
@@ -171,7 +172,7 @@ impl Figures {
         status.storage_down = state
             .down
             .as_ref()
-            .map(|(since, failure)| StorageDown { since: since.elapsed(), failure: failure.clone() });
+            .map(|(since, failure)| StorageDown { since: since.elapsed(), failure: failure.to_string() });
     }
 }
 

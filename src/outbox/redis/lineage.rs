@@ -91,6 +91,7 @@ impl Lineage {
 fn broken(Shown { server, destination }: Shown<'_>, missing: &str) -> String {
     format!(
         "Redis at {server} came back without what it had stored for {destination:?}: {missing} (it was restarted without \
-         its data, or a replica has taken over that lacked it)"
+         its data, a replica has taken over that lacked it, or the destination was removed); push again what is missing, then \
+         open the outbox again or tell it to go on"
     )
 }

@@ -22,7 +22,7 @@ use crate::hl7::MessageError;
 use crate::locks::lock;
 use lineage::{Lineage, Shown};
 use scripts::Scripts;
-use server::{Lease, Server, Source, is_of_connection, says};
+use server::{Borrowed, Server, Source, is_of_connection, says};
 
 /// The limit of a call, if nothing else is said.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,7 +59,8 @@ const LARGEST: usize = 512 * 1024 * 1024;
 /// may lack what had not reached it. `maxmemory-policy` has to be `noeviction`, lest Redis throws
 /// messages away.
 ///
-/// Each destination has keys of its own, beginning with `mllp-outbox:{destination}:`. Many handles
+/// Each destination has keys of its own, of the form `mllp-outbox:{ehr}:…`, with its name in the
+/// braces. Many handles
 /// may push; one at a time may claim, by a lease that it renews with each claim. A holder that has
 /// ended, or is cut off, loses the lease when its time is over, and another takes over, with a
 /// higher fencing token: what the former holder settles after that is refused
@@ -69,9 +70,9 @@ const LARGEST: usize = 512 * 1024 * 1024;
 /// server's is the time of day there: where that is set forward by more than a lease, or a machine
 /// is suspended as a whole, two may send for a moment.
 ///
-/// A push whose answer is lost is repeated once over a new connection, without the message being
-/// stored twice. If that fails too, the message may be stored or not; to push it again is safe
-/// where the receiver recognises a repeated control ID, or under a
+/// A call over a connection that turns out to be broken is repeated once over a new one; a push
+/// without the message being stored twice. If that fails too, the message may be stored or not; to
+/// push it again is safe where the receiver recognises a repeated control ID, or under a
 /// [key](super::PushOptions::key). Keys are known for 7 days.
 ///
 /// *A server that comes back* empty, older, or as a replica without the last messages is noticed
@@ -151,10 +152,11 @@ impl RedisOutbox {
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Config`] if the address is none, if the server is a node of a cluster, or if
-    /// it throws keys away when its memory is full (`maxmemory-policy` other than
-    /// `noeviction`); [`OutboxError::Storage`] if the server cannot be reached. A server that
-    /// has no append-only file is warned about in the log.
+    /// [`OutboxError::Config`] if the address is not one of Redis, if the server is a node of a
+    /// cluster, or if it throws keys away when its memory is full (`maxmemory` is set, and
+    /// `maxmemory-policy` is not `noeviction`); [`OutboxError::Storage`] if the server cannot be
+    /// reached. A server that has no append-only file, or does not let this program look (`INFO`),
+    /// is warned about in the log.
     pub fn open(url: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
         // The library's text may repeat the address, with its password.
         let no_address = |_| OutboxError::Config("not a Redis URL, or `rediss://` without the feature `tls`".into());
@@ -172,7 +174,17 @@ impl RedisOutbox {
     ///
     /// As [`open`](RedisOutbox::open).
     pub fn with_client(client: Client, destination: &str) -> Result<RedisOutbox, OutboxError> {
-        RedisOutbox::of(Source::Client(Box::new(client)), destination)
+        RedisOutbox::with_key_prefix(client, PREFIX, destination)
+    }
+
+    /// The same with keys that begin with another prefix than `mllp-outbox`, for a server that
+    /// several programs share: what is stored under one prefix is not seen under another.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](RedisOutbox::open).
+    pub fn with_key_prefix(client: Client, prefix: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
+        RedisOutbox::of(Source::Client(Box::new(client)), prefix, destination)
     }
 
     /// The same on the primary that sentinels name, asked anew for each connection: after a
@@ -183,82 +195,86 @@ impl RedisOutbox {
     ///
     /// As [`open`](RedisOutbox::open).
     pub fn with_sentinel(client: SentinelClient, destination: &str) -> Result<RedisOutbox, OutboxError> {
-        RedisOutbox::of(Source::Sentinel(Arc::new(Mutex::new(client))), destination)
+        RedisOutbox::of(Source::Sentinel(Box::new(Mutex::new(client))), PREFIX, destination)
     }
 
-    fn of(source: Source, destination: &str) -> Result<RedisOutbox, OutboxError> {
-        let shared = RedisShared::new(source, PREFIX, destination)?;
+    fn of(source: Source, prefix: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
+        let shared = RedisShared::new(source, prefix, destination)?;
         let outbox = RedisOutbox { shared: Arc::new(shared), lease: LEASE, timeout: TIMEOUT, replicas: 0 };
         let deadline = outbox.deadline();
         let server = &outbox.shared.server;
-        let mut lease = server.lease(&deadline)?;
+        let mut line = server.borrow(&deadline)?;
         let mut connection = server.connect(&deadline)?;
         server.check(&mut connection, &deadline)?;
         outbox.shared.greet(&mut connection, &deadline)?;
-        lease.line().connection = Some(connection);
-        drop(lease);
+        line.line().connection = Some(connection);
+        drop(line);
         Ok(outbox)
     }
 
-    /// The same destination under keys that begin with another prefix than `mllp-outbox`, for a
-    /// server that several programs share: another outbox, with what is stored there.
-    ///
-    /// # Errors
-    ///
-    /// [`OutboxError::Storage`] if the system has no randomness to give.
-    pub fn key_prefix(self, prefix: &str) -> Result<RedisOutbox, OutboxError> {
-        let source = self.shared.server.source().clone();
-        let shared = RedisShared::new(source, prefix, &self.shared.destination)?;
-        Ok(RedisOutbox { shared: Arc::new(shared), ..self })
-    }
-
     /// How long a claim of this handle lasts unless it claims again: after this time another handle
-    /// takes over from one that has ended. No exchange lasts longer, so it has to be more than the
-    /// limit of an exchange, with that of the application's acknowledgment where it has one of its
-    /// own, and a tenth beside. Defaults to 45 seconds; less than a millisecond counts as one.
+    /// takes over from one that has ended. Nine tenths of it have to be more than the limit of an
+    /// exchange, with that of the application's acknowledgment where it has one of its own; a
+    /// forwarder does not start otherwise. Defaults to 45 seconds; less than a millisecond counts
+    /// as one.
     pub fn lease(self, time: Duration) -> RedisOutbox {
         RedisOutbox { lease: time, ..self }
     }
 
-    /// The limit of each call of this handle. Defaults to 5 seconds.
+    /// The limit of each call of this handle. Opening has its own, of 5 seconds, which is also what
+    /// this defaults to.
     pub fn timeout(self, limit: Duration) -> RedisOutbox {
         RedisOutbox { timeout: limit, ..self }
     }
 
     /// A push of this handle returns when so many replicas have the message (Redis's `WAIT`).
-    /// Where they do not have it within the limit of the call, it is an error, and the message is
-    /// stored on the primary. Defaults to 0.
+    /// Where they do not have it within the limit of the call, it is [`OutboxError::Storage`], and
+    /// the message is stored on the primary: to push it again ought to be under the same
+    /// [key](super::PushOptions::key). Defaults to 0.
     pub fn wait_for_replicas(self, count: u32) -> RedisOutbox {
         RedisOutbox { replicas: count, ..self }
     }
 
     /// Pushes a message to several destinations in one step: to all, or, where it fails, to none.
-    /// Returns the numbers in their order.
+    /// Returns the numbers in their order. Destinations that are not there yet are made, and a name
+    /// that stands twice gets two entries.
     ///
     /// # Errors
     ///
     /// As [`push`](Outbox::push).
     pub fn push_to(&self, destinations: &[&str], message: &[u8]) -> Result<Vec<u64>, OutboxError> {
+        self.push_by_script(destinations, message, &PushOptions::new())
+    }
+
+    fn push_by_script(
+        &self,
+        destinations: &[&str],
+        message: &[u8],
+        options: &PushOptions<'_>,
+    ) -> Result<Vec<u64>, OutboxError> {
         let shared = &*self.shared;
-        let control_id = checked(message)?;
-        let (call, now) = (unique()?, unix_millis::now());
+        let (control_id, now) = (checked(message)?, unix_millis::now());
         let new = destinations.iter().map(|name| Ok((*name, unique()?, unique()?)));
         let new = new.collect::<Result<Vec<_>, OutboxError>>()?;
         let deadline = self.deadline();
-        let mut lease = shared.server.lease(&deadline)?;
-        let ids = shared.run_on(&mut lease, &deadline, Check::Lineage, |_| {
-            let mut invocation = shared.scripts.push_to.prepare_invoke();
+        let mut line = shared.server.borrow(&deadline)?;
+        let (pusher, push, known_push) = line.begin_push();
+        let ids: Vec<u64> = shared.run_on(&mut line, &deadline, Check::Lineage, |(generation, highest)| {
+            let mut call = shared.scripts.push.key(&shared.base);
             for name in destinations {
-                invocation.key(base(&shared.prefix, name));
+                call.key(base(&shared.prefix, name));
             }
-            invocation.arg("").arg(0).arg(&call).arg(message).arg(&control_id).arg(now).arg(shared.names_key());
+            call.arg(generation).arg(highest).arg(&pusher).arg(push).arg(known_push).arg(message).arg(&control_id);
+            call.arg(now).arg(options.key.unwrap_or_default()).arg(KEYS_KNOWN).arg(shared.names_key());
             for (name, generation, identity) in &new {
-                invocation.arg(*name).arg(generation).arg(identity);
+                call.arg(*name).arg(generation).arg(identity);
             }
-            invocation
+            call
         })?;
-        self.replicate(&mut lease, &deadline)?;
-        shared.wake_up.notify();
+        line.push_is_answered();
+        let own = destinations.iter().zip(&ids).filter(|(name, _)| ***name == *shared.destination);
+        own.for_each(|(_, id)| shared.lineage.has_seen(*id));
+        self.replicate(&mut line, &deadline)?;
         Ok(ids)
     }
 
@@ -270,15 +286,15 @@ impl RedisOutbox {
     pub fn destinations(&self) -> Result<Vec<String>, OutboxError> {
         let shared = &*self.shared;
         let deadline = self.deadline();
-        let mut lease = shared.server.lease(&deadline)?;
-        shared.connected(&mut lease, &deadline, Check::Lineage)?;
-        let Some(connection) = &mut lease.line().connection else { return Ok(Vec::new()) };
+        let mut line = shared.server.borrow(&deadline)?;
+        shared.connected(&mut line, &deadline, Check::Lineage)?;
+        let Some(connection) = &mut line.line().connection else { return Ok(Vec::new()) };
         let names = redis::cmd("SMEMBERS").arg(shared.names_key()).query(connection);
         names.map_err(|error| shared.server.failure(error, &deadline))
     }
 
     /// Removes this destination: `false` if it has entries that wait, are held or are dead, and
-    /// then nothing is removed. Its handles are of no use any more.
+    /// then nothing is removed. To its handles it is [`OutboxError::StorageReplaced`] from then on.
     ///
     /// # Errors
     ///
@@ -306,7 +322,7 @@ impl RedisOutbox {
     }
 
     /// Waits until as many replicas have the last push as are asked for.
-    fn replicate(&self, lease: &mut Lease<'_>, deadline: &Deadline) -> Result<(), OutboxError> {
+    fn replicate(&self, line: &mut Borrowed<'_>, deadline: &Deadline) -> Result<(), OutboxError> {
         let server = &self.shared.server;
         if self.replicas == 0 {
             return Ok(());
@@ -314,7 +330,7 @@ impl RedisOutbox {
         let left = deadline.remaining().unwrap_or_default();
         // The answer is to come within the limit, too.
         let wait = u64::try_from(left.mul_f32(0.9).as_millis()).unwrap_or(u64::MAX).max(1);
-        let line = lease.line();
+        let line = line.line();
         let Some(connection) = &mut line.connection else { return Ok(()) };
         server.limit(connection, deadline)?;
         let have: Result<u32, RedisError> = redis::cmd("WAIT").arg(self.replicas).arg(wait).query(connection);
@@ -327,7 +343,10 @@ impl RedisOutbox {
                 format!("it is not known whether replicas have it ({failure})")
             }
         };
-        let what = format!("the message is stored on Redis at {}, but {why} after {wait} ms", server.shown());
+        let what = format!(
+            "the message is stored on Redis at {}, but {why} after {wait} ms; pushed again without a key it is stored twice",
+            server.shown()
+        );
         Err(OutboxError::Storage { what, source: None })
     }
 
@@ -338,8 +357,10 @@ impl RedisOutbox {
             call.arg(order).arg(id);
         })?;
         shared.wake_up.notify();
-        if changed > 0 {
-            log::info!("{}: {order}, entry {id}", shared.destination);
+        match id {
+            _ if changed == 0 => {}
+            0 => log::info!("{}: {order}", shared.destination),
+            id => log::info!("{}: {order} entry {id}", shared.destination),
         }
         Ok(changed > 0)
     }
@@ -472,8 +493,8 @@ impl RedisShared {
         check: Check,
         arguments: impl Fn(&mut ScriptInvocation<'_>),
     ) -> Result<T, OutboxError> {
-        let mut lease = self.server.lease(deadline)?;
-        self.run_on(&mut lease, deadline, check, |(generation, highest)| {
+        let mut line = self.server.borrow(deadline)?;
+        self.run_on(&mut line, deadline, check, |(generation, highest)| {
             let mut call = script.key(&self.base);
             call.arg(generation).arg(highest);
             arguments(&mut call);
@@ -485,19 +506,19 @@ impl RedisShared {
     /// run twice. The call is made for the generation and the number that are to be compared.
     fn run_on<'c, T: FromRedisValue>(
         &self,
-        lease: &mut Lease<'_>,
+        line: &mut Borrowed<'_>,
         deadline: &Deadline,
         check: Check,
         call: impl Fn((String, u64)) -> ScriptInvocation<'c>,
     ) -> Result<T, OutboxError> {
-        let mut was_there = lease.line().connection.is_some();
+        let mut was_there = line.line().connection.is_some();
         loop {
-            self.connected(lease, deadline, check)?;
+            self.connected(line, deadline, check)?;
             let known = match check {
                 Check::Lineage => self.lineage.known()?,
                 Check::Nothing => Default::default(),
             };
-            let line = lease.line();
+            let line = line.line();
             let Some(mut connection) = line.connection.take() else { continue };
             self.server.limit(&connection, deadline)?;
             match call(known).invoke(&mut connection) {
@@ -521,13 +542,13 @@ impl RedisShared {
     }
 
     /// Sees to it that a line has its connection, to a server that is the one that was written to.
-    fn connected(&self, lease: &mut Lease<'_>, deadline: &Deadline, check: Check) -> Result<(), OutboxError> {
+    fn connected(&self, line: &mut Borrowed<'_>, deadline: &Deadline, check: Check) -> Result<(), OutboxError> {
         let passes = |compared: Result<(), OutboxError>| match compared {
             Err(OutboxError::StorageReplaced { .. }) if check == Check::Nothing => Ok(()),
             compared => compared,
         };
         passes(self.lineage.known().map(drop))?;
-        let line = lease.line();
+        let line = line.line();
         if line.connection.is_none() {
             let mut connection = self.server.connect(deadline)?;
             passes(self.greet(&mut connection, deadline))?;
@@ -599,25 +620,8 @@ impl Outbox for RedisOutbox {
     }
 
     fn push_with(&self, message: &[u8], options: &PushOptions<'_>) -> Result<u64, OutboxError> {
-        let shared = &*self.shared;
-        let control_id = checked(message)?;
-        let (identity, now) = (unique()?, unix_millis::now());
-        let deadline = self.deadline();
-        let mut lease = shared.server.lease(&deadline)?;
-        let line = lease.line();
-        line.pushes += 1;
-        let (pusher, push, known_push) = (line.pusher.clone(), line.pushes, line.known());
-        let id: u64 = shared.run_on(&mut lease, &deadline, Check::Lineage, |(generation, highest)| {
-            let mut call = shared.scripts.push.key(&shared.base);
-            call.arg(generation).arg(highest).arg(&pusher).arg(push).arg(known_push).arg(message).arg(&control_id);
-            call.arg(now).arg(&identity).arg(options.key.unwrap_or_default()).arg(KEYS_KNOWN);
-            call
-        })?;
-        lease.push_is_answered();
-        shared.lineage.has_seen(id);
-        self.replicate(&mut lease, &deadline)?;
-        drop(lease);
-        Ok(id)
+        let ids = self.push_by_script(&[&*self.shared.destination], message, options)?;
+        ids.first().copied().ok_or_else(|| self.shared.server.failure(unexpected(), &self.deadline()))
     }
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
@@ -759,13 +763,13 @@ impl Outbox for RedisOutbox {
         if shared.is_waiting.load(Ordering::SeqCst) {
             let ring = || {
                 let deadline = Deadline::after(SHORT);
-                let mut lease = shared.server.lease(&deadline)?;
-                let Some(mut connection) = lease.line().connection.take() else { return Ok(()) };
+                let mut line = shared.server.borrow(&deadline)?;
+                let Some(mut connection) = line.line().connection.take() else { return Ok(()) };
                 shared.server.limit(&connection, &deadline)?;
                 let mut ring = redis::pipe();
                 ring.rpush(shared.own_bell(), 1).ignore().expire(shared.own_bell(), 60).ignore();
                 ring.exec(&mut connection).map_err(|error| shared.server.failure(error, &deadline))?;
-                lease.line().connection = Some(connection);
+                line.line().connection = Some(connection);
                 Ok::<(), OutboxError>(())
             };
             // Otherwise the wait ends by its own limit.
@@ -803,7 +807,7 @@ impl Outbox for RedisOutbox {
     }
 
     fn set_paused(&self, paused: bool) -> Result<(), OutboxError> {
-        self.order(if paused { "pause" } else { "go_on" }, 0).map(drop)
+        self.order(if paused { "pause" } else { "resume" }, 0).map(drop)
     }
 
     fn go_on(&self) -> Result<(), OutboxError> {
@@ -816,8 +820,8 @@ impl Outbox for RedisOutbox {
 impl RedisOutbox {
     /// Stops the head instead of handing it out, and says so.
     fn stop(&self, claim: Claim, settled: &AfterSettlement<'_>) -> Result<Option<Claim>, OutboxError> {
-        let word = settled.state.map_or("delivered", EntryState::as_str);
-        self.change(&claim, word, settled, false)?;
+        let state = settled.state.unwrap_or(EntryState::Held);
+        self.change(&claim, state.as_str(), settled, false)?;
         let mut entry = claim.entry;
         entry.apply(settled);
         Err(OutboxError::Stopped { entry: Box::new(entry.summary()) })

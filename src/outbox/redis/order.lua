@@ -29,10 +29,10 @@ elseif order == 'try_now' then
     changed = head and redis.call('HDEL', entry(head), 'rests') or 0
 elseif order == 'pause' then
     redis.call('SET', base .. ':paused', 1)
-elseif order == 'go_on' then
+elseif order == 'resume' then
     changed = redis.call('DEL', base .. ':paused')
 else
     changed = 0
 end
-ring(':bell')
+ring(base, ':bell')
 return changed

@@ -13,10 +13,10 @@ local function entry(id)
     return base .. ':entry:' .. id
 end
 
--- Wakes one who waits at this bell.
-local function ring(bell)
-    if redis.call('LLEN', base .. bell) == 0 then
-        redis.call('RPUSH', base .. bell, 1)
+-- Wakes one who waits at this bell of a destination.
+local function ring(destination, bell)
+    if redis.call('LLEN', destination .. bell) == 0 then
+        redis.call('RPUSH', destination .. bell, 1)
     end
 end
 

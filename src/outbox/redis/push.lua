@@ -1,26 +1,37 @@
--- ARGV[3]: pusher, which of its pushes this is, which was the last to be answered, message, control ID, time, identity, the key under
--- which it is pushed or nothing, and how long keys are known in seconds.
--- A push that is repeated because its answer was lost is answered again; one that comes after a later one is late, and no push any more.
+-- ARGV[3]: pusher, which of its pushes this is, which was the last to be answered, message, control ID, time, the key under which it is
+-- pushed or nothing, how long keys are known in seconds, the key of the names of all destinations. Then, for each of the KEYS after the
+-- first, a destination to which it is pushed: its name, a generation to begin with, and the entry's identity.
+-- Returns the entries' numbers. A push that is repeated because its answer was lost is answered again; one that comes after a later one
+-- is late, and no push any more.
 local pusher = base .. ':pusher:' .. ARGV[3]
-local last = redis.call('HMGET', pusher, 'push', 'id')
+local last = redis.call('HMGET', pusher, 'push', 'ids')
 local done = tonumber(last[1] or 0)
 if done < tonumber(ARGV[5]) then
     return redis.error_reply('REPLACED')
 elseif tonumber(ARGV[4]) <= done then
-    return tonumber(last[2])
+    return cjson.decode(last[2])
 end
-local key = base .. ':key:' .. ARGV[10]
-local id = ARGV[10] ~= '' and tonumber(redis.call('GET', key)) or nil
-if not id then
-    id = redis.call('INCR', base .. ':last')
-    redis.call('HSET', entry(id), 'message', ARGV[6], 'control_id', ARGV[7], 'pushed_at', ARGV[8],
-        'state', 'waiting', 'attempts', 0, 'refusals', 0, 'unknowns', 0, 'identity', ARGV[9])
-    redis.call('ZADD', base .. ':waiting', id, id)
-    if ARGV[10] ~= '' then
-        redis.call('SET', key, id, 'EX', ARGV[11])
+local ids = {}
+for place = 2, #KEYS do
+    local target, own = KEYS[place], 12 + (place - 2) * 3
+    redis.call('SET', target .. ':generation', ARGV[own + 1], 'NX')
+    local key = target .. ':key:' .. redis.call('GET', target .. ':generation') .. ':' .. ARGV[9]
+    local id = ARGV[9] ~= '' and tonumber(redis.call('GET', key)) or nil
+    if not id then
+        id = redis.call('INCR', target .. ':last')
+        redis.call('HSET', target .. ':entry:' .. id, 'message', ARGV[6], 'control_id', ARGV[7], 'pushed_at', ARGV[8],
+            'state', 'waiting', 'attempts', 0, 'refusals', 0, 'unknowns', 0, 'identity', ARGV[own + 2])
+        redis.call('ZADD', target .. ':waiting', id, id)
+        if ARGV[9] ~= '' then
+            redis.call('SET', key, id, 'EX', ARGV[10])
+        end
+        if target ~= base then
+            redis.call('SADD', ARGV[11], ARGV[own])
+        end
+        ring(target, ':bell')
     end
-    ring(':bell')
+    ids[place - 1] = id
 end
-redis.call('HSET', pusher, 'push', ARGV[4], 'id', id)
+redis.call('HSET', pusher, 'push', ARGV[4], 'ids', cjson.encode(ids))
 redis.call('EXPIRE', pusher, 86400)
-return id
+return ids

@@ -5,7 +5,6 @@ use redis::Script;
 pub(super) struct Scripts {
     pub(super) greet: Script,
     pub(super) push: Script,
-    pub(super) push_to: Script,
     pub(super) claim: Script,
     pub(super) settle: Script,
     pub(super) list: Script,
@@ -22,7 +21,6 @@ impl Scripts {
         Scripts {
             greet: script(include_str!("greet.lua")),
             push: Script::new(&["#!lua\n", include_str!("prelude.lua"), include_str!("push.lua")].concat()),
-            push_to: Script::new(&["#!lua\n", include_str!("push_to.lua")].concat()),
             claim: script(include_str!("claim.lua")),
             settle: script(include_str!("settle.lua")),
             list: script(include_str!("list.lua")),

@@ -1,7 +1,7 @@
 //! The server: connections to it, a few of which the threads of a program share, and what its
 //! errors mean.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::sentinel::SentinelClient;
@@ -20,11 +20,10 @@ const LINES: usize = 16;
 const KNOWN: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// What leads to a server.
-#[derive(Clone)]
 pub(super) enum Source {
     Client(Box<Client>),
     /// The sentinels, who know which server is the primary.
-    Sentinel(Arc<Mutex<SentinelClient>>),
+    Sentinel(Box<Mutex<SentinelClient>>),
 }
 
 pub(super) struct Server {
@@ -50,10 +49,10 @@ struct Lines {
 pub(super) struct Line {
     pub(super) connection: Option<Connection>,
     /// Its name, by which the server knows its pushes.
-    pub(super) pusher: String,
-    pub(super) pushes: u64,
+    pusher: String,
+    pushes: u64,
     /// Which of the pushes was the last to be answered.
-    pub(super) answered: u64,
+    answered: u64,
     answered_at: Option<Instant>,
     /// When, among the times that all was forgotten, this line was used last.
     epoch: u64,
@@ -65,20 +64,28 @@ impl Line {
     }
 
     /// Which push the server has to know of.
-    pub(super) fn known(&self) -> u64 {
+    fn known(&self) -> u64 {
         if self.answered_at.is_some_and(|at| at.elapsed() < KNOWN) { self.answered } else { 0 }
     }
 }
 
 /// A line in use. It goes back when it is dropped.
-pub(super) struct Lease<'s> {
+pub(super) struct Borrowed<'s> {
     server: &'s Server,
     line: Option<Line>,
 }
 
-impl Lease<'_> {
+impl Borrowed<'_> {
     pub(super) fn line(&mut self) -> &mut Line {
-        self.line.as_mut().unwrap_or_else(|| unreachable!("a lease has its line until it is dropped"))
+        self.line.as_mut().unwrap_or_else(|| unreachable!("it has its line until it is dropped"))
+    }
+
+    /// Begins a push: the pusher's name, which of its pushes it is, and which the server has to
+    /// know of.
+    pub(super) fn begin_push(&mut self) -> (String, u64, u64) {
+        let line = self.line();
+        line.pushes += 1;
+        (line.pusher.clone(), line.pushes, line.known())
     }
 
     /// The last push was answered.
@@ -99,7 +106,7 @@ impl Lease<'_> {
     }
 }
 
-impl Drop for Lease<'_> {
+impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
         if let Some(line) = self.line.take() {
             lock(&self.server.lines).idle.push(line);
@@ -121,26 +128,29 @@ impl Server {
         &self.shown
     }
 
-    pub(super) fn source(&self) -> &Source {
-        &self.source
-    }
-
     /// A line for one call, once one is free.
-    pub(super) fn lease(&self, deadline: &Deadline) -> Result<Lease<'_>, OutboxError> {
+    pub(super) fn borrow(&self, deadline: &Deadline) -> Result<Borrowed<'_>, OutboxError> {
         let mut lines = lock(&self.lines);
         loop {
             if let Some(mut line) = lines.idle.pop() {
                 if line.epoch != lines.epoch {
                     line = Line { connection: None, answered_at: None, epoch: lines.epoch, ..line };
                 }
-                return Ok(Lease { server: self, line: Some(line) });
+                return Ok(Borrowed { server: self, line: Some(line) });
             }
             if lines.count < LINES {
                 let line = Line::new(lines.epoch)?;
                 lines.count += 1;
-                return Ok(Lease { server: self, line: Some(line) });
+                return Ok(Borrowed { server: self, line: Some(line) });
             }
-            let Some(left) = deadline.remaining() else { return Err(self.late(deadline)) };
+            let Some(left) = deadline.remaining() else {
+                let what = format!(
+                    "all {LINES} connections to Redis at {} were in use for {:?}",
+                    self.shown,
+                    deadline.limit()
+                );
+                return Err(OutboxError::Storage { what, source: None });
+            };
             lines = self.freed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -252,13 +262,13 @@ impl Server {
             );
             return OutboxError::Full { what, source: Some(error.into()) };
         } else if said("NOAUTH") || said("WRONGPASS") || error.kind() == ErrorKind::AuthenticationFailed {
-            format!("Redis at {server} does not let this program in")
+            format!("Redis at {server} does not let this program in: check its user and password")
         } else if said("READONLY") {
             format!("Redis at {server} is a replica, which takes no messages; its address has to lead to the primary")
         } else if error.is_io_error() || error.is_unrecoverable_error() {
             format!("Redis at {server} cannot be reached")
         } else {
-            format!("Redis at {server} refuses")
+            format!("Redis at {server} refuses the call")
         };
         OutboxError::Storage { what, source: Some(error.into()) }
     }

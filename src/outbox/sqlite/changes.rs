@@ -41,6 +41,9 @@ impl NewEntry {
     /// Stores it for a destination; returns its number, or that of the entry that was pushed under
     /// its key before. `highest`: that of the entries that were seen in this file.
     pub(super) fn store(&self, writer: &Connection, destination: i64, highest: i64) -> Result<i64, Failure> {
+        if !writer.prepare_cached("SELECT 1 FROM destination WHERE id = ?1")?.exists([destination])? {
+            return Err(Failure::Removed);
+        }
         if let Some(key) = &self.key {
             let find = "SELECT id FROM pushed_key WHERE destination = ?1 AND key = ?2";
             let known = writer.prepare_cached(find)?.query_row(params![destination, key], |row| row.get(0));
@@ -221,16 +224,33 @@ impl Order {
 }
 
 /// Pushes a delivered message once more; returns its new number, 0 if there is none.
-pub(super) fn resend(writer: &Connection, (destination, id): Key, identity: &str) -> Result<i64, Failure> {
+pub(super) fn resend(
+    writer: &Connection,
+    (destination, id): Key,
+    identity: &str,
+    highest: i64,
+) -> Result<i64, Failure> {
     let find = "SELECT control_id FROM delivered WHERE destination = ?1 AND id = ?2";
     let found = writer.prepare_cached(find)?.query_row((destination, id), |row| row.get::<_, String>(0));
     let Some(control_id) = found.optional()? else { return Ok(0) };
     let copy = "INSERT INTO message (checksum, content) SELECT checksum, content FROM message WHERE id = ?1";
     let new = writer.prepare_cached(copy)?.insert([id])?;
+    if new <= highest {
+        return Err(Failure::Older);
+    }
     let wait = "INSERT INTO waiting (destination, id, control_id, pushed_at, state, attempts, refusals, identity)
                 VALUES (?1, ?2, ?3, ?4, 'waiting', 0, 0, ?5)";
     writer.prepare_cached(wait)?.execute(params![destination, new, control_id, unix_millis::now(), identity])?;
     Ok(new)
+}
+
+/// The number of a destination, which is made if it is not there. None has had it before.
+pub(super) fn make_destination(writer: &Connection, name: &str) -> Result<i64, Failure> {
+    let make = "INSERT OR IGNORE INTO destination (id, name)
+                SELECT 1 + max((SELECT coalesce(max(id), 0) FROM destination),
+                               (SELECT coalesce(max(destination), 0) FROM claim)), ?1";
+    writer.execute(make, [name])?;
+    Ok(writer.query_row("SELECT id FROM destination WHERE name = ?1", [name], |row| row.get(0))?)
 }
 
 /// Removes a destination and what it has delivered; returns 0 if it has entries that wait, are held
@@ -245,7 +265,8 @@ pub(super) fn remove_destination(writer: &Connection, destination: i64) -> Resul
         "DELETE FROM message WHERE id IN (SELECT id FROM delivered WHERE destination = ?1)",
         "DELETE FROM delivered WHERE destination = ?1",
         "DELETE FROM pushed_key WHERE destination = ?1",
-        "DELETE FROM claim WHERE destination = ?1",
+        // It keeps the number from being given to another.
+        "INSERT OR REPLACE INTO claim (destination) VALUES (?1)",
         "DELETE FROM destination WHERE id = ?1",
     ] {
         writer.execute(sql, [destination])?;

@@ -18,8 +18,8 @@ use super::storage::Storage;
 use crate::deadline::Deadline;
 use crate::outbox::OutboxError;
 
-/// How long a holder that lives may take to notice that its file is not in place any more: longer
-/// than an exchange, after each of which it looks.
+/// How long a holder that lives may take to notice that its file is not in place any more: it looks
+/// after each exchange, which has a limit of 30 seconds if nothing else is said.
 const NOTICING: Duration = Duration::from_secs(60);
 
 /// How long giving up a claim may take.
@@ -107,7 +107,8 @@ impl ClaimLock {
             Some((noticing, until)) if *noticing == holder => Ok(until.remaining().is_none()),
             _ => {
                 log::warn!(
-                    "{}: its former holder locked another file of this name; it may live, and has {NOTICING:?} to notice",
+                    "{}: its former holder locked another file of this name, which was removed; if it still runs, it goes on, \
+                     otherwise delivering goes on here in {NOTICING:?}",
                     self.path.display()
                 );
                 self.noticing = Some((holder, Deadline::after(NOTICING)));

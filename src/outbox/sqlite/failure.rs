@@ -18,8 +18,10 @@ pub(super) enum Failure {
     Locked(Duration),
     /// Its own bound is reached, of so many bytes.
     Bound(u64),
-    /// The reserve is used up, or could not be restored.
-    Reserve,
+    /// The reserve could not be restored.
+    Reserve(Arc<io::Error>),
+    /// The destination was removed.
+    Removed,
     /// Another file has its place, or none.
     Moved,
     /// It lacks entries that were in it.
@@ -73,14 +75,27 @@ pub(super) fn failure(path: &str, failure: Failure) -> OutboxError {
             return OutboxError::Storage { what, source: Some(error.into()) };
         }
         Failure::Locked(limit) => {
-            let what = format!("{path} was locked by another process for longer than {limit:?}");
+            let what = format!(
+                "{path} was in use for longer than {limit:?}, by another process or a long write of this one; try again, or \
+                 set a longer timeout"
+            );
             return OutboxError::Storage { what, source: None };
         }
         Failure::Bound(bytes) => {
             let what = format!("{path} has reached its bound of {bytes} bytes; it goes on once messages are delivered");
             return OutboxError::Full { what, source: None };
         }
-        Failure::Reserve => return OutboxError::Full { what: full(path), source: None },
+        Failure::Reserve(error) if error.kind() == io::ErrorKind::StorageFull => {
+            return OutboxError::Full { what: full(path), source: None };
+        }
+        Failure::Reserve(error) => {
+            let what = format!("the reserve of {path} (the file {path}-reserve) cannot be written");
+            return OutboxError::Storage { what, source: Some(error.into()) };
+        }
+        Failure::Removed => {
+            let what = format!("this destination was removed from {path}; open it again to make it anew");
+            return OutboxError::Config(what);
+        }
         Failure::Moved => {
             let what = format!(
                 "{path} is not the file any more that this program has opened: it was moved away, removed or replaced; \
@@ -89,7 +104,10 @@ pub(super) fn failure(path: &str, failure: Failure) -> OutboxError {
             return OutboxError::StorageReplaced { what };
         }
         Failure::Older => {
-            let what = format!("{path} lacks messages that were in it, as if an older copy had taken its place");
+            let what = format!(
+                "{path} lacks messages that were in it, as if an older copy had taken its place; push again what is missing, \
+                 then open it again or tell it to go on"
+            );
             return OutboxError::StorageReplaced { what };
         }
     };
@@ -97,7 +115,9 @@ pub(super) fn failure(path: &str, failure: Failure) -> OutboxError {
     let what = match code {
         Some(ErrorCode::DiskFull) => return OutboxError::Full { what: full(path), source },
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            let what = format!("{path} is damaged, or no outbox; save it and restore it from a copy");
+            let what = format!(
+                "{path} is no outbox, or damaged: if the path is right, save the file and restore it from a copy"
+            );
             return OutboxError::Damaged { what, source };
         }
         Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => read_only(path),

@@ -225,16 +225,19 @@ impl Group {
         let Lead { turns, reserve, .. } = &mut *lead;
         let settles = group.iter().any(|change| change.kind == Kind::Settlement);
         // Pushes have their room only while the reserve has its own.
-        let mut taken = None;
         let is_push = |change: &PendingChange| matches!(change.kind, Kind::Push(_));
         let size: u64 = group.iter().map(|change| if let Kind::Push(size) = change.kind { size } else { 0 }).sum();
         let writer = lock(&self.writer);
-        if group.iter().any(is_push) && reserve.has_room_beside(size, || shrink(&writer)).is_err() {
-            let (pushes, others) = group.into_iter().partition(is_push);
-            (taken, group) = (Some::<Vec<_>>(pushes), others);
-        }
-        for push in taken.into_iter().flatten() {
-            push.answer(Err(Failure::Reserve));
+        if group.iter().any(is_push)
+            && let Err(error) = reserve.has_room_beside(size, || shrink(&writer))
+        {
+            let failure = Failure::Reserve(Arc::new(error));
+            group.retain(|change| {
+                if is_push(change) {
+                    change.answer(Err(failure.clone()));
+                }
+                !is_push(change)
+            });
         }
         if group.is_empty() {
             return (took, group);
@@ -283,7 +286,10 @@ fn alone(writer: &Connection, change: &mut PendingChange, reserve: &mut Reserve,
                 if !reserve.release() {
                     return Err(failure);
                 }
-                log::warn!("the disk of an outbox is full: what is delivered uses the reserve, and pushes are refused");
+                log::warn!(
+                    "{}: the disk is full: what is delivered uses the reserve, and pushes are refused",
+                    reserve.path().display()
+                );
             }
             Ok(made) => {
                 if !reserve.is_whole() {
@@ -329,7 +335,7 @@ fn shrink(writer: &Connection) -> bool {
 /// possible, and tried again later.
 fn cut_log(writer: &Connection) {
     if let Err(error) = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
-        log::debug!("the log of an outbox cannot be cut now: {error}");
+        log::debug!("the write-ahead log of an outbox cannot be cut now: {error}");
     }
 }
 

@@ -135,21 +135,21 @@ impl SqliteOutbox {
     /// How long what is delivered to this destination is kept; `None` for not at all. The one who
     /// forwards decides. Defaults to 7 days.
     ///
-    /// Where the file has reached its bound or the disk is full, the oldest that are kept give way
-    /// to what is pushed.
+    /// Where the file has reached its bound or the disk is full, what is kept gives way to what is
+    /// pushed, of each destination the oldest first.
     pub fn keep_delivered(self, time: Option<Duration>) -> SqliteOutbox {
         SqliteOutbox { keep: time, ..self }
     }
 
     /// This handle's pushes are refused ([`OutboxError::Full`]) where the content of the file would
     /// take more bytes, all its destinations together. Defaults to no bound but the disk's, of
-    /// which 2 MiB are left for what makes room.
+    /// which up to 2 MiB are left for what makes room.
     pub fn max_bytes(self, bytes: u64) -> SqliteOutbox {
         SqliteOutbox { max_bytes: Some(bytes), ..self }
     }
 
-    /// The limit of each call of this handle while others have the file locked. Defaults to 10
-    /// seconds.
+    /// The limit of each call of this handle while the file is in use by others. Opening has its
+    /// own, of 10 seconds, which is also what this defaults to.
     pub fn timeout(self, limit: Duration) -> SqliteOutbox {
         SqliteOutbox { timeout: limit, ..self }
     }
@@ -164,14 +164,15 @@ impl SqliteOutbox {
     pub fn push_to(&self, destinations: &[&str], message: &[u8]) -> Result<Vec<u64>, OutboxError> {
         let new = self.new_entry(message, &PushOptions::new())?;
         let storage = &self.shared.storage;
-        let ids = destinations.iter().map(|name| number_of(storage, name, &self.deadline()));
+        let deadline = self.deadline();
+        let ids = destinations.iter().map(|name| number_of(storage, name, &deadline));
         let ids = ids.collect::<Result<Vec<i64>, OutboxError>>()?;
         let identities = ids.iter().map(|_| unique()).collect::<Result<Vec<String>, OutboxError>>()?;
         let pushed = Arc::new(Mutex::new(Vec::new()));
         let (concerned, stored, highest) = (ids.clone(), Arc::clone(&pushed), storage.highest());
-        self.making_room(|| {
+        self.making_room(&deadline, || {
             let (ids, identities, new, stored) = (ids.clone(), identities.clone(), new.clone(), Arc::clone(&stored));
-            storage.push(message.len() * destinations.len(), &self.deadline(), move |writer| {
+            storage.push(message.len() * destinations.len(), &deadline, move |writer| {
                 let mut pushed = Vec::new();
                 for (destination, identity) in ids.iter().zip(&identities) {
                     let new = NewEntry { identity: identity.clone(), ..new.clone() };
@@ -200,7 +201,8 @@ impl SqliteOutbox {
     }
 
     /// Removes this destination, with what it has delivered: `false` if it has entries that wait,
-    /// are held or are dead, and then nothing is removed. Its handles are of no use any more.
+    /// are held or are dead, and then nothing is removed. Its handles push nothing any more
+    /// ([`OutboxError::Config`]); opened again, it is made anew.
     ///
     /// # Errors
     ///
@@ -258,11 +260,15 @@ impl SqliteOutbox {
     }
 
     /// Pushes; while there is no room, the oldest delivered entries give way.
-    fn making_room(&self, push: impl Fn() -> Result<i64, OutboxError>) -> Result<i64, OutboxError> {
+    fn making_room(
+        &self,
+        deadline: &Deadline,
+        push: impl Fn() -> Result<i64, OutboxError>,
+    ) -> Result<i64, OutboxError> {
         loop {
             match push() {
                 Err(full @ OutboxError::Full { .. }) => {
-                    if self.purge(Expired::Oldest).unwrap_or(0) == 0 {
+                    if self.purge(Expired::Oldest, deadline).unwrap_or(0) == 0 {
                         return Err(full);
                     }
                 }
@@ -272,8 +278,8 @@ impl SqliteOutbox {
     }
 
     /// Removes delivered entries, a few at a time; returns how many.
-    fn purge(&self, which: Expired) -> Result<i64, OutboxError> {
-        self.shared.storage.change(Kind::Settlement, &self.deadline(), move |writer| changes::purge(writer, which))
+    fn purge(&self, which: Expired, deadline: &Deadline) -> Result<i64, OutboxError> {
+        self.shared.storage.change(Kind::Settlement, deadline, move |writer| changes::purge(writer, which))
     }
 
     /// Does to an entry what an operator has asked for; `false` if there is none that it concerns.
@@ -284,8 +290,10 @@ impl SqliteOutbox {
         let changed =
             shared.storage.change(Kind::Settlement, &self.deadline(), move |writer| order.make(writer, key))?;
         shared.storage.wake(&[shared.destination]);
-        if changed > 0 {
-            log::info!("{}: {order:?}, entry {id}", shared.name);
+        match order {
+            _ if changed == 0 => {}
+            Order::TryNow | Order::SetPaused(_) => log::info!("{}: {order:?}", shared.name),
+            _ => log::info!("{}: {order:?} entry {id}", shared.name),
         }
         Ok(changed > 0)
     }
@@ -296,7 +304,7 @@ impl SqliteOutbox {
         if shared.lock().local_claim.claimed() != Some(claim.entry.id) {
             return Err(OutboxError::ClaimLost);
         }
-        if self.change_entry(claim.entry.id, &claim.identity, change)? == 0 {
+        if self.change_entry(&self.deadline(), claim.entry.id, &claim.identity, change)? == 0 {
             // It was discarded, as by a shell, or another holds the claim; this handle finds out by its next
             // one.
             shared.lock().local_claim.end(None);
@@ -306,19 +314,18 @@ impl SqliteOutbox {
     }
 
     /// Changes an entry of the queue as the holder of the claim; returns how many there were.
-    fn change_entry(&self, id: u64, identity: &str, change: Change) -> Result<i64, OutboxError> {
+    fn change_entry(&self, deadline: &Deadline, id: u64, identity: &str, change: Change) -> Result<i64, OutboxError> {
         let shared = &self.shared;
         let (key, identity) = ((shared.destination, id as i64), identity.to_owned());
         let holder = shared.lock().lock.holder().to_owned();
-        let deadline = self.deadline();
-        shared.storage.change(Kind::Settlement, &deadline, move |writer| change.make(writer, key, &identity, &holder))
+        shared.storage.change(Kind::Settlement, deadline, move |writer| change.make(writer, key, &identity, &holder))
     }
 
     /// Lets the database know how long this destination's entries are kept, for whoever purges.
-    fn tell_how_long_to_keep(&self) -> Result<(), OutboxError> {
+    fn tell_how_long_to_keep(&self, deadline: &Deadline) -> Result<(), OutboxError> {
         let destination = self.shared.destination;
         let keep = milliseconds(self.keep.unwrap_or_default());
-        self.shared.storage.change(Kind::Settlement, &self.deadline(), move |writer| {
+        self.shared.storage.change(Kind::Settlement, deadline, move |writer| {
             let sql = "UPDATE destination SET keep = ?2 WHERE id = ?1 AND keep IS NOT ?2";
             Ok(writer.prepare_cached(sql)?.execute([destination, keep])? as i64)
         })?;
@@ -327,17 +334,17 @@ impl SqliteOutbox {
     }
 
     /// Removes what was delivered long enough ago, now and then.
-    fn tidy(&self) {
+    fn tidy(&self, deadline: &Deadline) {
         let due = {
             let holding = self.shared.lock();
             let due = holding.next_purge.is_none_or(|next| next.remaining().is_none());
             due.then(|| holding.kept != Some(self.keep))
         };
         let Some(is_new) = due else { return };
-        let told = if is_new { self.tell_how_long_to_keep() } else { Ok(()) };
+        let told = if is_new { self.tell_how_long_to_keep(deadline) } else { Ok(()) };
         // The rest is removed the next time. Damage among delivered entries does not concern those that
         // wait.
-        let purged = told.and_then(|()| self.purge(Expired::ByAge));
+        let purged = told.and_then(|()| self.purge(Expired::ByAge, deadline));
         let left_over = purged.as_ref().is_ok_and(|removed| changes::is_left_over(*removed));
         self.shared.lock().next_purge = (!left_over).then(|| Deadline::after(PURGE));
         if let Err(error) = purged {
@@ -361,10 +368,7 @@ fn number_of(storage: &Storage, name: &str, deadline: &Deadline) -> Result<i64, 
         return Ok(id);
     }
     let name = name.to_owned();
-    storage.change(Kind::Push(0), deadline, move |writer| {
-        writer.execute("INSERT OR IGNORE INTO destination (name) VALUES (?1)", [&name])?;
-        Ok(writer.query_row(find, [&name], |row| row.get(0))?)
-    })
+    storage.change(Kind::Push(0), deadline, move |writer| changes::make_destination(writer, &name))
 }
 
 impl SqliteShared {
@@ -467,29 +471,27 @@ impl Outbox for SqliteOutbox {
         let shared = &*self.shared;
         let (destination, storage) = (shared.destination, &shared.storage);
         let new = self.new_entry(message, options)?;
-        let is_keyed = options.key.is_some();
-        let id = self.making_room(|| {
-            // Under a key it may be the number of an old entry.
-            let (new, highest) = (new.clone(), if is_keyed { 0 } else { storage.highest() });
-            storage.push(message.len(), &self.deadline(), move |writer| new.store(writer, destination, highest))
+        let deadline = self.deadline();
+        let id = self.making_room(&deadline, || {
+            let (new, highest) = (new.clone(), storage.highest());
+            storage.push(message.len(), &deadline, move |writer| new.store(writer, destination, highest))
         })?;
         storage.wake(&[destination]);
         Ok(id as u64)
     }
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
-        let shared = &*self.shared;
+        let (shared, deadline) = (&*self.shared, self.deadline());
         let resting = {
             let mut holding = shared.lock();
-            if holding.local_claim.claimed().is_some() || !holding.lock.is_held(&self.deadline())? {
+            if holding.local_claim.claimed().is_some() || !holding.lock.is_held(&deadline)? {
                 return Ok(None);
             }
             holding.local_claim.resting()
         };
-        self.tidy();
-        let Some(head) = shared.head(resting)? else {
-            return shared.storage.check_highest().map(|()| None);
-        };
+        self.tidy(&deadline);
+        shared.storage.check_highest()?;
+        let Some(head) = shared.head(resting)? else { return Ok(None) };
         let Head { entry, is_intact, identity, rests, is_paused, holder } = head;
         let mut holding = shared.lock();
         if holder.as_deref() != Some(holding.lock.holder()) {
@@ -511,6 +513,7 @@ impl Outbox for SqliteOutbox {
                 let why = format!("the stored message {:?} (number {}) is damaged", entry.control_id, entry.id);
                 let Entry { attempts, refusals, unknowns, .. } = entry;
                 self.change_entry(
+                    &deadline,
                     entry.id,
                     &identity,
                     Change::Bury { attempts, refusals, unknowns, why: why.clone() },
@@ -523,7 +526,7 @@ impl Outbox for SqliteOutbox {
                 let mut held = entry.clone();
                 held.apply(&entry.orphaned());
                 let change = Change::settlement(entry.orphaned(), self.keep.is_some());
-                self.change_entry(entry.id, &identity, change)?;
+                self.change_entry(&deadline, entry.id, &identity, change)?;
                 Err(OutboxError::Stopped { entry: Box::new(held.summary()) })
             }
             EntryState::Held | EntryState::Dead => Ok(None),
@@ -564,9 +567,7 @@ impl Outbox for SqliteOutbox {
             let pending = Pending::new(waiting as u64, oldest.map(unix_millis::time), dead as u64);
             Ok(Pending { held: held as u64, paused: paused.is_some_and(|paused| paused != 0), ..pending })
         })?;
-        if pending.waiting == 0 {
-            shared.storage.check_highest()?;
-        }
+        shared.storage.check_highest()?;
         Ok(pending)
     }
 
@@ -670,7 +671,8 @@ impl Outbox for SqliteOutbox {
         let Ok(id) = i64::try_from(id) else { return Ok(None) };
         let (key, identity) = ((self.shared.destination, id), unique()?);
         let storage = &self.shared.storage;
-        let new = storage.push(0, &self.deadline(), move |writer| changes::resend(writer, key, &identity))?;
+        let highest = storage.highest();
+        let new = storage.push(0, &self.deadline(), move |writer| changes::resend(writer, key, &identity, highest))?;
         storage.wake(&[self.shared.destination]);
         Ok((new > 0).then_some(new as u64))
     }

@@ -41,6 +41,11 @@ impl Reserve {
         reserve
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Its size in bytes when it is whole.
     pub(super) fn size(&self) -> u64 {
         self.size
@@ -54,6 +59,9 @@ impl Reserve {
     ///
     /// If there is none; where a moment ago there was none, without another try.
     pub(super) fn has_room_beside(&mut self, message: u64, mut shrink: impl FnMut() -> bool) -> io::Result<()> {
+        if self.size == 0 {
+            return Ok(());
+        }
         let is_large = message > self.size / 2;
         if self.is_whole() && !is_large {
             return Ok(());

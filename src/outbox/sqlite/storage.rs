@@ -53,7 +53,10 @@ impl Storage {
         let canonical =
             files::create(path).and_then(|()| path.canonicalize()).map_err(|error| unusable(&shown, error))?;
         let key = (process::id(), canonical.clone());
-        if let Some(storage) = open.get(&key).and_then(Weak::upgrade).filter(|storage| storage.is_in_place()) {
+        // One that was replaced, or came back older, is opened anew; those who have it open are told still.
+        let is_as_left =
+            |storage: &Arc<Storage>| !matches!(storage.check_highest(), Err(OutboxError::StorageReplaced { .. }));
+        if let Some(storage) = open.get(&key).and_then(Weak::upgrade).filter(is_as_left) {
             return Ok(storage);
         }
         let connect = || connect(&canonical).map_err(|error| failure(&shown, error.into()));
