@@ -236,16 +236,20 @@ pub trait Outbox: Send + Sync {
     }
 
     /// Discards all entries in this state, or with `None` in the queue, that match; says how many.
-    /// Entries that are pushed meanwhile may be among them.
+    /// Entries that are pushed meanwhile may be among them, or may not.
     ///
     /// # Errors
     ///
     /// As [`list`](Outbox::list) and [`discard`](Outbox::discard). Some may be discarded then.
     fn discard_all(&self, state: Option<EntryState>, matches: &dyn Fn(&Summary) -> bool) -> Result<u64, OutboxError> {
-        let (mut after, mut count) = (0, 0);
+        let (mut after, mut count, begun) = (0, 0, SystemTime::now());
         loop {
             let page = self.list(state, after, 256)?;
             let Some(last) = page.last() else { return Ok(count) };
+            // What is pushed from now on is not its business, and might never end.
+            if page.iter().all(|entry| entry.pushed_at > begun) {
+                return Ok(count);
+            }
             after = last.id;
             for entry in page.iter().filter(|entry| matches(entry)) {
                 count += u64::from(self.discard(entry.id)?);
@@ -400,12 +404,14 @@ pub struct Claim {
     pub token: u64,
     /// What the entry is known by where its number may be given out twice; empty where it may not.
     pub(super) identity: Identity,
+    /// Its number among the claims of its handle.
+    pub(super) serial: u64,
 }
 
 impl Claim {
     /// A claim that lasts as long as its holder.
     pub fn new(entry: Entry) -> Claim {
-        Claim { entry, until: None, token: 0, identity: String::new() }
+        Claim { entry, until: None, token: 0, identity: String::new(), serial: 0 }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
 use super::forward_event::ForwardEvent;
@@ -71,6 +71,7 @@ const GRACE: Duration = Duration::from_millis(200);
 pub struct Forwarder {
     shared: Arc<ForwarderShared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: ThreadId,
 }
 
 /// Settings of a [`Forwarder`], from [`Forwarder::builder`].
@@ -101,8 +102,8 @@ struct ForwarderState {
     stopping: bool,
     /// Paused here alone: the outbox does not keep it, or cannot now.
     paused: bool,
-    /// What was asked for last: a pause or its end, to be reported by the forwarder's thread.
-    asked_to_pause: Option<bool>,
+    /// Pauses (`true`) and their ends that were asked for, to be reported by the forwarder's thread.
+    asked_to_pause: Vec<bool>,
     ended: bool,
     in_flight: Option<String>,
     delivered: u64,
@@ -112,6 +113,17 @@ struct ForwarderState {
     next_try: Option<Deadline>,
     /// How often nothing could be claimed.
     idle: u64,
+}
+
+/// So many pauses are reported, though the forwarder's thread has long had no time for it.
+const MOST_PAUSES: usize = 100;
+
+impl ForwarderState {
+    fn asks_to_pause(&mut self, pause: bool) {
+        if self.asked_to_pause.len() < MOST_PAUSES {
+            self.asked_to_pause.push(pause);
+        }
+    }
 }
 
 impl AsRef<Figures> for ForwarderShared {
@@ -150,7 +162,7 @@ impl Forwarder {
         shared.lock().paused = true;
         let kept = shared.outbox.set_paused(true);
         let mut state = shared.lock();
-        state.asked_to_pause = Some(true);
+        state.asks_to_pause(true);
         state.paused &= kept.is_err();
         drop(state);
         shared.wake();
@@ -164,14 +176,9 @@ impl Forwarder {
     /// If the outbox fails to record it: then the destination stays paused if its storage had kept
     /// the pause.
     pub fn resume(&self) -> Result<(), OutboxError> {
-        let shared = &self.shared;
-        let kept = shared.outbox.set_paused(false);
-        let mut state = shared.lock();
-        state.paused = false;
-        state.asked_to_pause = Some(false);
-        drop(state);
-        shared.wake();
-        supported(kept)
+        let resumed = self.shared.resume();
+        self.shared.wake();
+        resumed
     }
 
     /// Waits until nothing waits any more, at most for so long; `false` if something still does, or
@@ -254,14 +261,11 @@ impl Forwarder {
     /// thread ends as soon as the storage answers or gives up. Called by an observer, it returns
     /// `false` at once, and the forwarder stops after the event.
     pub fn stop(&self, limit: Duration) -> bool {
-        let mut thread = lock(&self.thread);
-        let mut state = self.shared.lock();
-        state.stopping = true;
+        self.shared.lock().stopping = true;
         self.shared.changed.notify_all();
-        if thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id()) {
+        if self.thread_id == thread::current().id() {
             return false;
         }
-        drop(state);
         // What it waits for, it need not wait for any longer.
         self.shared.outbox.wake();
         let ended_within = |limit| {
@@ -274,7 +278,7 @@ impl Forwarder {
             self.shared.client.close();
         }
         let has_ended = in_time || ended_within(GRACE);
-        if let Some(thread) = thread.take_if(|_| has_ended) {
+        if let Some(thread) = lock(&self.thread).take_if(|_| has_ended) {
             // A panic there has been printed already.
             let _ = thread.join();
         }
@@ -385,7 +389,10 @@ impl ForwarderBuilder {
         let running = Running(Arc::clone(&shared));
         let thread = thread::Builder::new().name("mllp-forwarder".into()).spawn(move || running.0.run());
         match thread {
-            Ok(thread) => Ok(Forwarder { shared, thread: Mutex::new(Some(thread)) }),
+            Ok(thread) => {
+                let thread_id = thread.thread().id();
+                Ok(Forwarder { shared, thread: Mutex::new(Some(thread)), thread_id })
+            }
             Err(error) => {
                 let what = "the thread of the forwarder cannot be started".to_owned();
                 Err(OutboxError::Storage { what, source: Some(error.into()) })
@@ -464,18 +471,20 @@ impl ForwarderShared {
 
     /// Waits while the forwarder is paused. Returns `false` once it is to stop.
     fn may_go_on(&self) -> bool {
-        let paused = |state: &mut ForwarderState| state.paused && !state.stopping && state.asked_to_pause.is_none();
+        let paused = |state: &mut ForwarderState| state.paused && !state.stopping && state.asked_to_pause.is_empty();
         !self.changed.wait_while(self.lock(), paused).unwrap_or_else(PoisonError::into_inner).stopping
     }
 
     /// Reports a pause or its end that was asked for.
     fn report_pause(&self) {
-        let asked = self.lock().asked_to_pause.take();
+        let asked = std::mem::take(&mut self.lock().asked_to_pause);
         let destination = self.outbox.destination();
-        match asked {
-            Some(true) => self.emit(&ForwardEvent::Paused { destination }),
-            Some(false) => self.emit(&ForwardEvent::Resumed { destination }),
-            None => {}
+        for is_pause in asked {
+            if is_pause {
+                self.emit(&ForwardEvent::Paused { destination });
+            } else {
+                self.emit(&ForwardEvent::Resumed { destination });
+            }
         }
     }
 
@@ -499,7 +508,17 @@ impl ForwarderShared {
         let kept = self.outbox.set_paused(true);
         let mut state = self.lock();
         state.paused |= matches!(kept, Err(OutboxError::Unsupported(_)));
-        state.asked_to_pause = Some(true);
+        state.asks_to_pause(true);
+        drop(state);
+        supported(kept)
+    }
+
+    /// Ends a pause of the destination.
+    fn resume(&self) -> Result<(), OutboxError> {
+        let kept = self.outbox.set_paused(false);
+        let mut state = self.lock();
+        state.paused = false;
+        state.asks_to_pause(false);
         drop(state);
         supported(kept)
     }
@@ -519,11 +538,16 @@ impl ForwarderShared {
         let why = sent.as_ref().err().map(in_words).unwrap_or_default();
         let settlement = self.policy.judge(entry, &sent, &why);
         // The pause comes first, so that whoever takes over after a crash between the two does not go on.
-        if self.pause_on_dead && matches!(settlement, Settlement::Dead { .. }) && !self.record(entry, || self.pause()) {
+        let pauses = self.pause_on_dead && matches!(settlement, Settlement::Dead { .. });
+        let was_paused = pauses && self.outbox.pending().map_or(true, |pending| pending.paused);
+        if pauses && !self.record(entry, || self.pause()) {
             return;
         }
         if self.record(entry, || self.outbox.settle(claim, settlement)) {
             self.conclude(entry, settlement, &sent);
+        } else if pauses && !was_paused && !self.lock().stopping {
+            // It was discarded meanwhile: nothing is dead.
+            self.insist(|| self.resume());
         }
     }
 

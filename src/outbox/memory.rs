@@ -58,6 +58,8 @@ struct MemoryQueue {
     dead: BTreeMap<u64, Entry>,
     /// Which of the entries are held.
     held: BTreeSet<u64>,
+    /// Which of them were begun to be sent, and not settled since.
+    begun: BTreeSet<u64>,
     /// Which of them may be thrown away, with their sizes, and these together.
     droppable: BTreeMap<u64, usize>,
     droppable_bytes: usize,
@@ -178,6 +180,7 @@ impl MemoryQueue {
     fn remove(&mut self, id: u64) -> Option<Entry> {
         let entry = self.entries.remove(&id).or_else(|| self.dead.remove(&id))?;
         self.bytes -= entry.message.len();
+        self.begun.remove(&id);
         if let Some(key) = self.keys.remove(&id) {
             self.by_key.remove(&key);
         }
@@ -222,7 +225,7 @@ impl MemoryQueue {
     /// The entry of a claim, if it is there and the claim is this one.
     fn claimed(&mut self, claim: &Claim) -> Result<&mut Entry, OutboxError> {
         let id = claim.entry.id;
-        if self.local_claim.claimed() != Some(id) {
+        if !self.local_claim.is(claim) {
             return Err(OutboxError::ClaimLost);
         }
         if !self.entries.contains_key(&id) {
@@ -294,12 +297,13 @@ impl Outbox for MemoryOutbox {
             EntryState::Waiting if resting == Some(id) => Ok(None),
             EntryState::Waiting => {
                 let claim = Claim::new(head.clone());
-                queue.local_claim.begin(id);
+                let token = queue.local_claim.begin(id);
                 queue.reindex(id);
-                Ok(Some(claim))
+                Ok(Some(Claim { serial: token, token, ..claim }))
             }
             EntryState::Sending => {
                 queue.change(id, &[EntryState::Sending], |entry| entry.apply(&entry.orphaned()));
+                queue.begun.remove(&id);
                 let entry = queue.entries.get(&id).map(Entry::summary);
                 entry.map_or(Ok(None), |entry| Err(OutboxError::Stopped { entry: Box::new(entry) }))
             }
@@ -316,6 +320,7 @@ impl Outbox for MemoryOutbox {
             return Err(OutboxError::ClaimLost);
         }
         entry.state = EntryState::Sending;
+        queue.begun.insert(claim.entry.id);
         Ok(())
     }
 
@@ -325,6 +330,7 @@ impl Outbox for MemoryOutbox {
             let held = queue.claimed(claim)?.state == EntryState::Held;
             let settled = claim.entry.settled(outcome, held);
             queue.end_claim(settled.rest);
+            queue.begun.remove(&id);
             if settled.state.is_none() {
                 queue.remove(id);
             } else if let Some(mut entry) = queue.entries.remove(&id) {
@@ -359,6 +365,7 @@ impl Outbox for MemoryOutbox {
     fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
         self.operate("requeue", id, |queue| {
             queue.local_claim.end_rest();
+            queue.begun.remove(&id);
             queue.change(id, &[EntryState::Held, EntryState::Dead], Entry::begin_anew)
         })
     }
@@ -396,8 +403,11 @@ impl Outbox for MemoryOutbox {
     }
 
     fn unhold(&self, id: u64) -> Result<bool, OutboxError> {
-        let let_go = |entry: &mut Entry| entry.state = EntryState::Waiting;
-        self.operate("unhold", id, |queue| queue.change(id, &[EntryState::Held], let_go))
+        self.operate("unhold", id, |queue| {
+            // What was being sent when it was held may be so still.
+            let state = if queue.begun.contains(&id) { EntryState::Sending } else { EntryState::Waiting };
+            queue.change(id, &[EntryState::Held], |entry| entry.state = state)
+        })
     }
 
     fn try_now(&self) -> Result<(), OutboxError> {

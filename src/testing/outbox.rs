@@ -341,7 +341,12 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
         said(outbox.settle(&again, Settlement::Delivered))?;
         let last = claim(&outbox)?;
         expect(last.entry.id == ids[1], "what is delivered is not held")?;
-        said(outbox.settle(&last, Settlement::Delivered))
+        // What may have left is not sent again because somebody held it meanwhile.
+        said(outbox.begin(&last))?;
+        expect(said(outbox.hold(ids[1]))? && said(outbox.unhold(ids[1]))?, "what is being sent can be held")?;
+        outbox.release();
+        stopped_or_nothing(&outbox, "what was being sent when it was held is not sent again")?;
+        expect(said(outbox.discard(ids[1]))?, "what is held can be discarded")
     }
 
     fn paused(&self) -> Finding {
@@ -527,7 +532,13 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
         expect(lost(outbox.settle(&second, Settlement::Delivered)), "what was given up is not settled")?;
         expect(lost(outbox.begin(&second)), "what was given up is not begun")?;
         waiting(&outbox, 1)?;
-        said(outbox.settle(&claim(&outbox)?, Settlement::Delivered))
+        let third = claim(&outbox)?;
+        expect(lost(outbox.settle(&second, Settlement::Delivered)), "an earlier claim settles nothing")?;
+        let again = Settlement::Retry { after: Duration::ZERO, refused: false, why: "an invented failure" };
+        said(outbox.settle(&third, again))?;
+        let fourth = claim(&outbox)?;
+        expect(lost(outbox.settle(&third, Settlement::Delivered)), "an earlier claim settles nothing")?;
+        said(outbox.settle(&fourth, Settlement::Delivered))
     }
 
     fn destinations(&self) -> Finding {

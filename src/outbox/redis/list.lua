@@ -34,6 +34,12 @@ elseif which == 'stopped' then
         table.insert(ids, id)
     end
     table.sort(ids)
+elseif which == 'sending' then
+    -- It is the head, if there is one.
+    local head = redis.call('ZRANGE', base .. ':waiting', 0, 0)[1]
+    if head and tonumber(head) > tonumber(ARGV[4]) and redis.call('HGET', entry(head), 'state') == which then
+        table.insert(ids, tonumber(head))
+    end
 else
     take(':waiting', which)
 end

@@ -35,7 +35,7 @@ const PREFIX: &str = "mllp-outbox";
 
 /// How long the head that was claimed along with a settlement may wait before it is sent. After
 /// that it is claimed anew, since somebody may have held it.
-const FRESH: Duration = Duration::from_millis(100);
+const FRESH: Duration = Duration::from_millis(2);
 
 /// How long ending a wait may take, and giving a claim up.
 const SHORT: Duration = Duration::from_millis(100);
@@ -112,6 +112,8 @@ struct RedisShared {
     holder: String,
     scripts: Scripts,
     lineage: Lineage,
+    /// Held by the one thread that claims.
+    claiming: Mutex<()>,
     holding: Mutex<Holding>,
     /// The connection that waits for messages.
     waiter: Mutex<Option<Connection>>,
@@ -356,6 +358,8 @@ impl RedisOutbox {
         let changed: i64 = shared.run(&self.deadline(), &shared.scripts.order, Check::Lineage, |call| {
             call.arg(order).arg(id);
         })?;
+        // It may be about what was claimed along with the last settlement.
+        shared.holding().next = None;
         shared.wake_up.notify();
         match id {
             _ if changed == 0 => {}
@@ -367,7 +371,8 @@ impl RedisOutbox {
 
     fn entries(&self, which: &str, after: u64, limit: usize, whole: bool) -> Result<Vec<ListedFields>, OutboxError> {
         let shared = &*self.shared;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        // Lua has no whole numbers of 64 bits.
+        let limit = i32::try_from(limit).unwrap_or(i32::MAX);
         shared.run(&self.deadline(), &shared.scripts.list, Check::Lineage, |call| {
             call.arg(which).arg(after).arg(limit).arg(u8::from(whole));
         })
@@ -411,13 +416,13 @@ impl RedisOutbox {
         settled: &AfterSettlement<'_>,
         and_claim: bool,
     ) -> Result<Option<ClaimReply>, OutboxError> {
-        if self.shared.holding().local_claim.claimed() != Some(claim.entry.id) {
+        if !self.shared.holding().local_claim.is(claim) {
             return Err(OutboxError::ClaimLost);
         }
         let changed = self.change(claim, state, settled, and_claim);
         if let Err(OutboxError::ClaimLost) = changed {
             // Another has it, it was discarded, or it was settled by a call whose answer was lost.
-            self.shared.holding().local_claim.end(None);
+            self.shared.holding().local_claim.end_if(claim, None);
         }
         changed
     }
@@ -456,7 +461,7 @@ fn checked(message: &[u8]) -> Result<String, OutboxError> {
 
 impl RedisShared {
     fn new(source: Source, prefix: &str, destination: &str) -> Result<RedisShared, OutboxError> {
-        let (lineage, holding, waiter, is_waiting, wake_up) = Default::default();
+        let (lineage, claiming, holding, waiter, is_waiting, wake_up) = Default::default();
         Ok(RedisShared {
             server: Server::new(source),
             prefix: prefix.to_owned(),
@@ -465,6 +470,7 @@ impl RedisShared {
             holder: unique()?,
             scripts: Scripts::new(),
             lineage,
+            claiming,
             holding,
             waiter,
             is_waiting,
@@ -627,6 +633,8 @@ impl Outbox for RedisOutbox {
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let shared = &*self.shared;
         shared.lineage.known()?;
+        // Of several threads one claims, and the others have nothing to do.
+        let Ok(_claiming) = shared.claiming.try_lock() else { return Ok(None) };
         let (resting, next) = {
             let mut holding = shared.holding();
             if holding.local_claim.claimed().is_some() {
@@ -654,11 +662,11 @@ impl Outbox for RedisOutbox {
         let is_whole = message.is_some();
         let (entry, identity) = shared.entry(id, fields, message);
         shared.lineage.has_seen(id);
-        let claim = Claim { entry, until: Some(begun + self.lasts()), token, identity };
+        let claim = Claim { entry, until: Some(begun + self.lasts()), token, identity, serial: 0 };
         match claim.entry.state {
             EntryState::Waiting if is_whole => {
-                holding.local_claim.begin(id);
-                Ok(Some(claim))
+                let serial = holding.local_claim.begin(id);
+                Ok(Some(Claim { serial, ..claim }))
             }
             EntryState::Waiting => {
                 // Here nobody can mend it, and those behind it are to go on.
@@ -693,7 +701,7 @@ impl Outbox for RedisOutbox {
         // After what is delivered, the next is sent at once.
         let next = self.change_claimed(claim, word, &settled, settled.state.is_none())?;
         let mut holding = self.shared.holding();
-        holding.local_claim.end(settled.rest);
+        holding.local_claim.end_if(claim, settled.rest);
         // Where nothing waited, something may by now.
         holding.next = next.filter(|(_, _, head, _)| head.is_some()).map(|next| (begun, next));
         Ok(())
@@ -701,7 +709,11 @@ impl Outbox for RedisOutbox {
 
     fn release(&self) {
         let shared = &*self.shared;
-        *shared.holding() = Holding::default();
+        {
+            let mut holding = shared.holding();
+            holding.local_claim.end(None);
+            (holding.next, holding.taken_until) = (None, None);
+        }
         // A server that cannot be reached takes the lease back by itself.
         let _: Result<i64, OutboxError> =
             shared.run(&Deadline::after(SHORT), &shared.scripts.release, Check::Nothing, |call| {
@@ -761,19 +773,18 @@ impl Outbox for RedisOutbox {
         let shared = &*self.shared;
         shared.wake_up.notify();
         if shared.is_waiting.load(Ordering::SeqCst) {
-            let ring = || {
-                let deadline = Deadline::after(SHORT);
+            let deadline = Deadline::after(SHORT);
+            let ring = |anew: bool| {
                 let mut line = shared.server.borrow(&deadline)?;
-                let Some(mut connection) = line.line().connection.take() else { return Ok(()) };
+                let at_hand = line.line().connection.take().filter(|_| !anew);
+                let mut connection = at_hand.map_or_else(|| shared.server.connect(&deadline), Ok)?;
                 shared.server.limit(&connection, &deadline)?;
                 let mut ring = redis::pipe();
                 ring.rpush(shared.own_bell(), 1).ignore().expire(shared.own_bell(), 60).ignore();
-                ring.exec(&mut connection).map_err(|error| shared.server.failure(error, &deadline))?;
-                line.line().connection = Some(connection);
-                Ok::<(), OutboxError>(())
+                ring.exec(&mut connection).map_err(|error| shared.server.failure(error, &deadline))
             };
             // Otherwise the wait ends by its own limit.
-            let _ = ring();
+            let _ = ring(false).or_else(|_| ring(true));
         }
         true
     }

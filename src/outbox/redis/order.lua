@@ -16,13 +16,14 @@ elseif order == 'requeue' and (state == 'held' or state == 'dead') then
     leave(':held', ':dead')
     redis.call('ZADD', base .. ':waiting', id, id)
     redis.call('HSET', entry(id), 'state', 'waiting', 'attempts', 0, 'refusals', 0, 'unknowns', 0)
-    redis.call('HDEL', entry(id), 'rests')
+    redis.call('HDEL', entry(id), 'rests', 'begun')
 elseif order == 'hold' and (state == 'waiting' or state == 'sending') then
     redis.call('HSET', entry(id), 'state', 'held')
     redis.call('ZADD', base .. ':held', id, id)
 elseif order == 'unhold' and state == 'held' then
     leave(':held')
-    redis.call('HSET', entry(id), 'state', 'waiting')
+    -- What was being sent when it was held may be so still.
+    redis.call('HSET', entry(id), 'state', redis.call('HEXISTS', entry(id), 'begun') == 1 and 'sending' or 'waiting')
     redis.call('HDEL', entry(id), 'rests')
 elseif order == 'try_now' then
     local head = redis.call('ZRANGE', base .. ':waiting', 0, 0)[1]

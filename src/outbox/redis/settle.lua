@@ -30,6 +30,12 @@ local function settle()
         state = 'held'
     end
     redis.call('HSET', entry(id), 'state', state, 'attempts', ARGV[6], 'refusals', ARGV[7], 'unknowns', ARGV[8], 'last_failure', ARGV[9])
+    if state == 'sending' then
+        -- Should it be held meanwhile, this is known still.
+        redis.call('HSET', entry(id), 'begun', 1)
+    else
+        redis.call('HDEL', entry(id), 'begun')
+    end
     if rests == '1' then
         redis.call('HSET', entry(id), 'rests', 1)
     end

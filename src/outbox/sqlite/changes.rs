@@ -15,7 +15,7 @@ use crate::outbox::{EntryState, unix_millis};
 const PURGE_AT_ONCE: usize = 256;
 
 /// The size of delivered messages after which no more are removed in one transaction, in bytes.
-const PURGE_BYTES: i64 = 8 * 1024 * 1024;
+pub(super) const PURGE_BYTES: i64 = 8 * 1024 * 1024;
 
 /// How long delivered entries and keys are kept, if nothing else is said.
 pub(super) const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -126,7 +126,7 @@ impl Change {
         match self {
             // One that was held meanwhile is not sent.
             Change::Begin => execute(
-                "UPDATE waiting SET state = 'sending' WHERE destination = ?1 AND id = ?2 AND state <> 'held'",
+                "UPDATE waiting SET state = 'sending', begun = 1 WHERE destination = ?1 AND id = ?2 AND state <> 'held'",
                 &[&destination, &id],
             ),
             Change::Deliver { keep: false, .. } => {
@@ -145,7 +145,7 @@ impl Change {
             // What was held while it was sent stays so.
             Change::Stay { state, attempts, refusals, unknowns, retry_at, why } => execute(
                 "UPDATE waiting SET state = CASE WHEN state = 'held' THEN 'held' ELSE ?3 END,
-                     attempts = ?4, refusals = ?5, unknowns = ?6, retry_at = ?7, last_failure = ?8
+                     begun = 0, attempts = ?4, refusals = ?5, unknowns = ?6, retry_at = ?7, last_failure = ?8
                  WHERE destination = ?1 AND id = ?2",
                 &[&destination, &id, &state.as_str(), attempts, refusals, unknowns, retry_at, why],
             ),
@@ -182,7 +182,8 @@ impl Order {
         match self {
             Order::Requeue => {
                 let held = execute(
-                    "UPDATE waiting SET state = 'waiting', attempts = 0, refusals = 0, unknowns = 0, retry_at = NULL
+                    "UPDATE waiting
+                     SET state = 'waiting', begun = 0, attempts = 0, refusals = 0, unknowns = 0, retry_at = NULL
                      WHERE destination = ?1 AND id = ?2 AND state = 'held'",
                 )?;
                 let dead = execute(
@@ -207,7 +208,8 @@ impl Order {
                 "UPDATE waiting SET state = 'held' WHERE destination = ?1 AND id = ?2 AND state IN ('waiting', 'sending')",
             ),
             Order::Unhold => execute(
-                "UPDATE waiting SET state = 'waiting', retry_at = NULL
+                // What was being sent when it was held may be so still.
+                "UPDATE waiting SET state = CASE WHEN begun THEN 'sending' ELSE 'waiting' END, retry_at = NULL
                  WHERE destination = ?1 AND id = ?2 AND state = 'held'",
             ),
             Order::TryNow => {
@@ -317,6 +319,8 @@ pub(super) fn purge(writer: &Connection, which: Expired) -> Result<i64, Failure>
                (SELECT rowid FROM pushed_key WHERE pushed_at < ?1 ORDER BY pushed_at LIMIT ?2)";
     let before = now.saturating_sub(milliseconds(WEEK));
     removed += writer.prepare_cached(old)?.execute([before, PURGE_AT_ONCE as i64])? as i64;
+    let before = now.saturating_sub(milliseconds(5 * WEEK));
+    writer.prepare_cached("DELETE FROM pusher WHERE pushed_at < ?1")?.execute([before])?;
     Ok(removed)
 }
 

@@ -42,10 +42,6 @@ impl ClaimLock {
         ClaimLock { storage: Arc::clone(storage), destination, path, holder, file: None, noticing: None }
     }
 
-    pub(super) fn holder(&self) -> &str {
-        &self.holder
-    }
-
     /// Whether this handle may claim: it holds the lock, or gets it.
     ///
     /// # Errors

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::{fs, io, thread};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::failure::Failure;
-use super::files::companion;
+use super::files::{companion, id, id_at};
 use super::reserve::Reserve;
 use super::turns::Turns;
 use crate::deadline::Deadline;
@@ -40,6 +40,9 @@ const PAGES_IN_LOG: u64 = 256;
 
 /// So many transactions pass between two looks at the log.
 const LOOK_AT_LOG: u32 = 64;
+
+/// The longest wait for those who were there the last time.
+const LONGEST_PATIENCE: Duration = Duration::from_millis(5);
 
 /// The longest pause between two attempts to get the lock of the database.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
@@ -81,6 +84,9 @@ struct Lead {
     reserve: Reserve,
     /// How many transactions there were since the log was looked at.
     since_look: u32,
+    /// Whether the disk has failed to confirm that it has the log: what is written after that stands
+    /// on what may not be there, until the database has taken all of it over.
+    is_suspect: bool,
 }
 
 /// The write-ahead log. SQLite writes it, and this crate asks the disk to have it: after the lock
@@ -91,7 +97,7 @@ struct LogFile {
 }
 
 impl LogFile {
-    /// Returns when what was committed is on the disk.
+    /// Returns when what was committed is on the disk, in the file by which it is found again.
     fn synchronise(&self) -> Result<(), Failure> {
         let file = match self.file.get() {
             Some(file) => file,
@@ -101,12 +107,16 @@ impl LogFile {
                 self.file.get_or_init(|| opened)
             }
         };
-        file.sync_data().map_err(Failure::from_disk)
+        file.sync_data().map_err(Failure::from_disk)?;
+        // SQLite writes on to one that was removed, and nobody reads it any more.
+        let own = file.metadata().map(|metadata| id(&metadata)).map_err(Failure::from_disk)?;
+        if id_at(&self.path).is_ok_and(|there| there == own) { Ok(()) } else { Err(Failure::Moved) }
     }
 }
 
 struct PendingChange {
     kind: Kind,
+    deadline: Deadline,
     work: Box<dyn FnMut(&Connection) -> ChangeResult + Send>,
     answer: Arc<Mutex<Option<ChangeResult>>>,
 }
@@ -124,7 +134,7 @@ impl Group {
         writer.pragma_update(None, "wal_autocheckpoint", pages as i64)?;
         writer.pragma_update(None, "journal_size_limit", LOG_SIZE)?;
         writer.busy_timeout(Duration::ZERO)?;
-        let lead = Lead { turns: Turns::at(path), reserve, since_look: 0 };
+        let lead = Lead { turns: Turns::at(path), reserve, since_look: 0, is_suspect: false };
         let (queue, done, joined) = Default::default();
         let log = LogFile { path: companion(path, "-wal"), file: OnceLock::new() };
         let (writer, lead, backlog) = (Mutex::new(writer), Mutex::new(lead), Arc::default());
@@ -155,7 +165,8 @@ impl Group {
     ) -> ChangeResult {
         let answer = Arc::new(Mutex::new(None));
         let mut queue = lock(&self.queue);
-        queue.waiting.push(PendingChange { kind, work: Box::new(work), answer: Arc::clone(&answer) });
+        let work = Box::new(work);
+        queue.waiting.push(PendingChange { kind, deadline: *deadline, work, answer: Arc::clone(&answer) });
         if queue.waiting.len() == queue.expected {
             self.joined.notify_one();
         }
@@ -170,16 +181,20 @@ impl Group {
                     if queue.waiting.len() < before {
                         return Err(Failure::Locked(deadline.limit()));
                     }
-                    // It is being written, by somebody whose limit comes.
+                    // It is being written, by whom it does not keep waiting: the group has its limit.
                     queue = self.done.wait(queue).unwrap_or_else(PoisonError::into_inner);
                     continue;
                 };
                 queue = self.done.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
+            if deadline.remaining().is_none() {
+                queue.waiting.retain(|change| !Arc::ptr_eq(&change.answer, &answer));
+                return Err(Failure::Locked(deadline.limit()));
+            }
             queue.led = true;
             // Longer than half of what writing takes would cost more than it gains.
-            let patience = queue.took / 2;
+            let patience = (queue.took / 2).min(LONGEST_PATIENCE);
             let too_few = |queue: &mut GroupQueue| queue.waiting.len() < queue.expected;
             let waited = self.joined.wait_timeout_while(queue, patience, too_few);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -187,47 +202,62 @@ impl Group {
             let took = queue.took;
             drop(queue);
             let size = group.len();
-            let (took, left_over) = self.commit(group, took, deadline);
+            let (took, left_over) = self.commit(group, took);
             queue = lock(&self.queue);
             queue.led = false;
             queue.took = took;
             queue.expected = size + queue.waiting.len();
-            // Who could not be written within this one's limit has his own.
-            let own = |change: &PendingChange| Arc::ptr_eq(&change.answer, &answer);
-            for change in left_over {
-                if own(&change) {
-                    change.answer(Err(Failure::Locked(deadline.limit())));
-                } else {
-                    queue.waiting.push(change);
-                }
-            }
+            // The group had the limit of the first whose limit comes; the others have their own.
+            queue.waiting.extend(left_over);
             self.done.notify_all();
         }
     }
 
-    /// Makes the file as small as its content.
+    /// Makes the file as small as its content. Whoever changes something waits for it, each as long
+    /// as he may.
     pub(super) fn compact(&self, deadline: &Deadline) -> Result<(), Failure> {
-        let mut lead = lock(&self.lead);
-        let writer = lock(&self.writer);
-        let _turn = lead.turns.wait_to_push(Duration::ZERO, 0, deadline);
-        let compact = || writer.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)").map_err(Failure::from);
-        patiently(deadline, compact)
+        let mut queue = lock(&self.queue);
+        while queue.led {
+            let Some(left) = deadline.remaining() else { return Err(Failure::Locked(deadline.limit())) };
+            queue = self.done.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        queue.led = true;
+        drop(queue);
+        let compacted = {
+            let mut lead = lock(&self.lead);
+            let writer = lock(&self.writer);
+            let _turn = lead.turns.wait_to_push(Duration::ZERO, 0, deadline);
+            let compact = || writer.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)").map_err(Failure::from);
+            patiently(deadline, compact)
+        };
+        lock(&self.queue).led = false;
+        self.done.notify_all();
+        compacted
     }
 
-    /// Writes a group; returns how long that took, and what could not be written within the limit.
-    fn commit(
-        &self,
-        mut group: Vec<PendingChange>,
-        took: Duration,
-        deadline: &Deadline,
-    ) -> (Duration, Vec<PendingChange>) {
+    /// Writes a group; returns how long that took, and what could not be written within the limit
+    /// that comes first.
+    fn commit(&self, mut group: Vec<PendingChange>, took: Duration) -> (Duration, Vec<PendingChange>) {
         let mut lead = lock(&self.lead);
-        let Lead { turns, reserve, .. } = &mut *lead;
+        let first = group
+            .iter()
+            .map(|change| change.deadline)
+            .reduce(|one, other| if other.precedes(&one) { other } else { one });
+        let Some(deadline) = first else { return (took, group) };
+        let Lead { turns, reserve, is_suspect, .. } = &mut *lead;
         let settles = group.iter().any(|change| change.kind == Kind::Settlement);
         // Pushes have their room only while the reserve has its own.
         let is_push = |change: &PendingChange| matches!(change.kind, Kind::Push(_));
         let size: u64 = group.iter().map(|change| if let Kind::Push(size) = change.kind { size } else { 0 }).sum();
         let writer = lock(&self.writer);
+        if *is_suspect {
+            *is_suspect = !cut_log(&writer);
+        }
+        if *is_suspect {
+            let failure = Failure::from_disk(io::Error::other("the log could not be taken over since the disk failed"));
+            group.iter().for_each(|change| change.answer(Err(failure.clone())));
+            return (took, Vec::new());
+        }
         if group.iter().any(is_push)
             && let Err(error) = reserve.has_room_beside(size, || shrink(&writer))
         {
@@ -242,9 +272,9 @@ impl Group {
         if group.is_empty() {
             return (took, group);
         }
-        let turn = (!settles).then(|| turns.wait_to_push(took, self.backlog.load(Ordering::Relaxed), deadline));
-        let begun = Instant::now();
-        let written = transact(&writer, &mut group, deadline);
+        let turn = (!settles).then(|| turns.wait_to_push(took, self.backlog.load(Ordering::Relaxed), &deadline));
+        let mut begun = Instant::now();
+        let written = transact(&writer, &mut group, &deadline, &mut begun);
         drop(turn);
         if settles && written.is_ok() {
             turns.settles();
@@ -253,20 +283,33 @@ impl Group {
         let written = written.and_then(|answers| self.log.synchronise().map(|()| answers));
         let took = begun.elapsed();
         match written {
-            Err(failure @ Failure::Disk(_)) => {
+            Err(failure @ (Failure::Disk(_) | Failure::Moved)) => {
+                *is_suspect = true;
                 group.iter().for_each(|change| change.answer(Err(failure.clone())));
             }
             Ok(answers) => group.iter().zip(answers).for_each(|(change, answer)| change.answer(Ok(answer))),
-            Err(Failure::Locked(_)) => return (took, group),
+            Err(Failure::Locked(_)) => {
+                group.retain(|change| {
+                    let is_late = change.deadline.remaining().is_none();
+                    if is_late {
+                        change.answer(Err(Failure::Locked(change.deadline.limit())));
+                    }
+                    !is_late
+                });
+                return (took, group);
+            }
             // Each change is made alone: where one message is too large for what is left of the disk, others may
             // fit; and what makes room may use the reserve.
             Err(_) => {
                 let mut left_over = Vec::new();
                 for mut change in group {
-                    let made = alone(&writer, &mut change, reserve, deadline);
+                    let made = alone(&writer, &mut change, reserve);
                     match made.and_then(|made| self.log.synchronise().map(|()| made)) {
-                        Err(Failure::Locked(_)) => left_over.push(change),
-                        answer => change.answer(answer),
+                        Err(Failure::Locked(_)) if change.deadline.remaining().is_some() => left_over.push(change),
+                        answer => {
+                            *is_suspect |= matches!(answer, Err(Failure::Disk(_) | Failure::Moved));
+                            change.answer(answer);
+                        }
                     }
                 }
                 return (took, left_over);
@@ -278,13 +321,18 @@ impl Group {
 }
 
 /// Makes one change. A settlement for which the disk is full has the room of the reserve.
-fn alone(writer: &Connection, change: &mut PendingChange, reserve: &mut Reserve, deadline: &Deadline) -> ChangeResult {
+fn alone(writer: &Connection, change: &mut PendingChange, reserve: &mut Reserve) -> ChangeResult {
+    let (deadline, mut has_cut) = (change.deadline, false);
     loop {
-        let made = transact(writer, std::slice::from_mut(change), deadline).map(|answers| answers[0]);
-        match made {
+        let made = transact(writer, std::slice::from_mut(change), &deadline, &mut Instant::now());
+        match made.map(|answers| answers[0]) {
             Err(failure) if failure.is_disk_full() && change.kind == Kind::Settlement => {
                 if !reserve.release() {
-                    return Err(failure);
+                    // Whoever read an older state from the log may be gone by now.
+                    if std::mem::replace(&mut has_cut, true) || !cut_log(writer) {
+                        return Err(failure);
+                    }
+                    continue;
                 }
                 log::warn!(
                     "{}: the disk is full: what is delivered uses the reserve, and pushes are refused",
@@ -331,12 +379,14 @@ fn shrink(writer: &Connection) -> bool {
     }
 }
 
-/// Takes the log over into the database and cuts it. While somebody reads from it, that is not
-/// possible, and tried again later.
-fn cut_log(writer: &Connection) {
-    if let Err(error) = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+/// Takes the log over into the database and cuts it; returns whether that was possible. While
+/// somebody reads from it, it is not.
+fn cut_log(writer: &Connection) -> bool {
+    let cut = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+    if let Err(error) = &cut {
         log::debug!("the write-ahead log of an outbox cannot be cut now: {error}");
     }
+    cut.is_ok_and(|busy| busy == 0)
 }
 
 impl PendingChange {
@@ -345,9 +395,16 @@ impl PendingChange {
     }
 }
 
-fn transact(writer: &Connection, group: &mut [PendingChange], deadline: &Deadline) -> Result<Vec<i64>, Failure> {
+/// Makes all changes in one transaction, or none; `begun` is when it had the lock.
+fn transact(
+    writer: &Connection,
+    group: &mut [PendingChange],
+    deadline: &Deadline,
+    begun: &mut Instant,
+) -> Result<Vec<i64>, Failure> {
     let begin = || Transaction::new_unchecked(writer, TransactionBehavior::Immediate).map_err(Failure::from);
     let transaction = patiently(deadline, begin)?;
+    *begun = Instant::now();
     let answers = group.iter_mut().map(|change| (change.work)(&transaction)).collect::<Result<Vec<i64>, Failure>>()?;
     transaction.commit()?;
     Ok(answers)

@@ -26,6 +26,7 @@ use crate::hl7::MessageError;
 use crate::locks::lock;
 use changes::{Change, Expired, NewEntry, Order, WEEK, milliseconds};
 use claim_lock::ClaimLock;
+use failure::Failure;
 use group::Kind;
 use storage::{Storage, TIMEOUT};
 
@@ -94,13 +95,16 @@ struct SqliteShared {
     storage: Arc<Storage>,
     destination: i64,
     name: Arc<str>,
+    /// The name of this handle, different from that of all others.
+    holder: String,
+    /// Held by the one thread that claims.
+    claim_lock: Mutex<ClaimLock>,
     holding: Mutex<Holding>,
     wake_up: Arc<WakeUp>,
 }
 
-/// This handle's part in the holding: the lock while it may claim, and what it has claimed.
+/// What this handle has claimed, and what else its threads share.
 struct Holding {
-    lock: ClaimLock,
     local_claim: LocalClaim,
     next_purge: Option<Deadline>,
     /// How long delivered entries are kept, as the database knows it.
@@ -170,7 +174,7 @@ impl SqliteOutbox {
         let identities = ids.iter().map(|_| unique()).collect::<Result<Vec<String>, OutboxError>>()?;
         let pushed = Arc::new(Mutex::new(Vec::new()));
         let (concerned, stored, highest) = (ids.clone(), Arc::clone(&pushed), storage.highest());
-        self.making_room(&deadline, || {
+        self.making_room(message.len() * destinations.len(), &deadline, || {
             let (ids, identities, new, stored) = (ids.clone(), identities.clone(), new.clone(), Arc::clone(&stored));
             storage.push(message.len() * destinations.len(), &deadline, move |writer| {
                 let mut pushed = Vec::new();
@@ -225,16 +229,13 @@ impl SqliteOutbox {
 
     fn of(storage: Arc<Storage>, name: &str, handle: SqliteHandle) -> Result<SqliteOutbox, OutboxError> {
         let destination = number_of(&storage, name, &Deadline::after(handle.timeout))?;
-        let holding = Holding {
-            lock: ClaimLock::new(&storage, destination, unique()?),
-            local_claim: LocalClaim::default(),
-            next_purge: None,
-            kept: None,
-            poll: POLL.0,
-        };
+        let holder = unique()?;
+        let claim_lock = Mutex::new(ClaimLock::new(&storage, destination, holder.clone()));
+        let holding = Holding { local_claim: LocalClaim::default(), next_purge: None, kept: None, poll: POLL.0 };
         let wake_up = Arc::<WakeUp>::default();
         storage.wakes(destination, &wake_up);
-        let shared = SqliteShared { storage, destination, name: name.into(), holding: Mutex::new(holding), wake_up };
+        let (name, holding) = (name.into(), Mutex::new(holding));
+        let shared = SqliteShared { storage, destination, name, holder, claim_lock, holding, wake_up };
         let SqliteHandle { keep, max_bytes, timeout } = handle;
         Ok(SqliteOutbox { shared: Arc::new(shared), keep, max_bytes, timeout })
     }
@@ -245,8 +246,9 @@ impl SqliteOutbox {
 
     /// A message as it is stored, if it can be sent.
     fn new_entry(&self, message: &[u8], options: &PushOptions<'_>) -> Result<NewEntry, OutboxError> {
-        if message.len() > LARGEST {
-            let error = MessageError::TooLarge { size: message.len(), limit: LARGEST };
+        let limit = self.max_bytes.map_or(LARGEST, |most| LARGEST.min(usize::try_from(most).unwrap_or(LARGEST)));
+        if message.len() > limit {
+            let error = MessageError::TooLarge { size: message.len(), limit };
             return Err(OutboxError::InvalidMessage(error));
         }
         Ok(NewEntry {
@@ -259,18 +261,22 @@ impl SqliteOutbox {
         })
     }
 
-    /// Pushes; while there is no room, the oldest delivered entries give way.
+    /// Pushes a message of this size; while there is no room, delivered entries give way, but no more
+    /// than it takes.
     fn making_room(
         &self,
+        size: usize,
         deadline: &Deadline,
         push: impl Fn() -> Result<i64, OutboxError>,
     ) -> Result<i64, OutboxError> {
+        let mut rounds = 2 + size / changes::PURGE_BYTES as usize;
         loop {
             match push() {
                 Err(full @ OutboxError::Full { .. }) => {
-                    if self.purge(Expired::Oldest, deadline).unwrap_or(0) == 0 {
+                    if rounds == 0 || self.purge(Expired::Oldest, deadline).unwrap_or(0) == 0 {
                         return Err(full);
                     }
+                    rounds -= 1;
                 }
                 pushed => return pushed,
             }
@@ -301,13 +307,13 @@ impl SqliteOutbox {
     /// Changes the claimed entry, or finds that it is not this handle's any more.
     fn change_claimed(&self, claim: &Claim, change: Change) -> Result<(), OutboxError> {
         let shared = &self.shared;
-        if shared.lock().local_claim.claimed() != Some(claim.entry.id) {
+        if !shared.lock().local_claim.is(claim) {
             return Err(OutboxError::ClaimLost);
         }
         if self.change_entry(&self.deadline(), claim.entry.id, &claim.identity, change)? == 0 {
             // It was discarded, as by a shell, or another holds the claim; this handle finds out by its next
             // one.
-            shared.lock().local_claim.end(None);
+            shared.lock().local_claim.end_if(claim, None);
             return Err(OutboxError::ClaimLost);
         }
         Ok(())
@@ -317,7 +323,7 @@ impl SqliteOutbox {
     fn change_entry(&self, deadline: &Deadline, id: u64, identity: &str, change: Change) -> Result<i64, OutboxError> {
         let shared = &self.shared;
         let (key, identity) = ((shared.destination, id as i64), identity.to_owned());
-        let holder = shared.lock().lock.holder().to_owned();
+        let holder = shared.holder.clone();
         shared.storage.change(Kind::Settlement, deadline, move |writer| change.make(writer, key, &identity, &holder))
     }
 
@@ -374,6 +380,13 @@ fn number_of(storage: &Storage, name: &str, deadline: &Deadline) -> Result<i64, 
 impl SqliteShared {
     fn lock(&self) -> MutexGuard<'_, Holding> {
         lock(&self.holding)
+    }
+
+    /// Whether the destination is there still.
+    fn check_destination(&self) -> Result<(), OutboxError> {
+        let find = "SELECT 1 FROM destination WHERE id = ?1";
+        let is_there = self.storage.read(|reader| reader.prepare_cached(find)?.exists([self.destination]))?;
+        if is_there { Ok(()) } else { Err(self.storage.failure(Failure::Removed)) }
     }
 
     /// The head, and what else a claim has to know. The message is left out if it is that of the
@@ -472,7 +485,7 @@ impl Outbox for SqliteOutbox {
         let (destination, storage) = (shared.destination, &shared.storage);
         let new = self.new_entry(message, options)?;
         let deadline = self.deadline();
-        let id = self.making_room(&deadline, || {
+        let id = self.making_room(message.len(), &deadline, || {
             let (new, highest) = (new.clone(), storage.highest());
             storage.push(message.len(), &deadline, move |writer| new.store(writer, destination, highest))
         })?;
@@ -482,30 +495,29 @@ impl Outbox for SqliteOutbox {
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let (shared, deadline) = (&*self.shared, self.deadline());
-        let resting = {
-            let mut holding = shared.lock();
-            if holding.local_claim.claimed().is_some() || !holding.lock.is_held(&deadline)? {
-                return Ok(None);
-            }
-            holding.local_claim.resting()
-        };
-        self.tidy(&deadline);
-        shared.storage.check_highest()?;
-        let Some(head) = shared.head(resting)? else { return Ok(None) };
-        let Head { entry, is_intact, identity, rests, is_paused, holder } = head;
-        let mut holding = shared.lock();
-        if holder.as_deref() != Some(holding.lock.holder()) {
-            holding.lock.lose();
+        // Of several threads one claims, and the others have nothing to do.
+        let Ok(mut claim_lock) = shared.claim_lock.try_lock() else { return Ok(None) };
+        if shared.lock().local_claim.claimed().is_some() || !claim_lock.is_held(&deadline)? {
             return Ok(None);
         }
-        if is_paused || rests || holding.local_claim.claimed().is_some() {
+        let resting = shared.lock().local_claim.resting();
+        self.tidy(&deadline);
+        shared.storage.check_content()?;
+        let Some(head) = shared.head(resting)? else { return shared.check_destination().map(|()| None) };
+        let Head { entry, is_intact, identity, rests, is_paused, holder } = head;
+        if holder.as_deref() != Some(&*shared.holder) {
+            claim_lock.lose();
+            return Ok(None);
+        }
+        let mut holding = shared.lock();
+        if is_paused || rests {
             return Ok(None);
         }
         match entry.state {
             EntryState::Waiting if is_intact => {
-                holding.local_claim.begin(entry.id);
+                let token = holding.local_claim.begin(entry.id);
                 holding.poll = POLL.0;
-                Ok(Some(Claim { identity, ..Claim::new(entry) }))
+                Ok(Some(Claim { identity, serial: token, token, ..Claim::new(entry) }))
             }
             EntryState::Waiting => {
                 // Here nobody can mend it, and those behind it are to go on.
@@ -541,15 +553,13 @@ impl Outbox for SqliteOutbox {
         let settled = claim.entry.settled(outcome, false);
         let rest = settled.rest;
         self.change_claimed(claim, Change::settlement(settled, self.keep.is_some()))?;
-        self.shared.lock().local_claim.end(rest);
+        self.shared.lock().local_claim.end_if(claim, rest);
         Ok(())
     }
 
     fn release(&self) {
-        let mut holding = self.shared.lock();
-        holding.local_claim.end(None);
-        holding.lock.release();
-        drop(holding);
+        self.shared.lock().local_claim.end(None);
+        lock(&self.shared.claim_lock).release();
         self.shared.storage.wake(&[self.shared.destination]);
     }
 
@@ -567,7 +577,10 @@ impl Outbox for SqliteOutbox {
             let pending = Pending::new(waiting as u64, oldest.map(unix_millis::time), dead as u64);
             Ok(Pending { held: held as u64, paused: paused.is_some_and(|paused| paused != 0), ..pending })
         })?;
-        shared.storage.check_highest()?;
+        shared.storage.check_content()?;
+        if pending.waiting == 0 {
+            shared.check_destination()?;
+        }
         Ok(pending)
     }
 
@@ -682,7 +695,7 @@ impl Outbox for SqliteOutbox {
     }
 
     fn go_on(&self) -> Result<(), OutboxError> {
-        self.shared.storage.look_at_highest()
+        self.shared.storage.accept()
     }
 }
 

@@ -32,13 +32,24 @@ impl Reserve {
     pub(super) fn beside(database: &Path) -> Reserve {
         let path = companion(database, "-reserve");
         let mut reserve = Reserve { database: database.to_owned(), path, size: 0, next_try: None };
-        let there = reserve.length();
-        let fits = |size: &u64| *size <= there || reserve.fill(2 * size).is_ok();
-        reserve.size = SIZES.into_iter().find(fits).unwrap_or(0);
-        if reserve.size > there {
-            reserve.cut(reserve.size);
-        }
+        // Where the disk has no room for one, it is tried again before something is pushed.
+        let _ = reserve.choose_size();
         reserve
+    }
+
+    /// Takes the largest size that there is room for.
+    fn choose_size(&mut self) -> io::Result<()> {
+        let there = self.length();
+        let mut result = Ok(());
+        for size in SIZES {
+            result = if size <= there { Ok(()) } else { self.fill(2 * size) };
+            self.cut(if result.is_ok() { size.max(there) } else { there });
+            if result.is_ok() {
+                self.size = size;
+                break;
+            }
+        }
+        result
     }
 
     /// Where it is.
@@ -59,22 +70,28 @@ impl Reserve {
     ///
     /// If there is none; where a moment ago there was none, without another try.
     pub(super) fn has_room_beside(&mut self, message: u64, mut shrink: impl FnMut() -> bool) -> io::Result<()> {
-        if self.size == 0 {
-            return Ok(());
-        }
-        let is_large = message > self.size / 2;
-        if self.is_whole() && !is_large {
+        let is_large = message > self.size.max(SIZES[SIZES.len() - 1]) / 2;
+        let was_whole = self.size > 0 && self.is_whole();
+        if was_whole && !is_large {
             return Ok(());
         }
         if self.next_try.is_some_and(|next| next.remaining().is_some()) {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        if self.size == 0 {
+            let chosen = self.choose_size();
+            if chosen.is_err() {
+                self.next_try = Some(Deadline::after(PAUSE));
+            }
+            return chosen;
+        }
         let room = if is_large { 2 * message } else { 0 };
         let mut filled = self.fill(self.size + room);
-        while filled.is_err() && self.cut(0) && shrink() {
+        while filled.is_err() && !was_whole && self.cut(0) && shrink() {
             filled = self.fill(self.size + room);
         }
-        self.cut(if filled.is_ok() { self.size } else { 0 });
+        // One that was whole stays so, also where there is no room for a large message.
+        self.cut(if filled.is_ok() || was_whole { self.size } else { 0 });
         if filled.is_err() && !is_large {
             self.next_try = Some(Deadline::after(PAUSE));
         }

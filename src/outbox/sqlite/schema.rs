@@ -97,6 +97,12 @@ const VERSIONS: [&str; 3] = [
         UNIQUE (destination, key)
     );
     CREATE INDEX pushed_key_by_age ON pushed_key (pushed_at);
+    ALTER TABLE waiting ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;  -- it was being sent when it was held
+    CREATE TABLE pusher (                   -- processes, by which they notice that an older copy took the file's place
+        name TEXT PRIMARY KEY,
+        pushes INTEGER NOT NULL,
+        pushed_at INTEGER NOT NULL
+    ) WITHOUT ROWID;
     ",
 ];
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -16,8 +16,9 @@ use super::group::{Group, Kind};
 use super::schema;
 use crate::deadline::Deadline;
 use crate::locks::lock;
-use crate::outbox::OutboxError;
+use crate::outbox::identity::unique;
 use crate::outbox::wake_up::WakeUp;
+use crate::outbox::{OutboxError, unix_millis};
 
 /// How long opening a file may take, and a handle's calls unless it says otherwise.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,13 +28,26 @@ const READ_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The files that this process has open, by process and path: a child that was forked must not use
 /// its parent's connections.
-static OPEN: Mutex<Option<HashMap<(u32, PathBuf), Weak<Storage>>>> = Mutex::new(None);
+static OPEN: Mutex<Option<HashMap<(u32, PathBuf), Slot>>> = Mutex::new(None);
+
+/// The place of one file, locked while it is being opened.
+type Slot = Arc<Mutex<Weak<Storage>>>;
+
+/// How long ago a push may have been made for the file to have to know of it. Rows of pushers that
+/// have not pushed for much longer are removed.
+const KNOWN: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Storage {
     /// Its path as it was given, for errors.
     shown: String,
+    /// The same, wherever the program goes.
+    given: PathBuf,
     canonical: PathBuf,
     id: FileId,
+    /// The name by which the file knows the pushes of this process.
+    pusher: String,
+    /// How many of them were answered, and when the last one was.
+    answered: Mutex<(i64, Option<Instant>)>,
     group: Group,
     reader: Mutex<Connection>,
     /// The highest number of an entry that was seen in this file.
@@ -46,17 +60,21 @@ impl Storage {
     /// The outbox in a file, which it makes if it is not there.
     pub(super) fn open(path: &Path) -> Result<Arc<Storage>, OutboxError> {
         let shown = path.display().to_string();
-        let mut open = lock(&OPEN);
-        let open = open.get_or_insert_default();
-        open.retain(|_, storage| storage.strong_count() > 0);
         // The lock has to be the same whatever the file is called, and wherever the program goes.
-        let canonical =
-            files::create(path).and_then(|()| path.canonicalize()).map_err(|error| unusable(&shown, error))?;
-        let key = (process::id(), canonical.clone());
+        let (given, canonical) = files::create(path)
+            .and_then(|()| Ok((std::path::absolute(path)?, path.canonicalize()?)))
+            .map_err(|error| unusable(&shown, error))?;
+        let slot = {
+            let mut open = lock(&OPEN);
+            let open = open.get_or_insert_default();
+            open.retain(|_, slot| Arc::strong_count(slot) > 1 || lock(slot).strong_count() > 0);
+            Arc::clone(open.entry((process::id(), canonical.clone())).or_default())
+        };
+        let mut slot = lock(&slot);
         // One that was replaced, or came back older, is opened anew; those who have it open are told still.
         let is_as_left =
-            |storage: &Arc<Storage>| !matches!(storage.check_highest(), Err(OutboxError::StorageReplaced { .. }));
-        if let Some(storage) = open.get(&key).and_then(Weak::upgrade).filter(is_as_left) {
+            |storage: &Arc<Storage>| !matches!(storage.check_content(), Err(OutboxError::StorageReplaced { .. }));
+        if let Some(storage) = slot.upgrade().filter(is_as_left) {
             return Ok(storage);
         }
         let connect = || connect(&canonical).map_err(|error| failure(&shown, error.into()));
@@ -69,12 +87,15 @@ impl Storage {
             group: Group::new(writer, &canonical).map_err(|error| failure(&shown, error))?,
             reader: Mutex::new(reader),
             highest: AtomicI64::new(0),
+            pusher: unique()?,
+            answered: Mutex::default(),
             waiting: Mutex::default(),
             shown,
+            given,
             canonical,
         });
-        storage.look_at_highest()?;
-        open.insert(key, Arc::downgrade(&storage));
+        storage.accept()?;
+        *slot = Arc::downgrade(&storage);
         Ok(storage)
     }
 
@@ -121,8 +142,24 @@ impl Storage {
         deadline: &Deadline,
         work: impl FnMut(&Connection) -> Result<i64, Failure> + Send + 'static,
     ) -> Result<i64, OutboxError> {
-        let id = self.change(Kind::Push(size as u64), deadline, work)?;
+        let (answered, at) = *lock(&self.answered);
+        let known = if at.is_some_and(|at| at.elapsed() < KNOWN) { answered } else { 0 };
+        let (pusher, pushes) = (self.pusher.clone(), Arc::new(AtomicI64::new(0)));
+        let (counted, mut work) = (Arc::clone(&pushes), work);
+        let id = self.change(Kind::Push(size as u64), deadline, move |writer| {
+            let count = "INSERT INTO pusher (name, pushes, pushed_at) VALUES (?1, 1, ?2)
+                         ON CONFLICT (name) DO UPDATE SET pushes = pushes + 1, pushed_at = ?2 RETURNING pushes";
+            let count: i64 =
+                writer.prepare_cached(count)?.query_row((&pusher, unix_millis::now()), |row| row.get(0))?;
+            if count <= known {
+                return Err(Failure::Older);
+            }
+            counted.store(count, Ordering::Relaxed);
+            work(writer)
+        })?;
         self.highest.fetch_max(id, Ordering::Relaxed);
+        let mut answered = lock(&self.answered);
+        *answered = (answered.0.max(pushes.load(Ordering::Relaxed)), Some(Instant::now()));
         Ok(id)
     }
 
@@ -136,15 +173,21 @@ impl Storage {
         self.highest.load(Ordering::Relaxed)
     }
 
-    /// Whether the file has all entries that were seen: one that came back from a copy has not.
+    /// Whether the file has all entries that were seen, and all that were pushed: one that came back
+    /// from a copy has not.
     ///
     /// # Errors
     ///
     /// [`OutboxError::StorageReplaced`] if it has not.
-    pub(super) fn check_highest(&self) -> Result<(), OutboxError> {
-        let before = self.highest();
-        let now = self.read(last_number)?;
-        if now < before {
+    pub(super) fn check_content(&self) -> Result<(), OutboxError> {
+        let (before, (answered, at)) = (self.highest(), *lock(&self.answered));
+        let (now, pushes) = self.read(|reader| {
+            let pushes = "SELECT coalesce(max(pushes), 0) FROM pusher WHERE name = ?1";
+            let pushes: i64 = reader.prepare_cached(pushes)?.query_row([&self.pusher], |row| row.get(0))?;
+            Ok((last_number(reader)?, pushes))
+        })?;
+        let is_known = at.is_some_and(|at| at.elapsed() < KNOWN);
+        if now < before || is_known && pushes < answered {
             return Err(self.failure(Failure::Older));
         }
         self.highest.fetch_max(now, Ordering::Relaxed);
@@ -152,8 +195,9 @@ impl Storage {
     }
 
     /// Takes the file as it is.
-    pub(super) fn look_at_highest(&self) -> Result<(), OutboxError> {
+    pub(super) fn accept(&self) -> Result<(), OutboxError> {
         self.highest.store(self.read(last_number)?, Ordering::Relaxed);
+        *lock(&self.answered) = (0, None);
         Ok(())
     }
 
@@ -164,7 +208,7 @@ impl Storage {
     }
 
     fn is_in_place(&self) -> bool {
-        files::id_at(&self.canonical).is_ok_and(|there| there == self.id)
+        files::id_at(&self.given).is_ok_and(|there| there == self.id)
     }
 
     /// Whether the file is still where it was opened.
