@@ -331,6 +331,36 @@ fn drained() {
         drop(outbox);
         assert!(run("umount", &["/mnt"]));
     }
+    // A reader of an older state, a large message that is refused, another start: none of it takes the reserve.
+    mounted("size=12m");
+    let outbox = SqliteOutbox::open("/mnt/outbox.db", "drained").unwrap();
+    let mut pushed = 0;
+    while outbox.push(&common::message_of(&format!("N{pushed}"), 20_000)).is_ok() {
+        pushed += 1;
+    }
+    let large = outbox.push(&common::message_of("large", 9_000_000));
+    assert!(matches!(large, Err(OutboxError::Full { .. })), "{large:?}");
+    let mut rest = fs::File::create("/mnt/rest").unwrap();
+    while rest.write_all(&[1; 512]).is_ok() {}
+    let reader = Connection::open("/mnt/outbox.db").unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM waiting").unwrap();
+    let settle = |outbox: &SqliteOutbox| {
+        let claim = outbox.claim().unwrap().unwrap();
+        outbox.settle(&claim, Settlement::Delivered).inspect_err(|_| outbox.release())
+    };
+    let mut settled = 0;
+    while settled < pushed && settle(&outbox).is_ok() {
+        settled += 1;
+    }
+    drop(reader);
+    drop(outbox);
+    let outbox = SqliteOutbox::open("/mnt/outbox.db", "drained").unwrap();
+    for number in settled..pushed {
+        settle(&outbox).unwrap_or_else(|error| panic!("{number} of {pushed}: {error:?}"));
+    }
+    assert_eq!(outbox.pending().unwrap().waiting, 0);
+    drop((outbox, rest));
+    assert!(run("umount", &["/mnt"]));
     // Every call ends, and afterwards all goes on.
     mounted("size=4m");
     let open = || SqliteOutbox::open("/mnt/outbox.db", "drained").unwrap().timeout(LIMIT);

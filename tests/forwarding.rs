@@ -260,6 +260,48 @@ fn an_operator_takes_a_message_out_of_the_way() {
 }
 
 #[test]
+fn each_who_stops_it_has_its_own_limit() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::scripted([Step::silence()]).unwrap();
+    let outbox = outbox();
+    outbox.push(message("1").as_bytes()).unwrap();
+    let forwarder = builder(outbox, &receiver).start().unwrap();
+    assert!(receiver.wait_for(1, LONG));
+    std::thread::scope(|scope| {
+        let patient = scope.spawn(|| forwarder.stop(LONG));
+        assert!(!limited(SHORT, || forwarder.stop(SHORT)));
+        assert!(prompt(|| patient.join().unwrap()), "the exchange was cut short, and then it ended");
+    });
+}
+
+#[test]
+fn what_is_discarded_while_it_is_refused_pauses_nothing() {
+    let _tidy = Tidy::up();
+    let outbox = outbox();
+    let discards = outbox.clone();
+    let receiver = Receiver::answering(move |message| {
+        if String::from_utf8_lossy(message).contains("|1|P|") {
+            assert!(discards.discard(1).unwrap());
+            Step::refuse(AckCode::ApplicationReject, "no")
+        } else {
+            Step::accept()
+        }
+    })
+    .unwrap();
+    for id in ["1", "2"] {
+        outbox.push(message(id).as_bytes()).unwrap();
+    }
+    let (builder, events) = observed(builder(outbox.clone(), &receiver).rejections(0).pause_on_dead(true));
+    let forwarder = builder.start().unwrap();
+    assert!(forwarder.drain(LONG).unwrap());
+    let status = forwarder.status().unwrap();
+    assert_eq!((status.dead, status.paused, status.counters.claims_lost), (0, false, 1));
+    assert!(forwarder.stop(LONG));
+    let told = events.lock().unwrap();
+    assert!(told[0].starts_with("ClaimLost") && told[1..] == ["paused", "resumed", "delivered 2 AA"], "{told:?}");
+}
+
+#[test]
 fn an_observer_may_stop_it() {
     let _tidy = Tidy::up();
     let receiver = Receiver::accepting().unwrap();

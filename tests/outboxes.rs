@@ -272,7 +272,13 @@ impl Outbox for Leased {
             outcome => outcome,
         };
         let entries = match self.still_holds(claim) {
-            Err(OutboxError::ClaimLost) if self.fault == LeaseFault::LetsTheLateSettle => self.entries(),
+            Err(OutboxError::ClaimLost) if self.fault == LeaseFault::LetsTheLateSettle => {
+                // As if the claim of another were its own.
+                let entries = self.entries();
+                entries.release();
+                let Some(claim) = entries.claim()? else { return Err(OutboxError::ClaimLost) };
+                return entries.settle(&claim, outcome);
+            }
             entries => entries?,
         };
         if self.fault == LeaseFault::ForgetsHolds {
@@ -392,6 +398,39 @@ fn each_rule_that_a_lease_can_break_is_found_out() {
             assert!(findings.iter().any(|found| found == finding), "{fault:?}: {findings:?}");
         }
     });
+}
+
+/// Of many threads that claim over clones of one handle, each entry has one at a time, and no entry
+/// comes again once it is delivered.
+fn one_of_many_threads_has_a_claim<O: Outbox + Clone>(name: &str, outbox: &O) {
+    const ENTRIES: usize = 300;
+    for number in 0..ENTRIES {
+        outbox.push(message(&number.to_string()).as_bytes()).unwrap();
+    }
+    let held = Mutex::new(());
+    let next = Mutex::new(0);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let outbox = outbox.clone();
+                while *next.lock().unwrap() < ENTRIES {
+                    let Some(claim) = outbox.claim().unwrap() else { continue };
+                    let alone = held.try_lock().unwrap_or_else(|_| panic!("{name}: two claims at a time"));
+                    let mut next = next.lock().unwrap();
+                    assert_eq!(claim.entry.control_id, next.to_string(), "{name}");
+                    *next += 1;
+                    drop(next);
+                    drop(alone);
+                    outbox.settle(&claim, Settlement::Delivered).unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn one_of_many_threads_claims_in_memory() {
+    one_of_many_threads_has_a_claim("memory", &MemoryOutbox::new(1_000, 10_000_000));
 }
 
 #[test]
@@ -701,6 +740,58 @@ mod redis {
     }
 
     #[test]
+    fn one_of_many_threads_claims() {
+        let Some(redis) = Redis::start() else { return };
+        one_of_many_threads_has_a_claim("redis", &RedisOutbox::open(&redis.url(), "ehr").unwrap());
+    }
+
+    #[test]
+    fn what_was_claimed_ahead_is_held_discarded_and_paused() {
+        let Some(redis) = Redis::start() else { return };
+        for order in ["hold", "discard", "pause"] {
+            let outbox = RedisOutbox::open(&redis.url(), order).unwrap();
+            let ids = ["1", "2", "3"].map(|id| outbox.push(message(id).as_bytes()).unwrap());
+            outbox.settle(&outbox.claim().unwrap().unwrap(), Settlement::Delivered).unwrap();
+            match order {
+                "hold" => assert!(outbox.hold(ids[1]).unwrap()),
+                "discard" => assert!(outbox.discard(ids[1]).unwrap()),
+                _ => outbox.set_paused(true).unwrap(),
+            }
+            let claimed = outbox.claim().unwrap().map(|claim| claim.entry.id);
+            assert_eq!(claimed, (order == "discard").then_some(ids[2]), "{order}");
+        }
+        let outbox = RedisOutbox::open(&redis.url(), "lists").unwrap();
+        outbox.push(message("1").as_bytes()).unwrap();
+        assert_eq!(outbox.list(None, 0, usize::MAX).unwrap().len(), 1);
+        assert!(outbox.stopped(0, usize::MAX).unwrap().is_empty());
+        let claim = outbox.claim().unwrap().unwrap();
+        outbox.begin(&claim).unwrap();
+        assert_eq!(outbox.list(Some(EntryState::Sending), 0, 10).unwrap()[0].id, claim.entry.id);
+    }
+
+    #[test]
+    fn an_idle_forwarder_whose_connections_were_closed_stops_at_once() {
+        let Some(redis) = Redis::start() else { return };
+        let receiver = mllp_client::testing::Receiver::accepting().unwrap();
+        let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap();
+        let client = common::client(&receiver.endpoint(), Duration::from_secs(10));
+        let forwarder = mllp_client::outbox::Forwarder::builder(outbox.clone(), client).start().unwrap();
+        assert!(forwarder.drain(LONG).unwrap());
+        outbox.push(message("1").as_bytes()).unwrap();
+        assert!(forwarder.drain(LONG).unwrap());
+        // But for the one that waits.
+        redis.command("CLIENT NO-EVICT ON");
+        common::eventually("it waits", || redis.command("CLIENT LIST").contains("cmd=blpop"));
+        let list = redis.command("CLIENT LIST");
+        for line in list.lines().filter(|line| line.contains("cmd=evalsha")) {
+            let id = line.split("id=").nth(1).unwrap().split(' ').next().unwrap();
+            redis.command(&format!("CLIENT KILL ID {id}"));
+        }
+        let begun = Instant::now();
+        assert!(forwarder.stop(LONG) && begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
+
+    #[test]
     fn a_cluster_is_refused() {
         let Some(redis) = Redis::start_as(&["--cluster-enabled", "yes"]) else { return };
         let refused = RedisOutbox::open(&redis.url(), "ehr").unwrap_err();
@@ -916,7 +1007,8 @@ mod sqlite {
         // What the later versions have added.
         file.execute_batch(
             "DROP VIEW show_waiting; DROP VIEW show_dead; DROP VIEW show_delivered; PRAGMA user_version = 1;
-             DROP INDEX held; DROP TABLE claim; DROP TABLE pushed_key;
+             DROP INDEX held; DROP TABLE claim; DROP TABLE pushed_key; DROP TABLE pusher;
+             ALTER TABLE waiting DROP COLUMN begun;
              ALTER TABLE destination DROP COLUMN paused; ALTER TABLE destination DROP COLUMN keep;
              ALTER TABLE waiting DROP COLUMN unknowns; ALTER TABLE waiting DROP COLUMN identity;
              ALTER TABLE dead DROP COLUMN unknowns; ALTER TABLE dead DROP COLUMN identity",
@@ -1020,6 +1112,89 @@ mod sqlite {
     }
 
     #[test]
+    fn one_of_many_threads_claims() {
+        let directory = tempfile::tempdir().unwrap();
+        let outbox = SqliteOutbox::open(directory.path().join("outbox.db"), "ehr").unwrap();
+        one_of_many_threads_has_a_claim("sqlite", &outbox);
+    }
+
+    #[test]
+    fn an_older_copy_a_lost_log_and_a_link_that_leads_elsewhere_are_noticed() {
+        for state in ["older, pushed to since", "log", "link"] {
+            let directory = tempfile::tempdir().unwrap();
+            let [path, link, other] = ["outbox.db", "link.db", "other.db"].map(|name| directory.path().join(name));
+            fs::write(&path, "").unwrap();
+            std::os::unix::fs::symlink(&path, &link).unwrap();
+            let outbox = SqliteOutbox::open(&link, "ehr").unwrap();
+            for id in ["1", "2"] {
+                outbox.push(message(id).as_bytes()).unwrap();
+            }
+            match state {
+                "log" => fs::remove_file(format!("{}-wal", path.display())).unwrap(),
+                "link" => {
+                    fs::remove_file(&link).unwrap();
+                    std::os::unix::fs::symlink(&other, &link).unwrap();
+                    drop(SqliteOutbox::open(&other, "ehr").unwrap());
+                }
+                _ => {
+                    // An older copy, in which others have given out more numbers.
+                    let shell = Connection::open(&path).unwrap();
+                    shell.execute_batch("UPDATE pusher SET pushes = 1; UPDATE sqlite_sequence SET seq = 99").unwrap();
+                }
+            }
+            for _ in 0..2 {
+                let pushed = outbox.push(message("3").as_bytes());
+                let is_told = matches!(pushed, Err(OutboxError::StorageReplaced { .. } | OutboxError::Storage { .. }));
+                assert!(is_told, "{state}: {pushed:?}");
+            }
+            if state != "log" {
+                assert!(matches!(outbox.claim(), Err(OutboxError::StorageReplaced { .. })), "{state}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_call_keeps_its_own_limit_whoever_else_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox.db");
+        let open = |limit| SqliteOutbox::open(&path, "ehr").unwrap().timeout(limit);
+        let (patient, hasty) = (open(Duration::from_secs(2)), open(SHORT));
+        patient.push(message("1").as_bytes()).unwrap();
+        let shell = Connection::open(&path).unwrap();
+        shell.execute_batch("BEGIN IMMEDIATE").unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| assert!(patient.push(message("2").as_bytes()).is_err()));
+            scope.spawn(|| assert!(patient.claim().is_err()));
+            for _ in 0..4 {
+                limited(SHORT, || assert!(hasty.push(message("3").as_bytes()).is_err()));
+                let begun = Instant::now();
+                patient.wait(Duration::from_millis(10));
+                assert!(begun.elapsed() < Duration::from_secs(1), "waiting is not for the lock");
+                let elsewhere = directory.path().join("elsewhere.db");
+                drop(SqliteOutbox::open(elsewhere, "ehr").unwrap());
+                assert!(begun.elapsed() < Duration::from_secs(1), "nor is opening another file");
+            }
+        });
+        shell.execute_batch("ROLLBACK").unwrap();
+        // What took long once is not waited for again.
+        let begun = Instant::now();
+        hasty.push(message("3").as_bytes()).unwrap();
+        assert!(begun.elapsed() < SHORT, "{:?}", begun.elapsed());
+        assert_eq!(hasty.pending().unwrap().waiting, 2);
+    }
+
+    #[test]
+    fn what_can_never_fit_wipes_no_history() {
+        let directory = tempfile::tempdir().unwrap();
+        let outbox = SqliteOutbox::open(directory.path().join("outbox.db"), "ehr").unwrap().max_bytes(1_000_000);
+        let id = outbox.push(message("1").as_bytes()).unwrap();
+        outbox.settle(&outbox.claim().unwrap().unwrap(), Settlement::Delivered).unwrap();
+        let refused = outbox.push(&common::message_of("2", 1_000_001));
+        assert!(matches!(refused, Err(OutboxError::InvalidMessage(MessageError::TooLarge { .. }))), "{refused:?}");
+        assert!(outbox.resend(id).unwrap().is_some(), "what was delivered is kept");
+    }
+
+    #[test]
     fn a_claim_outlasts_its_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("outbox.db");
@@ -1082,6 +1257,13 @@ mod sqlite {
         }
         assert!(other.remove_destination().unwrap());
         assert_eq!(one.destinations().unwrap(), ["one", "third"]);
+        // Nothing goes to who comes after it.
+        assert!(matches!(other.push(message("2").as_bytes()), Err(OutboxError::Config(_))));
+        assert!(matches!(other.pending(), Err(OutboxError::Config(_))));
+        let fourth = SqliteOutbox::open(&path, "fourth").unwrap();
+        let again = SqliteOutbox::open(&path, "other").unwrap();
+        again.push(message("3").as_bytes()).unwrap();
+        assert_eq!((fourth.pending().unwrap().waiting, again.pending().unwrap().waiting), (0, 1));
     }
 
     #[test]
