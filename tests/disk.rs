@@ -331,7 +331,8 @@ fn drained() {
         drop(outbox);
         assert!(run("umount", &["/mnt"]));
     }
-    // A reader of an older state, a large message that is refused, another start: none of it takes the reserve.
+    // A reader of an older state, a large message that is refused, another start: none of it takes the
+    // reserve.
     mounted("size=12m");
     let outbox = SqliteOutbox::open("/mnt/outbox.db", "drained").unwrap();
     let mut pushed = 0;

@@ -291,7 +291,7 @@ fn what_is_discarded_while_it_is_refused_pauses_nothing() {
     for id in ["1", "2"] {
         outbox.push(message(id).as_bytes()).unwrap();
     }
-    let (builder, events) = observed(builder(outbox.clone(), &receiver).rejections(0).pause_on_dead(true));
+    let (builder, events) = observed(builder(outbox, &receiver).rejections(0).pause_on_dead(true));
     let forwarder = builder.start().unwrap();
     assert!(forwarder.drain(LONG).unwrap());
     let status = forwarder.status().unwrap();

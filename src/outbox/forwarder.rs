@@ -102,7 +102,8 @@ struct ForwarderState {
     stopping: bool,
     /// Paused here alone: the outbox does not keep it, or cannot now.
     paused: bool,
-    /// Pauses (`true`) and their ends that were asked for, to be reported by the forwarder's thread.
+    /// Pauses (`true`) and their ends that were asked for, to be reported by the forwarder's
+    /// thread.
     asked_to_pause: Vec<bool>,
     ended: bool,
     in_flight: Option<String>,

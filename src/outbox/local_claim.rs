@@ -42,6 +42,7 @@ impl LocalClaim {
     }
 
     /// The same, if this is the claim that there is.
+    #[cfg(any(feature = "redis", feature = "sqlite"))]
     pub(super) fn end_if(&mut self, claim: &Claim, rest: Option<Duration>) {
         if self.is(claim) {
             self.end(rest);

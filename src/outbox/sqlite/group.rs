@@ -84,8 +84,8 @@ struct Lead {
     reserve: Reserve,
     /// How many transactions there were since the log was looked at.
     since_look: u32,
-    /// Whether the disk has failed to confirm that it has the log: what is written after that stands
-    /// on what may not be there, until the database has taken all of it over.
+    /// Whether the disk has failed to confirm that it has the log: what is written after that
+    /// stands on what may not be there, until the database has taken all of it over.
     is_suspect: bool,
 }
 

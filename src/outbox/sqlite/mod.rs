@@ -261,8 +261,8 @@ impl SqliteOutbox {
         })
     }
 
-    /// Pushes a message of this size; while there is no room, delivered entries give way, but no more
-    /// than it takes.
+    /// Pushes a message of this size; while there is no room, delivered entries give way, but no
+    /// more than it takes.
     fn making_room(
         &self,
         size: usize,

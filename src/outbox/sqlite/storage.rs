@@ -173,8 +173,8 @@ impl Storage {
         self.highest.load(Ordering::Relaxed)
     }
 
-    /// Whether the file has all entries that were seen, and all that were pushed: one that came back
-    /// from a copy has not.
+    /// Whether the file has all entries that were seen, and all that were pushed: one that came
+    /// back from a copy has not.
     ///
     /// # Errors
     ///
