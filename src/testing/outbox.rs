@@ -136,10 +136,16 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
 
     fn entry(&self) -> Finding {
         let outbox = self.open("entry");
+        // Two bytes are MLLP's own. It is longer than what some storages take without being told, if this one takes as
+        // much at all.
+        let bytes = (0..=u8::MAX).filter(|byte| !matches!(byte, 0x0B | 0x1C)).cycle();
         let mut message = message(1);
-        // Two bytes are MLLP's own. It is longer than what some storages take without being told.
-        message.extend((0..=u8::MAX).filter(|byte| !matches!(byte, 0x0B | 0x1C)).cycle().take(3_000_000));
-        said(outbox.push(&message))?;
+        let short = message.len() + 100_000;
+        message.extend(bytes.take(3_000_000));
+        if let Err(OutboxError::InvalidMessage(_) | OutboxError::Full { .. }) = outbox.push(&message) {
+            message.truncate(short);
+            said(outbox.push(&message))?;
+        }
         let claim = claim(&outbox)?;
         expect(claim.entry.message == message, "a message of any bytes and length comes back as it was")?;
         expect(claim.entry.control_id == "M1", "an entry has its message's control ID")?;
