@@ -122,8 +122,8 @@ fn beside_pushers(directory: &Path) {
         let begun = Instant::now();
         thread::sleep(if pushers == 0 { PUSHING } else { Duration::ZERO });
         let counts: Vec<[f64; 3]> = children.into_iter().map(counts).collect();
-        let forwarded = forwarder.status().expect("there is a thread to have").delivered as f64;
-        let rate = forwarded / begun.elapsed().as_secs_f64();
+        let status = forwarder.status().expect("there is a thread to have");
+        let rate = status.delivered as f64 / begun.elapsed().as_secs_f64();
         assert!(forwarder.stop(LONG), "nothing is under way for long");
         let name = format!("forwarding, {pushers} push, {waiting} waiting before");
         if pushers == 0 {
@@ -137,9 +137,11 @@ fn beside_pushers(directory: &Path) {
             .iter()
             .fold((0.0, 0.0_f64), |(failed, slowest), [_, more, slow]| (failed + more, slowest.max(*slow)));
         println!(
-            "{name:<44}{:>12.1} us{:>8.2} of alone (0.50 at least); least share {:.2}, {failed} failed, slowest {slowest:.2} s",
+            "{name:<44}{:>12.1} us{:>8.2} of alone (0.50 at least), {} left; least share {:.2}, {failed} failed, slowest \
+             {slowest:.2} s",
             1e6 / rate,
             rate / alone,
+            status.waiting,
             least * counts.len() as f64 / sum,
         );
     }

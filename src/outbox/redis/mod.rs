@@ -81,6 +81,10 @@ const LARGEST: usize = 512 * 1024 * 1024;
 /// outbox is opened again. A push that has waited for replicas
 /// ([`wait_for_replicas`](RedisOutbox::wait_for_replicas)) is not lost with the primary.
 ///
+/// After a delivery the next message is claimed in the same step, and sent at once or claimed anew:
+/// what an operator asks for in between (2 milliseconds at most) comes as if it was being sent
+/// already.
+///
 /// The server is a single primary, with replicas as one likes; not a cluster. Delivered entries
 /// are removed. Clones share up to 16 connections, so that threads that push do not wait for each
 /// other, and the claim. While nothing waits, a forwarder asks for less than two commands a second.

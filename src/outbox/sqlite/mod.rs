@@ -31,7 +31,7 @@ use group::Kind;
 use storage::{Storage, TIMEOUT};
 
 /// How soon an entry that another process has pushed is noticed, at first and after long silence.
-const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
 
 /// The time between two searches for delivered entries that are old enough to be removed.
 const PURGE: Duration = Duration::from_secs(60);
