@@ -645,7 +645,8 @@ mod redis {
     #[test]
     fn a_push_waits_for_replicas_if_it_is_to() {
         let Some(redis) = Redis::start() else { return };
-        let outbox = RedisOutbox::open(&redis.url(), "ehr").unwrap().timeout(SHORT).wait_for_replicas(1);
+        let outbox =
+            RedisOutbox::open(&redis.url(), "ehr").unwrap().timeout(Duration::from_secs(2)).wait_for_replicas(1);
         let alone = outbox.push(message("1").as_bytes()).unwrap_err();
         assert!(alone.to_string().contains("0 of 1 replicas"), "{alone}");
         assert_eq!(outbox.pending().unwrap().waiting, 1, "it is stored");

@@ -334,8 +334,9 @@ impl RedisOutbox {
             return Ok(());
         }
         let left = deadline.remaining().unwrap_or_default();
-        // The answer is to come within the limit, too.
-        let wait = u64::try_from(left.mul_f32(0.9).as_millis()).unwrap_or(u64::MAX).max(1);
+        // The answer is to come within the limit, too, and the server counts in tenths of a second.
+        let wait = left.saturating_sub((left / 2).min(Duration::from_millis(250)));
+        let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
         let line = line.line();
         let Some(connection) = &mut line.connection else { return Ok(()) };
         server.limit(connection, deadline)?;
