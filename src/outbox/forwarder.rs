@@ -77,7 +77,7 @@ pub struct Forwarder {
 /// Settings of a [`Forwarder`], from [`Forwarder::builder`].
 #[must_use = "settings do nothing until `start`"]
 pub struct ForwarderBuilder {
-    outbox: Box<dyn Outbox>,
+    outbox: Arc<dyn Outbox>,
     client: Client,
     policy: Policy,
     pause_on_dead: bool,
@@ -87,14 +87,14 @@ pub struct ForwarderBuilder {
 type Observer = Box<dyn Fn(&ForwardEvent<'_>) + Send + Sync>;
 
 struct ForwarderShared {
-    outbox: Box<dyn Outbox>,
+    outbox: Arc<dyn Outbox>,
     client: Client,
     policy: Policy,
     pause_on_dead: bool,
     observer: Option<Observer>,
     state: Mutex<ForwarderState>,
     changed: Condvar,
-    figures: Figures,
+    figures: Arc<Figures>,
 }
 
 #[derive(Default)]
@@ -127,23 +127,11 @@ impl ForwarderState {
     }
 }
 
-impl AsRef<Figures> for ForwarderShared {
-    fn as_ref(&self) -> &Figures {
-        &self.figures
-    }
-}
-
-impl AsRef<dyn Outbox> for ForwarderShared {
-    fn as_ref(&self) -> &(dyn Outbox + 'static) {
-        &*self.outbox
-    }
-}
-
 impl Forwarder {
     /// Settings, to begin with what is drained and through what.
     pub fn builder(outbox: impl Outbox + 'static, client: Client) -> ForwarderBuilder {
         ForwarderBuilder {
-            outbox: Box::new(outbox),
+            outbox: Arc::new(outbox),
             client,
             policy: Policy::default(),
             pause_on_dead: false,
@@ -215,7 +203,7 @@ impl Forwarder {
     }
 
     fn nothing_waits(&self, limit: Duration) -> Result<bool, OutboxError> {
-        match Figures::ask(&self.shared, limit)? {
+        match self.shared.figures.ask(&self.shared.outbox, limit)? {
             Answer::Counted(pending) => Ok(pending.waiting == 0),
             Answer::Late => Ok(false),
             Answer::Failed(error) => Err(error),
@@ -230,7 +218,7 @@ impl Forwarder {
     ///
     /// [`OutboxError::Storage`] if the system has no thread to give for asking it.
     pub fn status(&self) -> Result<Status, OutboxError> {
-        Figures::ask(&self.shared, GRACE)?;
+        self.shared.figures.ask(&self.shared.outbox, GRACE)?;
         let state = self.shared.lock();
         let mut status = Status {
             waiting: 0,

@@ -124,21 +124,18 @@ impl Figures {
     /// # Errors
     ///
     /// If the system has no thread to give.
-    pub(super) fn ask<S>(shared: &Arc<S>, limit: Duration) -> Result<Answer, OutboxError>
-    where
-        S: AsRef<Figures> + AsRef<dyn Outbox> + Send + Sync + 'static,
-    {
-        let figures: &Figures = (**shared).as_ref();
+    pub(super) fn ask(self: &Arc<Self>, outbox: &Arc<dyn Outbox>, limit: Duration) -> Result<Answer, OutboxError> {
         let deadline = Deadline::after(limit);
-        let mut state = lock(&figures.state);
+        let mut state = lock(&self.state);
         // An answer to who asked before may be older than this question.
         let mut wanted = state.answers + 1 + u64::from(state.asking);
         loop {
             if !state.asking && state.answers < wanted {
                 state.asking = true;
                 wanted = state.answers + 1;
-                let asker = Arc::clone(shared);
-                let asking = thread::Builder::new().name("mllp-outbox-status".into()).spawn(move || count(&*asker));
+                let (figures, outbox) = (Arc::clone(self), Arc::clone(outbox));
+                let count = move || figures.count(&*outbox);
+                let asking = thread::Builder::new().name("mllp-outbox-status".into()).spawn(count);
                 if let Err(error) = asking {
                     state.asking = false;
                     let what = "the thread that asks the outbox cannot be started".to_owned();
@@ -153,7 +150,31 @@ impl Figures {
                 });
             }
             let Some(left) = deadline.remaining() else { return Ok(Answer::Late) };
-            state = figures.answered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.answered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn count(&self, outbox: &dyn Outbox) {
+        let _asked = Asked(self);
+        let counted = outbox.pending().and_then(|pending| {
+            let head = match outbox.list(None, 0, 1) {
+                Ok(mut first) => first.pop().filter(|_| pending.waiting > 0),
+                Err(OutboxError::Unsupported(_)) => None,
+                Err(error) => return Err(error),
+            };
+            Ok((pending, head))
+        });
+        match counted {
+            Ok((pending, head)) => {
+                self.works();
+                let mut state = lock(&self.state);
+                if state.oldest.map(|(pushed, ..)| pushed) != pending.oldest {
+                    let age = |pushed| SystemTime::now().duration_since(pushed).unwrap_or_default();
+                    state.oldest = pending.oldest.map(|pushed| (pushed, age(pushed), Instant::now()));
+                }
+                state.counted = Some((Instant::now(), pending, head));
+            }
+            Err(error) => self.fails(&error),
         }
     }
 
@@ -186,31 +207,5 @@ impl Drop for Asked<'_> {
         state.answers += 1;
         drop(state);
         self.0.answered.notify_all();
-    }
-}
-
-fn count<S: AsRef<Figures> + AsRef<dyn Outbox>>(shared: &S) {
-    let figures: &Figures = shared.as_ref();
-    let outbox: &dyn Outbox = shared.as_ref();
-    let _asked = Asked(figures);
-    let counted = outbox.pending().and_then(|pending| {
-        let head = match outbox.list(None, 0, 1) {
-            Ok(mut first) => first.pop().filter(|_| pending.waiting > 0),
-            Err(OutboxError::Unsupported(_)) => None,
-            Err(error) => return Err(error),
-        };
-        Ok((pending, head))
-    });
-    match counted {
-        Ok((pending, head)) => {
-            figures.works();
-            let mut state = lock(&figures.state);
-            if state.oldest.map(|(pushed, ..)| pushed) != pending.oldest {
-                let age = |pushed| SystemTime::now().duration_since(pushed).unwrap_or_default();
-                state.oldest = pending.oldest.map(|pushed| (pushed, age(pushed), Instant::now()));
-            }
-            state.counted = Some((Instant::now(), pending, head));
-        }
-        Err(error) => figures.fails(&error),
     }
 }
