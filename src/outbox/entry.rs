@@ -108,6 +108,13 @@ impl Entry {
         Ok(String::from_utf8_lossy(Header::read(message)?.control_id).into_owned())
     }
 
+    /// The same of a message that a storage takes up to this size; one that is larger is not read.
+    #[cfg(any(feature = "redis", feature = "sqlite"))]
+    pub(super) fn control_id_within(limit: usize, message: &[u8]) -> Result<String, MessageError> {
+        let size = message.len();
+        if size > limit { Err(MessageError::TooLarge { size, limit }) } else { Entry::control_id_of(message) }
+    }
+
     /// All but the message, for [`Outbox::list`](super::Outbox::list) and
     /// [`OutboxError::Stopped`](super::OutboxError::Stopped).
     pub fn summary(&self) -> Summary {

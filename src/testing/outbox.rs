@@ -136,8 +136,8 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
 
     fn entry(&self) -> Finding {
         let outbox = self.open("entry");
-        // Two bytes are MLLP's own. It is longer than what some storages take without being told, if this one takes as
-        // much at all.
+        // Two bytes are MLLP's own. It is longer than what some storages take without being told, if this
+        // one takes as much at all.
         let bytes = (0..=u8::MAX).filter(|byte| !matches!(byte, 0x0B | 0x1C)).cycle();
         let mut message = message(1);
         let short = message.len() + 100_000;

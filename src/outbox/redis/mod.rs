@@ -18,7 +18,6 @@ use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis};
 use crate::deadline::Deadline;
-use crate::hl7::MessageError;
 use crate::locks::lock;
 use lineage::{Lineage, Shown};
 use scripts::Scripts;
@@ -259,7 +258,8 @@ impl RedisOutbox {
         options: &PushOptions<'_>,
     ) -> Result<Vec<u64>, OutboxError> {
         let shared = &*self.shared;
-        let (control_id, now) = (checked(message)?, unix_millis::now());
+        let (control_id, now) = (Entry::control_id_within(LARGEST, message), unix_millis::now());
+        let control_id = control_id.map_err(OutboxError::InvalidMessage)?;
         let new = destinations.iter().map(|name| Ok((*name, unique()?, unique()?)));
         let new = new.collect::<Result<Vec<_>, OutboxError>>()?;
         let deadline = self.deadline();
@@ -383,48 +383,31 @@ impl RedisOutbox {
         })
     }
 
-    /// Changes the entry of a claim, unless another has taken over since, and claims the next one
-    /// if that is asked for.
-    fn change(
-        &self,
-        claim: &Claim,
-        state: &str,
-        settled: &AfterSettlement<'_>,
-        and_claim: bool,
-    ) -> Result<Option<ClaimReply>, OutboxError> {
+    /// Changes the entry of a claim, unless another has taken over since. After what is delivered
+    /// the next is claimed.
+    fn change(&self, claim: &Claim, settled: &AfterSettlement<'_>) -> Result<Option<ClaimReply>, OutboxError> {
         let shared = &*self.shared;
-        let lease = if and_claim { self.lease_in_millis().to_string() } else { String::new() };
-        let (changed, next): (i64, Option<ClaimReply>) = {
-            let reply: Vec<redis::Value> =
-                shared.run(&self.deadline(), &shared.scripts.settle, Check::Nothing, |call| {
-                    call.arg(claim.token).arg(claim.entry.id).arg(state).arg(settled.attempts).arg(settled.refusals);
-                    call.arg(settled.unknowns).arg(settled.last_failure.unwrap_or_default());
-                    call.arg(u8::from(settled.rest.is_some()))
-                        .arg(&shared.holder)
-                        .arg(&claim.identity)
-                        .arg(lease.as_str());
-                })?;
-            let mut reply = reply.into_iter();
-            let damaged = || shared.server.failure(unexpected(), &self.deadline());
-            let changed = reply.next().map(i64::from_redis_value).and_then(Result::ok).ok_or_else(damaged)?;
-            (changed, reply.next().map(ClaimReply::from_redis_value).transpose().ok().flatten())
+        let (state, lease) = match settled.state {
+            None => ("delivered", self.lease_in_millis().to_string()),
+            Some(state) => (state.as_str(), String::new()),
         };
-        if changed == 0 { Err(OutboxError::ClaimLost) } else { Ok(next) }
+        let (changed, next): (i64, redis::Value) =
+            shared.run(&self.deadline(), &shared.scripts.settle, Check::Nothing, |call| {
+                call.arg(claim.token).arg(claim.entry.id).arg(state).arg(settled.attempts).arg(settled.refusals);
+                call.arg(settled.unknowns).arg(settled.last_failure.unwrap_or_default());
+                call.arg(u8::from(settled.rest.is_some())).arg(&shared.holder).arg(&claim.identity).arg(&lease);
+            })?;
+        // A next one that cannot be read is for its own claim to report.
+        if changed == 0 { Err(OutboxError::ClaimLost) } else { Ok(ClaimReply::from_redis_value(next).ok()) }
     }
 
     /// Changes the entry of a claim as [`change`](RedisOutbox::change) does, if this handle still
     /// holds the claim.
-    fn change_claimed(
-        &self,
-        claim: &Claim,
-        state: &str,
-        settled: &AfterSettlement<'_>,
-        and_claim: bool,
-    ) -> Result<Option<ClaimReply>, OutboxError> {
+    fn change_claimed(&self, claim: &Claim, settled: &AfterSettlement<'_>) -> Result<Option<ClaimReply>, OutboxError> {
         if !self.shared.holding().local_claim.is(claim) {
             return Err(OutboxError::ClaimLost);
         }
-        let changed = self.change(claim, state, settled, and_claim);
+        let changed = self.change(claim, settled);
         if let Err(OutboxError::ClaimLost) = changed {
             // Another has it, it was discarded, or it was settled by a call whose answer was lost.
             self.shared.holding().local_claim.end_if(claim, None);
@@ -453,15 +436,6 @@ fn unexpected() -> RedisError {
 
 fn base(prefix: &str, destination: &str) -> String {
     format!("{prefix}:{{{destination}}}")
-}
-
-/// The control ID of a message, if it can be stored and sent.
-fn checked(message: &[u8]) -> Result<String, OutboxError> {
-    if message.len() > LARGEST {
-        let error = MessageError::TooLarge { size: message.len(), limit: LARGEST };
-        return Err(OutboxError::InvalidMessage(error));
-    }
-    Entry::control_id_of(message).map_err(OutboxError::InvalidMessage)
 }
 
 impl RedisShared {
@@ -696,15 +670,13 @@ impl Outbox for RedisOutbox {
         let Entry { attempts, refusals, unknowns, ref last_failure, .. } = claim.entry;
         let (state, last_failure) = (Some(EntryState::Sending), last_failure.as_deref());
         let begun = AfterSettlement { state, attempts, refusals, unknowns, last_failure, rest: None };
-        self.change_claimed(claim, EntryState::Sending.as_str(), &begun, false).map(drop)
+        self.change_claimed(claim, &begun).map(drop)
     }
 
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
         let settled = claim.entry.settled(outcome, false);
-        let word = settled.state.map_or("delivered", EntryState::as_str);
         let begun = Instant::now();
-        // After what is delivered, the next is sent at once.
-        let next = self.change_claimed(claim, word, &settled, settled.state.is_none())?;
+        let next = self.change_claimed(claim, &settled)?;
         let mut holding = self.shared.holding();
         holding.local_claim.end_if(claim, settled.rest);
         // Where nothing waited, something may by now.
@@ -836,8 +808,7 @@ impl Outbox for RedisOutbox {
 impl RedisOutbox {
     /// Stops the head instead of handing it out, and says so.
     fn stop(&self, claim: Claim, settled: &AfterSettlement<'_>) -> Result<Option<Claim>, OutboxError> {
-        let state = settled.state.unwrap_or(EntryState::Held);
-        self.change(&claim, state.as_str(), settled, false)?;
+        self.change(&claim, settled)?;
         let mut entry = claim.entry;
         entry.apply(settled);
         Err(OutboxError::Stopped { entry: Box::new(entry.summary()) })

@@ -1,12 +1,12 @@
 -- ARGV[3]: fencing token, number, new state (or 'delivered'), attempts, refusals, unknown results, failure, whether it rests, holder,
 -- identity; lease, where the next entry is to be claimed at once.
--- Returns 0 if another has taken over since, the entry is not there any more, or another has its number (the counter goes back where
+-- Returns two values; the second is the next claim, if that was asked for. The first is 0 if another has taken over since, the entry is not there any more, or another has its number (the counter goes back where
 -- a replica takes over that lacks the last pushes); repeated because its answer was lost, what it did then.
 local fence, id, state, rests, holder, identity = ARGV[3], ARGV[4], ARGV[5], ARGV[10], ARGV[11], ARGV[12]
 local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':settled')
 local settled = fence .. ' ' .. id .. ' ' .. identity .. ' ' .. state
 if known[2] ~= fence or known[1] and known[1] ~= holder then
-    return {0}
+    return {0, false}
 end
 local function settle()
     if not redis.call('ZSCORE', base .. ':waiting', id) then
@@ -49,8 +49,8 @@ local function settle()
     return true
 end
 if not settle() then
-    return {0}
+    return {0, false}
 elseif ARGV[13] == '' then
-    return {1}
+    return {1, false}
 end
 return {1, claim(holder, ARGV[13], '')}

@@ -22,7 +22,6 @@ use super::local_claim::LocalClaim;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis};
 use crate::deadline::Deadline;
-use crate::hl7::MessageError;
 use crate::locks::lock;
 use changes::{Change, Expired, NewEntry, Order, WEEK, milliseconds};
 use claim_lock::ClaimLock;
@@ -122,8 +121,8 @@ impl SqliteOutbox {
     /// [`OutboxError::Damaged`], [`OutboxError::Full`] or [`OutboxError::Storage`] if it cannot
     /// be read and written.
     pub fn open(path: impl AsRef<Path>, destination: &str) -> Result<SqliteOutbox, OutboxError> {
-        let handle = SqliteHandle { keep: Some(WEEK), max_bytes: None, timeout: TIMEOUT };
-        SqliteOutbox::of(Storage::open(path.as_ref())?, destination, handle)
+        let shared = SqliteShared::new(Storage::open(path.as_ref())?, destination, TIMEOUT)?;
+        Ok(SqliteOutbox { shared: Arc::new(shared), keep: Some(WEEK), max_bytes: None, timeout: TIMEOUT })
     }
 
     /// Another destination in the same file, over the same connections.
@@ -132,8 +131,8 @@ impl SqliteOutbox {
     ///
     /// If the file cannot be read or written.
     pub fn for_destination(&self, destination: &str) -> Result<SqliteOutbox, OutboxError> {
-        let handle = SqliteHandle { keep: self.keep, max_bytes: self.max_bytes, timeout: self.timeout };
-        SqliteOutbox::of(Arc::clone(&self.shared.storage), destination, handle)
+        let shared = SqliteShared::new(Arc::clone(&self.shared.storage), destination, self.timeout)?;
+        Ok(SqliteOutbox { shared: Arc::new(shared), ..self.clone() })
     }
 
     /// How long what is delivered to this destination is kept; `None` for not at all. The one who
@@ -227,19 +226,6 @@ impl SqliteOutbox {
         self.shared.storage.compact(&self.deadline())
     }
 
-    fn of(storage: Arc<Storage>, name: &str, handle: SqliteHandle) -> Result<SqliteOutbox, OutboxError> {
-        let destination = number_of(&storage, name, &Deadline::after(handle.timeout))?;
-        let holder = unique()?;
-        let claim_lock = Mutex::new(ClaimLock::new(&storage, destination, holder.clone()));
-        let holding = Holding { local_claim: LocalClaim::default(), next_purge: None, kept: None, poll: POLL.0 };
-        let wake_up = Arc::<WakeUp>::default();
-        storage.wakes(destination, &wake_up);
-        let (name, holding) = (name.into(), Mutex::new(holding));
-        let shared = SqliteShared { storage, destination, name, holder, claim_lock, holding, wake_up };
-        let SqliteHandle { keep, max_bytes, timeout } = handle;
-        Ok(SqliteOutbox { shared: Arc::new(shared), keep, max_bytes, timeout })
-    }
-
     fn deadline(&self) -> Deadline {
         Deadline::after(self.timeout)
     }
@@ -247,12 +233,8 @@ impl SqliteOutbox {
     /// A message as it is stored, if it can be sent.
     fn new_entry(&self, message: &[u8], options: &PushOptions<'_>) -> Result<NewEntry, OutboxError> {
         let limit = self.max_bytes.map_or(LARGEST, |most| LARGEST.min(usize::try_from(most).unwrap_or(LARGEST)));
-        if message.len() > limit {
-            let error = MessageError::TooLarge { size: message.len(), limit };
-            return Err(OutboxError::InvalidMessage(error));
-        }
         Ok(NewEntry {
-            control_id: Entry::control_id_of(message).map_err(OutboxError::InvalidMessage)?,
+            control_id: Entry::control_id_within(limit, message).map_err(OutboxError::InvalidMessage)?,
             message: message.to_vec(),
             identity: unique()?,
             key: options.key.map(str::to_owned),
@@ -359,13 +341,6 @@ impl SqliteOutbox {
     }
 }
 
-/// The settings of a handle.
-struct SqliteHandle {
-    keep: Option<Duration>,
-    max_bytes: Option<u64>,
-    timeout: Duration,
-}
-
 /// The number of a destination, which is made if it is not there.
 fn number_of(storage: &Storage, name: &str, deadline: &Deadline) -> Result<i64, OutboxError> {
     let find = "SELECT id FROM destination WHERE name = ?1";
@@ -378,6 +353,17 @@ fn number_of(storage: &Storage, name: &str, deadline: &Deadline) -> Result<i64, 
 }
 
 impl SqliteShared {
+    fn new(storage: Arc<Storage>, name: &str, timeout: Duration) -> Result<SqliteShared, OutboxError> {
+        let destination = number_of(&storage, name, &Deadline::after(timeout))?;
+        let holder = unique()?;
+        let claim_lock = Mutex::new(ClaimLock::new(&storage, destination, holder.clone()));
+        let holding = Holding { local_claim: LocalClaim::default(), next_purge: None, kept: None, poll: POLL.0 };
+        let wake_up = Arc::<WakeUp>::default();
+        storage.wakes(destination, &wake_up);
+        let (name, holding) = (name.into(), Mutex::new(holding));
+        Ok(SqliteShared { storage, destination, name, holder, claim_lock, holding, wake_up })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Holding> {
         lock(&self.holding)
     }

@@ -142,8 +142,7 @@ impl Storage {
         deadline: &Deadline,
         work: impl FnMut(&Connection) -> Result<i64, Failure> + Send + 'static,
     ) -> Result<i64, OutboxError> {
-        let (answered, at) = *lock(&self.answered);
-        let known = if at.is_some_and(|at| at.elapsed() < KNOWN) { answered } else { 0 };
+        let known = self.known_pushes();
         let (pusher, pushes) = (self.pusher.clone(), Arc::new(AtomicI64::new(0)));
         let (counted, mut work) = (Arc::clone(&pushes), work);
         let id = self.change(Kind::Push(size as u64), deadline, move |writer| {
@@ -163,6 +162,12 @@ impl Storage {
         Ok(id)
     }
 
+    /// How many pushes of this process the file has to know of.
+    fn known_pushes(&self) -> i64 {
+        let (answered, at) = *lock(&self.answered);
+        if at.is_some_and(|at| at.elapsed() < KNOWN) { answered } else { 0 }
+    }
+
     /// Where a push notes how many messages wait.
     pub(super) fn backlog(&self) -> Arc<AtomicU64> {
         self.group.backlog()
@@ -180,14 +185,13 @@ impl Storage {
     ///
     /// [`OutboxError::StorageReplaced`] if it has not.
     pub(super) fn check_content(&self) -> Result<(), OutboxError> {
-        let (before, (answered, at)) = (self.highest(), *lock(&self.answered));
+        let (before, known) = (self.highest(), self.known_pushes());
         let (now, pushes) = self.read(|reader| {
             let pushes = "SELECT coalesce(max(pushes), 0) FROM pusher WHERE name = ?1";
             let pushes: i64 = reader.prepare_cached(pushes)?.query_row([&self.pusher], |row| row.get(0))?;
             Ok((last_number(reader)?, pushes))
         })?;
-        let is_known = at.is_some_and(|at| at.elapsed() < KNOWN);
-        if now < before || is_known && pushes < answered {
+        if now < before || pushes < known {
             return Err(self.failure(Failure::Older));
         }
         self.highest.fetch_max(now, Ordering::Relaxed);
