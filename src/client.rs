@@ -314,6 +314,11 @@ impl Client {
         settings.timeout.saturating_add(settings.ack_policy.application_timeout.unwrap_or_default())
     }
 
+    /// The most connections that it has at a time.
+    pub(crate) fn max_connections(&self) -> usize {
+        self.pool.max_connections()
+    }
+
     /// Runs one exchange on a connection that is fit for use. If it turns out dead before the
     /// message's end has left, nobody has seen the message, and it goes out on a fresh one.
     fn run<T>(

@@ -1008,6 +1008,11 @@ mod sqlite {
         // What the later versions have added.
         file.execute_batch(
             "DROP VIEW show_waiting; DROP VIEW show_dead; DROP VIEW show_delivered; PRAGMA user_version = 1;
+             DROP INDEX lane; DROP INDEX ready; DROP INDEX in_flight; DROP INDEX rest_ends; DROP INDEX rest_begins;
+             ALTER TABLE destination DROP COLUMN lane_rule; ALTER TABLE destination DROP COLUMN lanes_from;
+             ALTER TABLE waiting DROP COLUMN lane; ALTER TABLE waiting DROP COLUMN ready;
+             ALTER TABLE waiting DROP COLUMN slot; ALTER TABLE waiting DROP COLUMN rested_at;
+             ALTER TABLE dead DROP COLUMN lane; ALTER TABLE delivered DROP COLUMN lane;
              DROP INDEX held; DROP TABLE claim; DROP TABLE pushed_key; DROP TABLE pusher;
              ALTER TABLE waiting DROP COLUMN begun;
              ALTER TABLE destination DROP COLUMN paused; ALTER TABLE destination DROP COLUMN keep;
@@ -1021,7 +1026,7 @@ mod sqlite {
         let file = Connection::open(&path).unwrap();
         let waiting: i64 = file.query_row("SELECT count(*) FROM show_waiting", [], |row| row.get(0)).unwrap();
         let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-        assert_eq!((waiting, version), (1, 3));
+        assert_eq!((waiting, version), (1, 4));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::OutboxError;
 use super::entry::{Entry, EntryState, Identity, Settlement, Summary};
+use super::lane::Lane;
 
 /// Messages that wait for one destination, in order, and what became of those that could not be
 /// delivered.
@@ -16,11 +17,14 @@ use super::entry::{Entry, EntryState, Identity, Settlement, Summary};
 /// # Contract
 ///
 /// - **Order.** Entries are numbered in the order in which `push` stored them, and handed out by
-///   `claim` in the order of their numbers. The oldest waiting entry is the *head*; no entry
-///   overtakes it.
-/// - **One claim.** At most one entry of a destination is claimed at a time, over all handles,
-///   processes and machines that share the storage. A claim ends by `settle`, by `release`, or with
-///   its holder: one that is killed must not keep the line for ever.
+///   `claim` in the order of their numbers, as far as they are in one [lane](super::Lane), which
+///   they are unless something else is asked for. The oldest waiting entry of a lane is its *head*;
+///   no entry of the lane overtakes it. A barrier is handed out when it is the oldest of all, and
+///   nothing younger before it has left.
+/// - **One claim** for an entry, and one in a lane, over all handles, processes and machines that
+///   share the storage; of different lanes as many as the handle's [`lanes`](Outbox::lanes) say,
+///   over all handles. A claim ends by `settle`, by `release`, or with its holder: one that is
+///   killed must not keep the lane for ever.
 /// - **Nothing is lost.** An entry leaves the queue by `settle`, as delivered or dead, or because
 ///   somebody discards it; not by being claimed. What is dead or held is kept until somebody asks
 ///   for it to be queued again or discarded.
@@ -42,9 +46,10 @@ pub trait Outbox: Send + Sync {
     /// unless the error says that this is not known.
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError>;
 
-    /// Claims the head, and hands it out. `None` if there is nothing for this handle to do now:
-    /// nothing waits, the head is claimed already (through this handle or another), is held, or
-    /// was settled to be retried later, or the destination is paused.
+    /// Claims the oldest head that can be had, and hands it out. `None` if there is nothing for this
+    /// handle to do now: nothing waits, or each head is claimed already (through this handle or
+    /// another), is held, was settled to be retried later, or waits for a barrier; as many are
+    /// claimed as may be; or the destination is paused.
     ///
     /// # Errors
     ///
@@ -77,8 +82,8 @@ pub trait Outbox: Send + Sync {
     /// failure the claim stays, and can be settled again.
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError>;
 
-    /// Gives up the claim of this handle, if it has one, and with it the right to the next one:
-    /// another holder can claim at once. The entry waits on, as if its holder had ended.
+    /// Gives up the claims of this handle, if it has any, and with them the right to the next ones:
+    /// another holder can claim at once. The entries wait on, as if their holder had ended.
     fn release(&self);
 
     /// How much waits, and how much is dead.
@@ -131,6 +136,12 @@ pub trait Outbox: Send + Sync {
         None
     }
 
+    /// How many entries of the destination can be claimed at a time, by this handle and all others
+    /// together. Defaults to 1.
+    fn lanes(&self) -> usize {
+        1
+    }
+
     /// Puts a message at the end of the queue as [`push`](Outbox::push) does, with options.
     ///
     /// # Errors
@@ -138,9 +149,10 @@ pub trait Outbox: Send + Sync {
     /// As `push`; [`OutboxError::Unsupported`] for an option that this outbox does not have, which
     /// is the default for all.
     fn push_with(&self, message: &[u8], options: &PushOptions<'_>) -> Result<u64, OutboxError> {
-        match options.key {
-            None => self.push(message),
-            Some(_) => Err(OutboxError::Unsupported("pushing under a key")),
+        match options {
+            PushOptions { key: Some(_), .. } => Err(OutboxError::Unsupported("pushing under a key")),
+            PushOptions { lane: Some(_), .. } => Err(OutboxError::Unsupported("pushing into a lane")),
+            PushOptions { .. } => self.push(message),
         }
     }
 
@@ -167,7 +179,8 @@ pub trait Outbox: Send + Sync {
         Err(OutboxError::Unsupported("showing an entry"))
     }
 
-    /// Holds an entry that waits: it keeps its place, is not sent, and those behind it wait. An
+    /// Holds an entry that waits: it keeps its place, is not sent, and those behind it in its lane
+    /// wait. An
     /// attempt under way goes on; if it does not deliver the message, the entry is held after it.
     /// `false` if no entry that waits or is being sent has this number.
     ///
@@ -190,8 +203,8 @@ pub trait Outbox: Send + Sync {
         Err(OutboxError::Unsupported("letting a held entry go on"))
     }
 
-    /// Lets the entry at the head be claimed at once where it rests before it is tried again,
-    /// whichever instance has tried it.
+    /// Lets the heads that rest before they are tried again be claimed at once, whichever instance
+    /// has tried them.
     ///
     /// # Errors
     ///
@@ -311,6 +324,10 @@ impl<O: Outbox + ?Sized> Outbox for Arc<O> {
         (**self).claim_lasts()
     }
 
+    fn lanes(&self) -> usize {
+        (**self).lanes()
+    }
+
     fn push_with(&self, message: &[u8], options: &PushOptions<'_>) -> Result<u64, OutboxError> {
         (**self).push_with(message, options)
     }
@@ -368,6 +385,7 @@ impl<O: Outbox + ?Sized> Outbox for Arc<O> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PushOptions<'a> {
     pub(super) key: Option<&'a str>,
+    pub(super) lane: Option<&'a Lane>,
 }
 
 impl<'a> PushOptions<'a> {
@@ -381,12 +399,22 @@ impl<'a> PushOptions<'a> {
     /// program that was killed before it knew whether a push succeeded can repeat it. The outbox
     /// says how long it knows a key. It is stored as it is, so it ought not to name a patient.
     pub fn key(self, key: &'a str) -> PushOptions<'a> {
-        PushOptions { key: Some(key) }
+        PushOptions { key: Some(key), ..self }
+    }
+
+    /// The lane of this message, whatever the rule that the outbox was opened with says.
+    pub fn lane(self, lane: &'a Lane) -> PushOptions<'a> {
+        PushOptions { lane: Some(lane), ..self }
     }
 
     /// The key, if one was given, for an outbox of your own.
     pub fn given_key(&self) -> Option<&'a str> {
         self.key
+    }
+
+    /// The lane, if one was given, for an outbox of your own.
+    pub fn given_lane(&self) -> Option<&'a Lane> {
+        self.lane
     }
 }
 
@@ -402,6 +430,10 @@ pub struct Claim {
     /// A token by which the outbox distinguishes this claim from those of earlier and later
     /// holders.
     pub token: u64,
+    /// Whether no other entry of the destination can be claimed as long as this one is, also none
+    /// that is pushed meanwhile. Otherwise a forwarder of several lanes has one more of its threads
+    /// look for work.
+    pub is_alone: bool,
     /// What the entry is known by where its number may be given out twice; empty where it may not.
     pub(super) identity: Identity,
     /// Its number among the claims of its handle.
@@ -409,9 +441,9 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// A claim that lasts as long as its holder.
+    /// A claim that lasts as long as its holder, beside which nothing can be claimed.
     pub fn new(entry: Entry) -> Claim {
-        Claim { entry, until: None, token: 0, identity: String::new(), serial: 0 }
+        Claim { entry, until: None, token: 0, is_alone: true, identity: String::new(), serial: 0 }
     }
 }
 
@@ -428,14 +460,17 @@ pub struct Pending {
     pub held: u64,
     /// How many are dead.
     pub dead: u64,
+    /// How many lanes wait for their head, which is held or rests before it is tried again; where
+    /// the destination's lane is one, it is counted.
+    pub blocked: u64,
     /// Whether the destination is paused.
     pub paused: bool,
 }
 
 impl Pending {
     /// Counts: entries that wait, the time since which the oldest of them waits, and dead entries.
-    /// None is held, and the destination is not paused; set these fields where it is otherwise.
+    /// None is held, no lane is blocked, and the destination is not paused; set these fields where it is otherwise.
     pub fn new(waiting: u64, oldest: Option<SystemTime>, dead: u64) -> Pending {
-        Pending { waiting, oldest, held: 0, dead, paused: false }
+        Pending { waiting, oldest, held: 0, dead, blocked: 0, paused: false }
     }
 }

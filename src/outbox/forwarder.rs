@@ -1,10 +1,12 @@
 //! The thread that drains an outbox through a client.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle, ThreadId};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::forward_event::ForwardEvent;
@@ -26,9 +28,11 @@ const LONG_IDLE: Duration = Duration::from_secs(5);
 /// How much longer than a limit a call may take, while something hangs.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// Drains an [`Outbox`] through a [`Client`], in order, on a thread of its own.
+/// Drains an [`Outbox`] through a [`Client`], in order, on a thread of its own, or on several where
+/// it has several [lanes](ForwarderBuilder::lanes).
 ///
-/// One message is under way at a time. What follows an attempt:
+/// One message of a lane is under way at a time, and without lanes one altogether. What follows an
+/// attempt:
 ///
 /// | outcome | what is done |
 /// |---|---|
@@ -39,7 +43,7 @@ const GRACE: Duration = Duration::from_millis(200);
 /// | refused by AR or CR | likewise: [`rejections`](ForwarderBuilder::rejections) |
 /// | it cannot be sent as it is | dead at once |
 ///
-/// A message that is tried again keeps its place, and those behind it wait. One that is dead is
+/// A message that is tried again keeps its place, and those behind it in its lane wait. One that is dead is
 /// kept in the outbox ([`Outbox::stopped`]), and the others go on, unless
 /// [`pause_on_dead`](ForwarderBuilder::pause_on_dead) is asked for.
 ///
@@ -70,8 +74,6 @@ const GRACE: Duration = Duration::from_millis(200);
 /// ```
 pub struct Forwarder {
     shared: Arc<ForwarderShared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    thread_id: ThreadId,
 }
 
 /// Settings of a [`Forwarder`], from [`Forwarder::builder`].
@@ -79,6 +81,7 @@ pub struct Forwarder {
 pub struct ForwarderBuilder {
     outbox: Arc<dyn Outbox>,
     client: Client,
+    lanes: usize,
     policy: Policy,
     pause_on_dead: bool,
     observer: Option<Observer>,
@@ -89,11 +92,17 @@ type Observer = Box<dyn Fn(&ForwardEvent<'_>) + Send + Sync>;
 struct ForwarderShared {
     outbox: Arc<dyn Outbox>,
     client: Client,
+    /// The most threads, of which each has one message under way.
+    lanes: usize,
+    /// The longest wait for the outbox.
+    longest_wait: Duration,
     policy: Policy,
     pause_on_dead: bool,
     observer: Option<Observer>,
     state: Mutex<ForwarderState>,
     changed: Condvar,
+    /// Notified for the threads that have nothing to do while another waits for the outbox.
+    looked_for: Condvar,
     figures: Arc<Figures>,
 }
 
@@ -102,16 +111,24 @@ struct ForwarderState {
     stopping: bool,
     /// Paused here alone: the outbox does not keep it, or cannot now.
     paused: bool,
-    /// Pauses (`true`) and their ends that were asked for, to be reported by the forwarder's
-    /// thread.
+    /// Pauses (`true`) and their ends that were asked for, to be reported by one of the
+    /// forwarder's threads.
     asked_to_pause: Vec<bool>,
+    threads: Vec<JoinHandle<()>>,
+    /// How many of the threads run.
+    running: usize,
     ended: bool,
-    in_flight: Option<String>,
+    /// Whether one of the threads looks for something to claim, or is about to.
+    has_lookout: bool,
+    /// How many have nothing to do, and wait until they are to look.
+    spare: usize,
+    /// The control IDs of the messages that are being sent, by their numbers.
+    in_flight: BTreeMap<u64, String>,
     delivered: u64,
     counters: Counters,
     last_failure: Option<String>,
-    /// When the entry that rests is tried again.
-    next_try: Option<Deadline>,
+    /// When the next of the entries that rest is tried again, and its number.
+    next_try: Option<(u64, Deadline)>,
     /// How often nothing could be claimed.
     idle: u64,
 }
@@ -133,6 +150,7 @@ impl Forwarder {
         ForwarderBuilder {
             outbox: Arc::new(outbox),
             client,
+            lanes: 1,
             policy: Policy::default(),
             pause_on_dead: false,
             observer: None,
@@ -185,7 +203,7 @@ impl Forwarder {
             // Counting may be slow where much waits, and is of no use before there is nothing to claim.
             let state = self.shared.lock();
             let idle = state.idle;
-            if state.ended || (seen != Some(idle) && state.in_flight.is_none()) {
+            if state.ended || (seen != Some(idle) && state.in_flight.is_empty()) {
                 drop(state);
                 if self.nothing_waits(deadline.remaining().unwrap_or_default())? {
                     return Ok(true);
@@ -228,8 +246,9 @@ impl Forwarder {
             counted: None,
             storage_down: None,
             head: None,
-            next_try: state.next_try.as_ref().and_then(Deadline::remaining),
-            in_flight: state.in_flight.clone(),
+            blocked: 0,
+            next_try: state.until_next_try(),
+            in_flight: state.in_flight.values().cloned().collect(),
             delivered: state.delivered,
             counters: state.counters,
             last_failure: state.last_failure.clone(),
@@ -241,18 +260,23 @@ impl Forwarder {
         Ok(status)
     }
 
-    /// Stops: finishes the exchange under way, at most for so long. One that takes longer is ended:
+    /// Stops: finishes the exchanges under way, at most for so long. One that takes longer is ended:
     /// as after any attempt its message waits on, or, if the receiver may have it, is treated as
-    /// [`unknown`](ForwarderBuilder::unknown) says. Gives up the claim, so that another can take
+    /// [`unknown`](ForwarderBuilder::unknown) says. Gives up the claims, so that another can take
     /// over at once. `true` if nothing had to be cut short.
     ///
     /// Where the storage hangs, it returns `false` a little after the limit, and the forwarder's
     /// thread ends as soon as the storage answers or gives up. Called by an observer, it returns
     /// `false` at once, and the forwarder stops after the event.
     pub fn stop(&self, limit: Duration) -> bool {
-        self.shared.lock().stopping = true;
+        let mut state = self.shared.lock();
+        state.stopping = true;
+        let own = thread::current().id();
+        let is_own = state.threads.iter().any(|thread| thread.thread().id() == own);
+        drop(state);
         self.shared.changed.notify_all();
-        if self.thread_id == thread::current().id() {
+        self.shared.looked_for.notify_all();
+        if is_own {
             return false;
         }
         // What it waits for, it need not wait for any longer.
@@ -267,9 +291,10 @@ impl Forwarder {
             self.shared.client.close();
         }
         let has_ended = in_time || ended_within(GRACE);
-        if let Some(thread) = lock(&self.thread).take_if(|_| has_ended) {
+        if has_ended {
+            let threads = std::mem::take(&mut self.shared.lock().threads);
             // A panic there has been printed already.
-            let _ = thread.join();
+            threads.into_iter().for_each(|thread| drop(thread.join()));
         }
         in_time
     }
@@ -283,6 +308,18 @@ impl Drop for Forwarder {
 }
 
 impl ForwarderBuilder {
+    /// How many messages of different [lanes](super::Lane) are under way at a time, each over a
+    /// connection of its own, on a thread of its own that is started when it is needed. The outbox
+    /// has to be opened for as many, and the client has to have
+    /// [as many connections](crate::ClientBuilder::max_connections). Defaults to 1.
+    ///
+    /// Several forwarders of one destination share the lanes that the outbox has. Not for receivers
+    /// that take one connection, or that give messages over different connections an order by
+    /// themselves.
+    pub fn lanes(self, count: usize) -> Self {
+        ForwarderBuilder { lanes: count, ..self }
+    }
+
     /// Sets the treatment of a message of which it is not known whether the receiver has it.
     /// Defaults to [`OnUnknown::Resend`].
     pub fn unknown(mut self, choice: OnUnknown) -> Self {
@@ -349,21 +386,22 @@ impl ForwarderBuilder {
         ForwarderBuilder { pause_on_dead: pause, ..self }
     }
 
-    /// Sets a function that gets each event, on the forwarder's thread, which waits for it. A panic
-    /// of it is caught and logged. Defaults to none.
+    /// Sets a function that gets each event, on the thread of its lane, which waits for it; those of
+    /// several lanes at the same time. A panic of it is caught and logged. Defaults to none.
     pub fn on_event(self, observer: impl Fn(&ForwardEvent<'_>) + Send + Sync + 'static) -> Self {
         ForwarderBuilder { observer: Some(Box::new(observer)), ..self }
     }
 
-    /// Starts the thread.
+    /// Starts the thread, or the first of several.
     ///
     /// # Errors
     ///
     /// [`OutboxError::Config`] if a claim of the outbox does not last longer than an exchange may
     /// take, so that each would be cut short: give the client a shorter limit or the outbox a
-    /// longer lease. [`OutboxError::Storage`] if the system has no thread to give.
+    /// longer lease; or if the client or the outbox has not as many connections or lanes as are
+    /// asked for. [`OutboxError::Storage`] if the system has no thread to give.
     pub fn start(self) -> Result<Forwarder, OutboxError> {
-        let ForwarderBuilder { outbox, client, policy, pause_on_dead, observer } = self;
+        let ForwarderBuilder { outbox, client, lanes, policy, pause_on_dead, observer } = self;
         let longest = client.longest_call();
         if let Some(lease) = outbox.claim_lasts().filter(|lease| *lease <= longest) {
             return Err(OutboxError::Config(format!(
@@ -372,21 +410,33 @@ impl ForwarderBuilder {
                  client a shorter timeout or the outbox a longer lease"
             )));
         }
-        let (state, changed, figures) = Default::default();
-        let shared =
-            Arc::new(ForwarderShared { outbox, client, policy, pause_on_dead, observer, state, changed, figures });
-        let running = Running(Arc::clone(&shared));
-        let thread = thread::Builder::new().name("mllp-forwarder".into()).spawn(move || running.0.run());
-        match thread {
-            Ok(thread) => {
-                let thread_id = thread.thread().id();
-                Ok(Forwarder { shared, thread: Mutex::new(Some(thread)), thread_id })
-            }
-            Err(error) => {
-                let what = "the thread of the forwarder cannot be started".to_owned();
-                Err(OutboxError::Storage { what, source: Some(error.into()) })
-            }
+        let (connections, claims) = (client.max_connections(), outbox.lanes());
+        if lanes == 0 || lanes > connections || lanes > claims {
+            return Err(OutboxError::Config(format!(
+                "{lanes} lanes need a client of as many connections (max_connections, {connections} here) and an outbox \
+                 opened for as many lanes ({claims} here); at least one"
+            )));
         }
+        let longest_wait = if outbox.wake() { LONG_IDLE } else { IDLE };
+        let (state, changed, looked_for, figures) = Default::default();
+        let shared = Arc::new(ForwarderShared {
+            outbox,
+            client,
+            lanes,
+            longest_wait,
+            policy,
+            pause_on_dead,
+            observer,
+            state,
+            changed,
+            looked_for,
+            figures,
+        });
+        shared.start_thread(&mut shared.lock()).map_err(|error| {
+            let what = "the thread of the forwarder cannot be started".to_owned();
+            OutboxError::Storage { what, source: Some(error.into()) }
+        })?;
+        Ok(Forwarder { shared })
     }
 }
 
@@ -398,13 +448,38 @@ fn supported(kept: Result<(), OutboxError>) -> Result<(), OutboxError> {
     }
 }
 
-/// Tells, however the thread ends, that it has.
+/// Sees to it, however a thread ends, that this is known, and that the last one gives up the claims.
 struct Running(Arc<ForwarderShared>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.lock().ended = true;
-        self.0.changed.notify_all();
+        let shared = &self.0;
+        let mut state = shared.lock();
+        state.running -= 1;
+        let is_last = state.running == 0;
+        drop(state);
+        if is_last && !thread::panicking() {
+            shared.outbox.release();
+        }
+        shared.lock().ended |= is_last;
+        shared.changed.notify_all();
+    }
+}
+
+/// The one thread that looks for something to claim, until it has found something or ends. The
+/// others deliver, or are spare.
+struct Lookout<'s>(&'s ForwarderShared);
+
+impl Drop for Lookout<'_> {
+    fn drop(&mut self) {
+        self.0.lock().has_lookout = false;
+        self.0.looked_for.notify_one();
+    }
+}
+
+impl ForwarderState {
+    fn until_next_try(&self) -> Option<Duration> {
+        self.next_try.and_then(|(_, next)| next.remaining())
     }
 }
 
@@ -413,35 +488,40 @@ impl ForwarderShared {
         lock(&self.state)
     }
 
-    /// Lets the forwarder's thread look at what has changed.
+    /// Lets the forwarder's threads look at what has changed.
     fn wake(&self) {
         self.changed.notify_all();
         self.outbox.wake();
     }
 
-    fn run(&self) {
-        let longest_wait = if self.outbox.wake() { LONG_IDLE } else { IDLE };
+    /// Starts a thread, as the one that looks for something to claim.
+    fn start_thread(self: &Arc<Self>, state: &mut ForwarderState) -> io::Result<()> {
+        let shared = Arc::clone(self);
+        let thread = thread::Builder::new().name("mllp-forwarder".into());
+        let thread = thread.spawn(move || Running(shared).0.run())?;
+        state.threads.push(thread);
+        state.running += 1;
+        state.has_lookout = true;
+        Ok(())
+    }
+
+    /// Delivers what can be claimed, until it is to stop.
+    fn run(self: &Arc<Self>) {
         let mut failures = 0;
+        let mut lookout = Some(Lookout(self));
         while self.may_go_on() {
             self.report_pause();
             match self.outbox.claim() {
                 Ok(Some(claim)) => {
                     self.storage_works(&mut failures);
-                    let mut state = self.lock();
-                    state.in_flight = Some(claim.entry.control_id.clone());
-                    state.next_try = None;
-                    drop(state);
+                    lookout = None;
+                    self.begins(&claim);
                     self.forward(&claim);
-                    self.lock().in_flight = None;
+                    self.lock().in_flight.remove(&claim.entry.id);
                 }
                 Ok(None) => {
                     self.storage_works(&mut failures);
-                    let mut state = self.lock();
-                    state.idle += 1;
-                    let until_next_try = state.next_try.as_ref().and_then(Deadline::remaining);
-                    drop(state);
-                    self.changed.notify_all();
-                    self.outbox.wait(until_next_try.unwrap_or(longest_wait).min(longest_wait));
+                    lookout = self.idle(lookout);
                 }
                 Err(OutboxError::Stopped { entry }) => {
                     self.storage_works(&mut failures);
@@ -450,7 +530,46 @@ impl ForwarderShared {
                 Err(error) => self.rest_after(&error, &mut failures),
             }
         }
-        self.outbox.release();
+        drop(lookout);
+    }
+
+    /// An entry is about to be sent by this thread: another looks for the next one, if there may be
+    /// one.
+    fn begins(self: &Arc<Self>, claim: &Claim) {
+        let mut state = self.lock();
+        let id = claim.entry.id;
+        state.in_flight.insert(id, claim.entry.control_id.clone());
+        state.next_try.take_if(|(resting, _)| *resting == id);
+        if state.has_lookout || state.stopping {
+        } else if state.spare > 0 {
+            self.looked_for.notify_one();
+        } else if !claim.is_alone
+            && state.running < self.lanes
+            && let Err(error) = self.start_thread(&mut state)
+        {
+            log::warn!("{}: no thread for another lane can be started: {error}", self.client.endpoint());
+        }
+    }
+
+    /// Nothing can be claimed: waits until this may have changed, as the lookout, or until one is
+    /// looked for.
+    fn idle<'s>(&'s self, lookout: Option<Lookout<'s>>) -> Option<Lookout<'s>> {
+        let mut state = self.lock();
+        state.idle += 1;
+        self.changed.notify_all();
+        if lookout.is_none() && state.has_lookout {
+            state.spare += 1;
+            let is_spare = |state: &mut ForwarderState| state.has_lookout && !state.stopping;
+            state = self.looked_for.wait_while(state, is_spare).unwrap_or_else(PoisonError::into_inner);
+            state.spare -= 1;
+            return None;
+        }
+        state.has_lookout = true;
+        let lookout = lookout.unwrap_or_else(|| Lookout(self));
+        let until_next_try = state.until_next_try();
+        drop(state);
+        self.outbox.wait(until_next_try.unwrap_or(self.longest_wait).min(self.longest_wait));
+        Some(lookout)
     }
 
     fn storage_works(&self, failures: &mut u32) {
@@ -581,7 +700,11 @@ impl ForwarderShared {
             Settlement::Delivered => state.delivered += 1,
             Settlement::Retry { after, .. } | Settlement::Unknown { after, .. } => {
                 state.counters.retries += 1;
-                state.next_try = Some(Deadline::after(after));
+                let next = Deadline::after(after);
+                let is_next = |(_, sooner): (u64, Deadline)| sooner.remaining().is_none() || next.precedes(&sooner);
+                if state.next_try.is_none_or(is_next) {
+                    state.next_try = Some((entry.id, next));
+                }
             }
             Settlement::Held { .. } => state.counters.held += 1,
             Settlement::Dead { .. } => state.counters.dead += 1,
@@ -633,7 +756,7 @@ impl fmt::Debug for Forwarder {
         let state = self.shared.lock();
         f.debug_struct("Forwarder")
             .field("endpoint", self.shared.client.endpoint())
-            .field("in_flight", &state.in_flight)
+            .field("in_flight", &state.in_flight.values())
             .field("delivered", &state.delivered)
             .field("paused", &state.paused)
             .finish_non_exhaustive()

@@ -1,56 +1,67 @@
-//! A handle's knowledge of its own claim: the entry that it holds, and the one that rests before it
-//! is tried again.
+//! A handle's knowledge of its own claims, and of the head that rests before it is tried again.
 
+use std::collections::BTreeMap;
+#[cfg(any(feature = "redis", feature = "sqlite"))]
 use std::time::Duration;
 
 use super::Claim;
+#[cfg(any(feature = "redis", feature = "sqlite"))]
 use crate::deadline::Deadline;
 
 #[derive(Debug, Default)]
-pub(super) struct LocalClaim {
+pub(super) struct LocalClaims {
     /// How many claims there were, by which they differ.
     serial: u64,
-    claimed: Option<u64>,
+    /// The claimed entries, and the serial number of each claim.
+    claims: BTreeMap<u64, u64>,
+    /// The head that rests, where one claim at a time is all there is.
+    #[cfg(any(feature = "redis", feature = "sqlite"))]
     resting: Option<(u64, Deadline)>,
 }
 
-impl LocalClaim {
-    /// The entry that is claimed.
-    pub(super) fn claimed(&self) -> Option<u64> {
-        self.claimed
+impl LocalClaims {
+    pub(super) fn count(&self) -> usize {
+        self.claims.len()
     }
 
-    /// Whether this is the claim that there is, and not an earlier one on the same entry.
+    /// Whether this is a claim that there is, and not an earlier one on the same entry.
     pub(super) fn is(&self, claim: &Claim) -> bool {
-        self.claimed == Some(claim.entry.id) && self.serial == claim.serial
+        self.claims.get(&claim.entry.id) == Some(&claim.serial)
     }
 
+    /// Begins a claim; returns its serial number.
+    pub(super) fn begin(&mut self, id: u64) -> u64 {
+        self.serial += 1;
+        self.claims.insert(id, self.serial);
+        self.serial
+    }
+
+    /// The claim of an entry has ended.
+    pub(super) fn end(&mut self, id: u64) {
+        self.claims.remove(&id);
+    }
+
+    /// All claims have ended; returns their entries.
+    pub(super) fn end_all(&mut self) -> Vec<u64> {
+        #[cfg(any(feature = "redis", feature = "sqlite"))]
+        (self.resting = None);
+        std::mem::take(&mut self.claims).into_keys().collect()
+    }
+}
+
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+impl LocalClaims {
     /// The entry that rests, until the time has come to try it again.
     pub(super) fn resting(&self) -> Option<u64> {
         self.resting.as_ref().filter(|(_, until)| until.remaining().is_some()).map(|(id, _)| *id)
     }
 
-    /// Begins a claim; returns its serial number.
-    pub(super) fn begin(&mut self, id: u64) -> u64 {
-        *self = LocalClaim { serial: self.serial + 1, claimed: Some(id), resting: None };
-        self.serial
-    }
-
-    /// The claim has ended; its entry is to rest for so long, if it is to be tried again.
-    pub(super) fn end(&mut self, rest: Option<Duration>) {
-        self.resting = self.claimed.take().zip(rest.map(Deadline::after));
-    }
-
-    /// The same, if this is the claim that there is.
-    #[cfg(any(feature = "redis", feature = "sqlite"))]
+    /// This claim has ended, if it is one; its entry is to rest for so long, if it is to be tried
+    /// again.
     pub(super) fn end_if(&mut self, claim: &Claim, rest: Option<Duration>) {
         if self.is(claim) {
-            self.end(rest);
+            self.end(claim.entry.id);
+            self.resting = rest.map(|rest| (claim.entry.id, Deadline::after(rest)));
         }
-    }
-
-    /// Somebody has decided that the entry that rests need not.
-    pub(super) fn end_rest(&mut self) {
-        self.resting = None;
     }
 }

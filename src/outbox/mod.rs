@@ -94,6 +94,7 @@ mod forward_event;
 mod forwarder;
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 mod identity;
+mod lane;
 mod local_claim;
 mod memory;
 mod policy;
@@ -111,6 +112,7 @@ pub use entry::{Entry, EntryState, Settlement, Summary};
 pub use error::OutboxError;
 pub use forward_event::ForwardEvent;
 pub use forwarder::{Forwarder, ForwarderBuilder};
+pub use lane::{Lane, LaneKey, LaneRule};
 pub use memory::MemoryOutbox;
 pub use policy::{AtLimit, OnUnknown};
 #[cfg(feature = "redis")]

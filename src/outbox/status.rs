@@ -22,6 +22,8 @@ pub struct Status {
     pub waiting: u64,
     /// How many of them are held.
     pub held: u64,
+    /// How many lanes wait for their first entry, which is held or rests before it is tried again.
+    pub blocked: u64,
     /// How long ago the oldest of them was pushed. Once it is known, it grows by a clock that
     /// cannot be set.
     pub oldest_age: Option<Duration>,
@@ -35,10 +37,12 @@ pub struct Status {
     /// The oldest entry that waits, with its attempts and its last failure; `None` if none does, or
     /// the outbox cannot list.
     pub head: Option<Summary>,
-    /// In what time the head is tried again, while it rests after an attempt of this forwarder.
+    /// In what time an entry is tried again that rests after an attempt of this forwarder: of
+    /// several the first.
     pub next_try: Option<Duration>,
-    /// The control ID of the message that is being sent.
-    pub in_flight: Option<String>,
+    /// The control IDs of the messages that this forwarder is sending, one for each of its lanes
+    /// that is busy.
+    pub in_flight: Vec<String>,
     /// How many messages this forwarder has delivered.
     pub delivered: u64,
     /// What else this forwarder has counted.
@@ -47,8 +51,8 @@ pub struct Status {
     pub last_failure: Option<String>,
     /// Whether it is paused: this forwarder, or its destination in the storage.
     pub paused: bool,
-    /// Whether its thread runs. One that has not been stopped and does not run has panicked, in an
-    /// outbox of your own.
+    /// Whether one of its threads runs. One that has not been stopped and does not run has panicked,
+    /// in an outbox of your own.
     pub running: bool,
 }
 
@@ -184,6 +188,7 @@ impl Figures {
         if let Some((when, pending, head)) = &state.counted {
             status.waiting = pending.waiting;
             status.held = pending.held;
+            status.blocked = pending.blocked;
             status.dead = pending.dead;
             status.paused |= pending.paused;
             status.counted = Some(when.elapsed());

@@ -82,6 +82,11 @@ impl Pool {
         &self.settings
     }
 
+    /// The most connections at a time.
+    pub(crate) fn max_connections(&self) -> usize {
+        self.slots.most()
+    }
+
     /// Waits for a slot, until the deadline.
     pub(crate) fn acquire(&self, deadline: &Deadline) -> Result<Lease<'_>, Error> {
         let began = self.dialer.now();

@@ -54,6 +54,11 @@ impl<T> Slots<T> {
         Slots { most, state: Mutex::new(Occupancy { idle, taken: 0, filled: 0, waiting, closed: false }) }
     }
 
+    /// How many there are, filled or not.
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
     /// Acquires a slot, preferably the filled one that was returned last. Waits in order of
     /// arrival, until the deadline.
     pub(crate) fn acquire(&self, deadline: &Deadline) -> Result<Slot<'_, T>, Refusal> {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use super::failure::Failure;
+use super::lanes::{self, NewInLane};
 use crate::outbox::entry::AfterSettlement;
+use crate::outbox::lane::LaneChoice;
 use crate::outbox::{EntryState, unix_millis};
 
 /// The largest number of delivered entries that are removed in one transaction.
@@ -29,6 +31,7 @@ pub(super) struct NewEntry {
     pub(super) message: Vec<u8>,
     pub(super) control_id: String,
     pub(super) identity: String,
+    pub(super) lanes: LaneChoice,
     /// The key under which it is pushed, if there is one.
     pub(super) key: Option<String>,
     /// The bound of the file in bytes.
@@ -41,9 +44,8 @@ impl NewEntry {
     /// Stores it for a destination; returns its number, or that of the entry that was pushed under
     /// its key before. `highest`: that of the entries that were seen in this file.
     pub(super) fn store(&self, writer: &Connection, destination: i64, highest: i64) -> Result<i64, Failure> {
-        if !writer.prepare_cached("SELECT 1 FROM destination WHERE id = ?1")?.exists([destination])? {
-            return Err(Failure::Removed);
-        }
+        let rule = lanes::known_rule(writer, destination)?.ok_or(Failure::Removed)?;
+        let Some(lane) = self.lanes.by(&rule) else { return Err(Failure::OtherRule { known: rule, waits: false }) };
         if let Some(key) = &self.key {
             let find = "SELECT id FROM pushed_key WHERE destination = ?1 AND key = ?2";
             let known = writer.prepare_cached(find)?.query_row(params![destination, key], |row| row.get(0));
@@ -61,12 +63,9 @@ impl NewEntry {
         if id <= highest {
             return Err(Failure::Older);
         }
-        let mut waiting = writer.prepare_cached(
-            "INSERT INTO waiting (destination, id, control_id, pushed_at, state, attempts, refusals, identity)
-             VALUES (?1, ?2, ?3, ?4, 'waiting', 0, 0, ?5)",
-        )?;
         let now = unix_millis::now();
-        waiting.execute(params![destination, id, self.control_id, now, self.identity])?;
+        let new = NewInLane { id, control_id: &self.control_id, identity: &self.identity, lane };
+        new.enter(writer, destination, now)?;
         let head = "SELECT min(id) FROM waiting WHERE destination = ?1";
         let head: i64 = writer.prepare_cached(head)?.query_row([destination], |row| row.get(0))?;
         self.backlog.store((id - head) as u64, Ordering::Relaxed);
@@ -89,7 +88,7 @@ fn bytes_in_use(writer: &Connection) -> rusqlite::Result<u64> {
 pub(super) enum Change {
     Begin,
     Deliver { attempts: u32, keep: bool },
-    Stay { state: EntryState, attempts: u32, refusals: u32, unknowns: u32, retry_at: Option<i64>, why: String },
+    Stay { state: EntryState, attempts: u32, refusals: u32, unknowns: u32, rest: Option<Duration>, why: String },
     Bury { attempts: u32, refusals: u32, unknowns: u32, why: String },
 }
 
@@ -100,27 +99,32 @@ impl Change {
         match state {
             None => Change::Deliver { attempts, keep },
             Some(EntryState::Dead) => Change::Bury { attempts, refusals, unknowns, why },
-            Some(state) => {
-                let retry_at = rest.map(|rest| unix_millis::now().saturating_add(milliseconds(rest)));
-                Change::Stay { state, attempts, refusals, unknowns, retry_at, why }
-            }
+            Some(state) => Change::Stay { state, attempts, refusals, unknowns, rest, why },
         }
     }
 
     /// Makes the change; returns the number of entries that were changed: none if another has the
-    /// number, or another holder the claim.
-    pub(super) fn make(
-        &self,
-        writer: &Connection,
-        (destination, id): Key,
-        identity: &str,
-        holder: &str,
-    ) -> Result<i64, Failure> {
-        let find = "SELECT 1 FROM waiting WHERE destination = ?1 AND id = ?2 AND identity = ?3
-                    AND EXISTS (SELECT 1 FROM claim WHERE destination = ?1 AND holder = ?4)";
-        if !writer.prepare_cached(find)?.exists(params![destination, id, identity, holder])? {
-            return Ok(0);
+    /// number, or another holder the claim; more than one if others may be claimed for it that are
+    /// not in its lane.
+    pub(super) fn make(&self, writer: &Connection, key: Key, claimed: &Claimed) -> Result<i64, Failure> {
+        let ((destination, id), Claimed { identity, holder, slot }) = (key, claimed);
+        let find = "SELECT lane FROM waiting
+                    WHERE destination = ?1 AND id = ?2 AND identity = ?3 AND slot IS iif(lane IS NULL, NULL, ?5)
+                    AND EXISTS (SELECT 1 FROM claim WHERE destination = ?1 AND slot = ?5 AND holder = ?4)";
+        let parameters = params![destination, id, identity, holder, slot];
+        let lane = writer.prepare_cached(find)?.query_row(parameters, |row| row.get(0)).optional()?;
+        let Some(lane): Option<Option<String>> = lane else { return Ok(0) };
+        let changed = self.make_found(writer, key)?;
+        match lane {
+            Some(lane) if changed > 0 && !matches!(self, Change::Begin) => {
+                lanes::refresh(writer, destination, &lane)?;
+                Ok(changed + i64::from(lanes::concerns_others(writer, destination, &lane)?))
+            }
+            _ => Ok(changed),
         }
+    }
+
+    fn make_found(&self, writer: &Connection, (destination, id): Key) -> Result<i64, Failure> {
         let execute = |sql: &str, parameters: &[&dyn ToSql]| execute(writer, sql, parameters);
         const LEAVE: &str = "DELETE FROM waiting WHERE destination = ?1 AND id = ?2";
         match self {
@@ -136,24 +140,30 @@ impl Change {
             }
             Change::Deliver { keep: true, attempts } => {
                 execute(
-                    "INSERT INTO delivered (destination, delivered_at, id, control_id, pushed_at, attempts)
-                     SELECT destination, ?3, id, control_id, pushed_at, ?4 FROM waiting WHERE destination = ?1 AND id = ?2",
+                    "INSERT INTO delivered (destination, delivered_at, id, control_id, pushed_at, attempts, lane)
+                     SELECT destination, ?3, id, control_id, pushed_at, ?4, lane FROM waiting WHERE destination = ?1 AND id = ?2",
                     &[&destination, &id, &unix_millis::now(), attempts],
                 )?;
                 execute(LEAVE, &[&destination, &id])
             }
             // What was held while it was sent stays so.
-            Change::Stay { state, attempts, refusals, unknowns, retry_at, why } => execute(
-                "UPDATE waiting SET state = CASE WHEN state = 'held' THEN 'held' ELSE ?3 END,
-                     begun = 0, attempts = ?4, refusals = ?5, unknowns = ?6, retry_at = ?7, last_failure = ?8
-                 WHERE destination = ?1 AND id = ?2",
-                &[&destination, &id, &state.as_str(), attempts, refusals, unknowns, retry_at, why],
-            ),
+            Change::Stay { state, attempts, refusals, unknowns, rest, why } => {
+                let now = unix_millis::now();
+                let retry_at = rest.map(|rest| now.saturating_add(milliseconds(rest)));
+                execute(
+                    "UPDATE waiting SET state = CASE WHEN state = 'held' THEN 'held' ELSE ?3 END,
+                         begun = 0, attempts = ?4, refusals = ?5, unknowns = ?6, retry_at = ?7, last_failure = ?8,
+                         slot = NULL, rested_at = iif(lane IS NULL OR ?7 IS NULL, NULL, ?9)
+                     WHERE destination = ?1 AND id = ?2",
+                    &[&destination, &id, &state.as_str(), attempts, refusals, unknowns, &retry_at, why, &now],
+                )
+            }
             Change::Bury { attempts, refusals, unknowns, why } => {
                 execute(
                     "INSERT INTO dead
-                        (destination, id, control_id, pushed_at, attempts, refusals, unknowns, died_at, last_failure, identity)
-                     SELECT destination, id, control_id, pushed_at, ?3, ?4, ?5, ?6, ?7, identity
+                        (destination, id, control_id, pushed_at, attempts, refusals, unknowns, died_at, last_failure, identity,
+                         lane)
+                     SELECT destination, id, control_id, pushed_at, ?3, ?4, ?5, ?6, ?7, identity, lane
                      FROM waiting WHERE destination = ?1 AND id = ?2",
                     &[&destination, &id, attempts, refusals, unknowns, &unix_millis::now(), why],
                 )?;
@@ -163,7 +173,15 @@ impl Change {
     }
 }
 
-/// What an operator does to an entry, or to the one at the head.
+/// By what an entry is known to be claimed.
+#[derive(Clone)]
+pub(super) struct Claimed {
+    pub(super) identity: String,
+    pub(super) holder: String,
+    pub(super) slot: i64,
+}
+
+/// What an operator does to an entry, or to all heads.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Order {
     Requeue,
@@ -176,20 +194,32 @@ pub(super) enum Order {
 
 impl Order {
     /// Makes the change; returns the number of rows that were changed.
-    pub(super) fn make(self, writer: &Connection, (destination, id): Key) -> Result<i64, Failure> {
+    pub(super) fn make(self, writer: &Connection, key: Key) -> Result<i64, Failure> {
+        let (destination, id) = key;
+        let before = lanes::lane_of(writer, destination, id)?;
+        let changed = self.make_alone(writer, key)?;
+        if let Some(lane) = before.or(lanes::lane_of(writer, destination, id)?) {
+            lanes::refresh(writer, destination, &lane)?;
+        }
+        Ok(changed)
+    }
+
+    fn make_alone(self, writer: &Connection, (destination, id): Key) -> Result<i64, Failure> {
         let execute = |sql: &str| execute(writer, sql, &[&destination, &id]);
         const REMOVE_DEAD: &str = "DELETE FROM dead WHERE destination = ?1 AND id = ?2";
         match self {
             Order::Requeue => {
                 let held = execute(
                     "UPDATE waiting
-                     SET state = 'waiting', begun = 0, attempts = 0, refusals = 0, unknowns = 0, retry_at = NULL
+                     SET state = 'waiting', begun = 0, attempts = 0, refusals = 0, unknowns = 0, retry_at = NULL,
+                         rested_at = NULL
                      WHERE destination = ?1 AND id = ?2 AND state = 'held'",
                 )?;
                 let dead = execute(
                     "INSERT INTO waiting
-                        (destination, id, control_id, pushed_at, state, attempts, refusals, last_failure, identity)
-                     SELECT destination, id, control_id, pushed_at, 'waiting', 0, 0, last_failure, identity
+                        (destination, id, control_id, pushed_at, state, attempts, refusals, last_failure, identity, lane)
+                     SELECT destination, id, control_id, pushed_at, 'waiting', 0, 0, last_failure, identity,
+                         (SELECT iif(lanes_from <= ?2, coalesce(dead.lane, '.'), NULL) FROM destination WHERE id = ?1)
                      FROM dead WHERE destination = ?1 AND id = ?2",
                 )?;
                 execute(REMOVE_DEAD)?;
@@ -209,13 +239,18 @@ impl Order {
             ),
             Order::Unhold => execute(
                 // What was being sent when it was held may be so still.
-                "UPDATE waiting SET state = CASE WHEN begun THEN 'sending' ELSE 'waiting' END, retry_at = NULL
+                "UPDATE waiting SET state = CASE WHEN begun THEN 'sending' ELSE 'waiting' END, retry_at = NULL,
+                     rested_at = NULL
                  WHERE destination = ?1 AND id = ?2 AND state = 'held'",
             ),
             Order::TryNow => {
-                let sql = "UPDATE waiting SET retry_at = NULL WHERE destination = ?1
-                           AND id = (SELECT min(id) FROM waiting WHERE destination = ?1)";
-                Ok(writer.prepare_cached(sql)?.execute([destination])? as i64)
+                let head = "UPDATE waiting SET retry_at = NULL WHERE destination = ?1 AND lane IS NULL
+                            AND id = (SELECT min(id) FROM waiting WHERE destination = ?1)";
+                // Whoever claims next ends these rests.
+                let lanes = "UPDATE waiting SET retry_at = 0 WHERE destination = ?1
+                             AND retry_at IS NOT NULL AND lane IS NOT NULL";
+                let changed = [head, lanes].map(|sql| Ok(writer.prepare_cached(sql)?.execute([destination])? as i64));
+                changed.into_iter().sum()
             }
             Order::SetPaused(paused) => {
                 let sql = "UPDATE destination SET paused = ?2 WHERE id = ?1";
@@ -232,17 +267,16 @@ pub(super) fn resend(
     identity: &str,
     highest: i64,
 ) -> Result<i64, Failure> {
-    let find = "SELECT control_id FROM delivered WHERE destination = ?1 AND id = ?2";
-    let found = writer.prepare_cached(find)?.query_row((destination, id), |row| row.get::<_, String>(0));
-    let Some(control_id) = found.optional()? else { return Ok(0) };
+    let find = "SELECT control_id, lane FROM delivered WHERE destination = ?1 AND id = ?2";
+    let found = writer.prepare_cached(find)?.query_row((destination, id), |row| Ok((row.get(0)?, row.get(1)?)));
+    let Some((control_id, lane)): Option<(String, Option<String>)> = found.optional()? else { return Ok(0) };
     let copy = "INSERT INTO message (checksum, content) SELECT checksum, content FROM message WHERE id = ?1";
     let new = writer.prepare_cached(copy)?.insert([id])?;
     if new <= highest {
         return Err(Failure::Older);
     }
-    let wait = "INSERT INTO waiting (destination, id, control_id, pushed_at, state, attempts, refusals, identity)
-                VALUES (?1, ?2, ?3, ?4, 'waiting', 0, 0, ?5)";
-    writer.prepare_cached(wait)?.execute(params![destination, new, control_id, unix_millis::now(), identity])?;
+    let lane = lane.as_deref().unwrap_or(lanes::OWN);
+    NewInLane { id: new, control_id: &control_id, identity, lane }.enter(writer, destination, unix_millis::now())?;
     Ok(new)
 }
 
@@ -268,7 +302,7 @@ pub(super) fn remove_destination(writer: &Connection, destination: i64) -> Resul
         "DELETE FROM delivered WHERE destination = ?1",
         "DELETE FROM pushed_key WHERE destination = ?1",
         // It keeps the number from being given to another.
-        "INSERT OR REPLACE INTO claim (destination) VALUES (?1)",
+        "INSERT OR REPLACE INTO claim (destination, slot) VALUES (?1, 0)",
         "DELETE FROM destination WHERE id = ?1",
     ] {
         writer.execute(sql, [destination])?;

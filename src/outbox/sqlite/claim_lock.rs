@@ -1,4 +1,4 @@
-//! The right to claim the entries of a destination: a lock on a file beside the database, which the
+//! The right to claim an entry of a destination, one of as many as it has lanes: a lock on a file beside the database, which the
 //! system takes back when its holder ends, however it ends.
 //!
 //! A file can be removed while it is locked, and another made in its place can be locked as well.
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::files::{FileId, companion, id, id_at, open_beside, try_lock, unusable};
 use super::group::Kind;
+use super::lanes;
 use super::storage::Storage;
 use crate::deadline::Deadline;
 use crate::outbox::OutboxError;
@@ -22,12 +23,11 @@ use crate::outbox::OutboxError;
 /// after each exchange, which has a limit of 30 seconds if nothing else is said.
 const NOTICING: Duration = Duration::from_secs(60);
 
-/// How long giving up a claim may take.
-const GIVING_UP: Duration = Duration::from_millis(100);
-
 pub(super) struct ClaimLock {
     storage: Arc<Storage>,
     destination: i64,
+    /// Which of the destination's claims it is for, from 0.
+    slot: usize,
     path: PathBuf,
     /// The name of this handle, different from that of all others.
     holder: String,
@@ -37,9 +37,20 @@ pub(super) struct ClaimLock {
 }
 
 impl ClaimLock {
-    pub(super) fn new(storage: &Arc<Storage>, destination: i64, holder: String) -> ClaimLock {
-        let path = companion(storage.path(), &format!("-claim-{destination}"));
-        ClaimLock { storage: Arc::clone(storage), destination, path, holder, file: None, noticing: None }
+    pub(super) fn new(storage: &Arc<Storage>, destination: i64, slot: usize, holder: String) -> ClaimLock {
+        let of_slot = if slot == 0 { String::new() } else { format!("-{slot}") };
+        let path = companion(storage.path(), &format!("-claim-{destination}{of_slot}"));
+        ClaimLock { storage: Arc::clone(storage), destination, slot, path, holder, file: None, noticing: None }
+    }
+
+    /// Which of the destination's claims it is for.
+    pub(super) fn slot(&self) -> i64 {
+        self.slot as i64
+    }
+
+    /// Whether it was got, and not lost as far as is known.
+    pub(super) fn has_file(&self) -> bool {
+        self.file.is_some()
     }
 
     /// Whether this handle may claim: it holds the lock, or gets it.
@@ -71,14 +82,15 @@ impl ClaimLock {
         }
         let number = |id: FileId| id.map(|(_, number)| number as i64);
         let files = (number(self.storage.id()), number(id(&file.metadata().map_err(unusable)?)));
-        let destination = self.destination;
+        let (destination, slot) = (self.destination, self.slot());
         if self.file.is_none() && !self.may_take_over(files)? {
             return Ok(false);
         }
         let holder = self.holder.clone();
         self.storage.change(Kind::Settlement, deadline, move |writer| {
-            let sql = "INSERT OR REPLACE INTO claim (destination, holder, file, lock_file) VALUES (?1, ?2, ?3, ?4)";
-            Ok(writer.prepare_cached(sql)?.execute((destination, &holder, files.0, files.1))? as i64)
+            let sql =
+                "INSERT OR REPLACE INTO claim (destination, slot, holder, file, lock_file) VALUES (?1, ?2, ?3, ?4, ?5)";
+            Ok(writer.prepare_cached(sql)?.execute((destination, slot, &holder, files.0, files.1))? as i64)
         })?;
         (self.file, self.noticing) = (Some(file), None);
         Ok(true)
@@ -88,10 +100,12 @@ impl ClaimLock {
     /// copy of the database, so that its holder is none any more; or its holder has had the
     /// time to notice. `files`: the numbers of the database and the lock's file.
     fn may_take_over(&mut self, files: (Option<i64>, Option<i64>)) -> Result<bool, OutboxError> {
-        let find = "SELECT holder, file, lock_file FROM claim WHERE destination = ?1 AND holder IS NOT NULL";
+        let find =
+            "SELECT holder, file, lock_file FROM claim WHERE destination = ?1 AND slot = ?2 AND holder IS NOT NULL";
         let claim = self.storage.read(|reader| {
             let mut rows = reader.prepare_cached(find)?;
-            let mut rows = rows.query_map([self.destination], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
+            let mut rows =
+                rows.query_map([self.destination, self.slot()], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
             rows.next().transpose()
         })?;
         let Some((holder, made_by)) = claim else { return Ok(true) };
@@ -114,13 +128,14 @@ impl ClaimLock {
     }
 
     /// Gives the right up, so that another can have it at once.
-    pub(super) fn release(&mut self) {
+    pub(super) fn release(&mut self, deadline: &Deadline) {
         if self.file.is_some() {
-            let (destination, holder) = (self.destination, self.holder.clone());
+            let (destination, slot, holder) = (self.destination, self.slot(), self.holder.clone());
             // Where it cannot be recorded, the next one sees by the lock that it is free.
-            let _ = self.storage.change(Kind::Settlement, &Deadline::after(GIVING_UP), move |writer| {
-                let sql = "UPDATE claim SET holder = NULL WHERE destination = ?1 AND holder = ?2";
-                Ok(writer.prepare_cached(sql)?.execute((destination, &holder))? as i64)
+            let _ = self.storage.change(Kind::Settlement, deadline, move |writer| {
+                let sql = "UPDATE claim SET holder = NULL WHERE destination = ?1 AND slot = ?2 AND holder = ?3";
+                let given_up = writer.prepare_cached(sql)?.execute((destination, slot, &holder))?;
+                if given_up > 0 { lanes::free(writer, destination, slot) } else { Ok(0) }
             });
         }
         self.file = None;

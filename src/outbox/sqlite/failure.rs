@@ -22,6 +22,11 @@ pub(super) enum Failure {
     Reserve(Arc<io::Error>),
     /// The destination was removed.
     Removed,
+    /// Its messages are given lanes by another rule; whether some wait that were.
+    OtherRule {
+        known: String,
+        waits: bool,
+    },
     /// Another file has its place, or none.
     Moved,
     /// It lacks entries that were in it.
@@ -94,6 +99,17 @@ pub(super) fn failure(path: &str, failure: Failure) -> OutboxError {
         }
         Failure::Removed => {
             let what = format!("this destination was removed from {path}; open it again to make it anew");
+            return OutboxError::Config(what);
+        }
+        Failure::OtherRule { known, waits } => {
+            let what = if waits {
+                format!(
+                    "messages wait in {path} that were given their lanes by the rule {known:?}; have them delivered before \
+                     the rule is another one"
+                )
+            } else {
+                format!("this destination in {path} gives lanes by the rule {known:?}; open it with that rule to push")
+            };
             return OutboxError::Config(what);
         }
         Failure::Moved => {

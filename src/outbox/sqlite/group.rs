@@ -54,6 +54,8 @@ pub(super) enum Kind {
     Push(u64),
     /// A settlement, or what an operator does: it helps to make room.
     Settlement,
+    /// A claim, which need not outlast the machine: its holder does not either.
+    Claim,
 }
 
 pub(super) struct Group {
@@ -272,7 +274,9 @@ impl Group {
         if group.is_empty() {
             return (took, group);
         }
-        let turn = (!settles).then(|| turns.wait_to_push(took, self.backlog.load(Ordering::Relaxed), &deadline));
+        let pushes = group.iter().any(is_push);
+        let turn =
+            (pushes && !settles).then(|| turns.wait_to_push(took, self.backlog.load(Ordering::Relaxed), &deadline));
         let mut begun = Instant::now();
         let written = transact(&writer, &mut group, &deadline, &mut begun);
         drop(turn);
@@ -280,7 +284,9 @@ impl Group {
             turns.settles();
             reserve.try_again();
         }
-        let written = written.and_then(|answers| self.log.synchronise().map(|()| answers));
+        let synchronise = |kind: Kind| if kind == Kind::Claim { Ok(()) } else { self.log.synchronise() };
+        let lasting = group.iter().find(|change| change.kind != Kind::Claim).map_or(Kind::Claim, |change| change.kind);
+        let written = written.and_then(|answers| synchronise(lasting).map(|()| answers));
         let took = begun.elapsed();
         match written {
             Err(failure @ (Failure::Disk(_) | Failure::Moved)) => {
@@ -304,7 +310,7 @@ impl Group {
                 let mut left_over = Vec::new();
                 for mut change in group {
                     let made = alone(&writer, &mut change, reserve);
-                    match made.and_then(|made| self.log.synchronise().map(|()| made)) {
+                    match made.and_then(|made| synchronise(change.kind).map(|()| made)) {
                         Err(Failure::Locked(_)) if change.deadline.remaining().is_some() => left_over.push(change),
                         answer => {
                             *is_suspect |= matches!(answer, Err(Failure::Disk(_) | Failure::Moved));

@@ -5,6 +5,7 @@ mod claim_lock;
 mod failure;
 mod files;
 mod group;
+mod lanes;
 mod reserve;
 mod schema;
 mod storage;
@@ -18,12 +19,13 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::identity::unique;
-use super::local_claim::LocalClaim;
+use super::lane::{LaneChoice, LaneKey};
+use super::local_claim::LocalClaims;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis};
 use crate::deadline::Deadline;
 use crate::locks::lock;
-use changes::{Change, Expired, NewEntry, Order, WEEK, milliseconds};
+use changes::{Change, Claimed, Expired, NewEntry, Order, WEEK, milliseconds};
 use claim_lock::ClaimLock;
 use failure::Failure;
 use group::Kind;
@@ -34,6 +36,12 @@ const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_sec
 
 /// The time between two searches for delivered entries that are old enough to be removed.
 const PURGE: Duration = Duration::from_secs(60);
+
+/// How long giving up claims may take.
+const GIVING_UP: Duration = Duration::from_millis(100);
+
+/// The time between two looks for lanes whose holder has ended.
+const LOOK_FOR_ENDED: Duration = Duration::from_millis(500);
 
 /// The largest message in bytes: SQLite's own limit, less what surrounds it in a row.
 const LARGEST: usize = 999_999_000;
@@ -88,6 +96,8 @@ pub struct SqliteOutbox {
     keep: Option<Duration>,
     max_bytes: Option<u64>,
     timeout: Duration,
+    lane_key: Option<LaneKey>,
+    lanes: usize,
 }
 
 struct SqliteShared {
@@ -96,20 +106,31 @@ struct SqliteShared {
     name: Arc<str>,
     /// The name of this handle, different from that of all others.
     holder: String,
-    /// Held by the one thread that claims.
-    claim_lock: Mutex<ClaimLock>,
     holding: Mutex<Holding>,
     wake_up: Arc<WakeUp>,
 }
 
 /// What this handle has claimed, and what else its threads share.
 struct Holding {
-    local_claim: LocalClaim,
+    local_claims: LocalClaims,
+    /// The locks of the claims that this handle may have at a time, in their order. One is away while
+    /// a thread claims by it.
+    slots: Vec<Slot>,
+    /// When to look again for lanes whose holder has ended.
+    next_look: Option<Deadline>,
+    /// When the next entry that rests in a lane is to be tried.
+    next_rest_ends: Option<Deadline>,
     next_purge: Option<Deadline>,
     /// How long delivered entries are kept, as the database knows it.
     kept: Option<Option<Duration>>,
     /// How long to wait for what another process pushes.
     poll: Duration,
+}
+
+/// One of the claims of a destination, and what is claimed by it.
+struct Slot {
+    lock: Option<ClaimLock>,
+    claimed: Option<u64>,
 }
 
 impl SqliteOutbox {
@@ -122,7 +143,8 @@ impl SqliteOutbox {
     /// be read and written.
     pub fn open(path: impl AsRef<Path>, destination: &str) -> Result<SqliteOutbox, OutboxError> {
         let shared = SqliteShared::new(Storage::open(path.as_ref())?, destination, TIMEOUT)?;
-        Ok(SqliteOutbox { shared: Arc::new(shared), keep: Some(WEEK), max_bytes: None, timeout: TIMEOUT })
+        let (keep, max_bytes, timeout, lane_key, lanes) = (Some(WEEK), None, TIMEOUT, None, 1);
+        Ok(SqliteOutbox { shared: Arc::new(shared), keep, max_bytes, timeout, lane_key, lanes })
     }
 
     /// Another destination in the same file, over the same connections.
@@ -155,6 +177,31 @@ impl SqliteOutbox {
     /// own, of 10 seconds, which is also what this defaults to.
     pub fn timeout(self, limit: Duration) -> SqliteOutbox {
         SqliteOutbox { timeout: limit, ..self }
+    }
+
+    /// The rule for the lanes of the messages of this destination. The file keeps its name, for every
+    /// process; who opens the destination without a rule pushes by it too, unless it is one of his
+    /// own. Defaults to the rule that the file has, [`LaneKey::Destination`] in a new one.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboxError::Config`] if messages wait that were given their lanes by another rule: have
+    /// them delivered first. Those that wait since there were no lanes do not count; they are sent
+    /// before all others. Any failure to read or write the file.
+    pub fn lane_key(self, rule: LaneKey) -> Result<SqliteOutbox, OutboxError> {
+        let (name, destination) = (rule.name().into_owned(), self.shared.destination);
+        let change = move |writer: &Connection| lanes::change_rule(writer, destination, &name);
+        if self.shared.storage.change(Kind::Settlement, &self.deadline(), change)? > 0 {
+            log::info!("{}: messages are given lanes by the rule {rule:?} from now on", self.shared.name);
+        }
+        Ok(SqliteOutbox { lane_key: Some(rule), ..self })
+    }
+
+    /// How many entries of the destination can be claimed at a time, by this handle and all others:
+    /// where they are opened for different numbers, the largest counts. Each takes a file beside
+    /// the database, as its lock. Defaults to 1, as which 0 counts.
+    pub fn lanes(self, count: usize) -> SqliteOutbox {
+        SqliteOutbox { lanes: count.max(1), ..self }
     }
 
     /// Pushes a message to several destinations of the file in one step: to all, or, where it
@@ -237,6 +284,7 @@ impl SqliteOutbox {
             control_id: Entry::control_id_within(limit, message).map_err(OutboxError::InvalidMessage)?,
             message: message.to_vec(),
             identity: unique()?,
+            lanes: LaneChoice::of(message, options.lane, self.lane_key.as_ref()),
             key: options.key.map(str::to_owned),
             max_bytes: self.max_bytes,
             backlog: self.shared.storage.backlog(),
@@ -286,27 +334,170 @@ impl SqliteOutbox {
         Ok(changed > 0)
     }
 
-    /// Changes the claimed entry, or finds that it is not this handle's any more.
-    fn change_claimed(&self, claim: &Claim, change: Change) -> Result<(), OutboxError> {
+    /// Changes the claimed entry, or finds that it is not this handle's any more. Says whether others
+    /// may be claimed for it than those in its lane.
+    fn change_claimed(&self, claim: &Claim, change: Change) -> Result<bool, OutboxError> {
         let shared = &self.shared;
-        if !shared.lock().local_claim.is(claim) {
-            return Err(OutboxError::ClaimLost);
-        }
-        if self.change_entry(&self.deadline(), claim.entry.id, &claim.identity, change)? == 0 {
+        let slot = {
+            let holding = shared.lock();
+            let slot = holding.slots.iter().position(|slot| slot.claimed == Some(claim.entry.id));
+            slot.filter(|_| holding.local_claims.is(claim)).ok_or(OutboxError::ClaimLost)?
+        };
+        let changed = self.change_entry(&self.deadline(), claim.entry.id, &claim.identity, slot, change)?;
+        if changed == 0 {
             // It was discarded, as by a shell, or another holds the claim; this handle finds out by its next
             // one.
-            shared.lock().local_claim.end_if(claim, None);
+            shared.lock().end_if(claim, None);
             return Err(OutboxError::ClaimLost);
         }
-        Ok(())
+        Ok(changed > 1)
     }
 
-    /// Changes an entry of the queue as the holder of the claim; returns how many there were.
-    fn change_entry(&self, deadline: &Deadline, id: u64, identity: &str, change: Change) -> Result<i64, OutboxError> {
+    /// Changes an entry of the queue as the holder of a claim; returns how many there were.
+    fn change_entry(
+        &self,
+        deadline: &Deadline,
+        id: u64,
+        identity: &str,
+        slot: usize,
+        change: Change,
+    ) -> Result<i64, OutboxError> {
         let shared = &self.shared;
-        let (key, identity) = ((shared.destination, id as i64), identity.to_owned());
+        let key = (shared.destination, id as i64);
+        let claimed = Claimed { identity: identity.to_owned(), holder: shared.holder.clone(), slot: slot as i64 };
+        shared.storage.change(Kind::Settlement, deadline, move |writer| change.make(writer, key, &claimed))
+    }
+
+    /// Takes the lock of a claim that is not in use, and is this handle's: preferably the first, by
+    /// which alone can be claimed what has no lane. `None` if there is none.
+    fn take_slot(&self, deadline: &Deadline) -> Result<Option<TakenSlot<'_>>, OutboxError> {
+        let shared = &*self.shared;
+        let mut free: Vec<(bool, bool, usize)> = {
+            let mut holding = shared.lock();
+            for slot in holding.slots.len()..self.lanes {
+                let lock = ClaimLock::new(&shared.storage, shared.destination, slot, shared.holder.clone());
+                holding.slots.push(Slot { lock: Some(lock), claimed: None });
+            }
+            let slots = holding.slots.iter().enumerate().take(self.lanes);
+            let free = slots.filter(|(_, slot)| slot.claimed.is_none());
+            free.filter_map(|(at, slot)| Some((at > 0, !slot.lock.as_ref()?.has_file(), at))).collect()
+        };
+        free.sort_unstable();
+        for (_, _, slot) in free {
+            let Some(mut taken) = shared.take(slot) else { continue };
+            if let Some(lock) = taken.lock()
+                && lock.is_held(deadline)?
+            {
+                return Ok(Some(taken));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Claims an entry that has a lane, by a slot that is held.
+    fn claim_in_lanes(&self, mut taken: TakenSlot<'_>, deadline: &Deadline) -> Result<Option<Claim>, OutboxError> {
+        let shared = &*self.shared;
+        let (storage, destination, slot) = (&shared.storage, shared.destination, taken.slot);
+        let found = storage.read(|reader| lanes::look(reader, destination))?;
+        self.free_ended(&found.slots, slot, deadline)?;
+        if !found.something {
+            shared.lock().next_rest_ends = found.next_rest_ends.map(Deadline::after);
+            return Ok(None);
+        }
         let holder = shared.holder.clone();
-        shared.storage.change(Kind::Settlement, deadline, move |writer| change.make(writer, key, &identity, &holder))
+        let claim = move |writer: &Connection| lanes::claim(writer, destination, slot as i64, &holder);
+        let id = match storage.change(Kind::Claim, deadline, claim)? {
+            ..0 => {
+                taken.lose();
+                return Ok(None);
+            }
+            0 => return Ok(None),
+            id => id as u64,
+        };
+        let Some(Head { entry, is_intact, identity, .. }) = shared.claimed(id)? else {
+            // It was discarded at this moment, and there may be others.
+            shared.wake_up.notify();
+            return Ok(None);
+        };
+        self.hand_out(&mut taken, entry, identity, is_intact, deadline)
+    }
+
+    /// Hands out an entry that was found to be the next, or stops it.
+    fn hand_out(
+        &self,
+        taken: &mut TakenSlot<'_>,
+        entry: Entry,
+        identity: String,
+        is_intact: bool,
+        deadline: &Deadline,
+    ) -> Result<Option<Claim>, OutboxError> {
+        let shared = &*self.shared;
+        let (stopped, change) = match entry.state {
+            EntryState::Waiting if is_intact => {
+                let mut holding = shared.lock();
+                let token = holding.local_claims.begin(entry.id);
+                holding.poll = POLL.0;
+                taken.claimed = Some(entry.id);
+                return Ok(Some(Claim { identity, serial: token, token, ..Claim::new(entry) }));
+            }
+            EntryState::Waiting => {
+                // Here nobody can mend it, and those behind it are to go on.
+                let why = format!("the stored message {:?} (number {}) is damaged", entry.control_id, entry.id);
+                let Entry { attempts, refusals, unknowns, .. } = entry;
+                let change = Change::Bury { attempts, refusals, unknowns, why: why.clone() };
+                (Summary { state: EntryState::Dead, last_failure: Some(why), ..entry.summary() }, change)
+            }
+            EntryState::Sending => {
+                let mut held = entry.clone();
+                held.apply(&entry.orphaned());
+                (held.summary(), Change::settlement(entry.orphaned(), self.keep.is_some()))
+            }
+            EntryState::Held | EntryState::Dead => return Ok(None),
+        };
+        self.change_entry(deadline, entry.id, &identity, taken.slot, change)?;
+        Err(OutboxError::Stopped { entry: Box::new(stopped) })
+    }
+
+    /// Frees what was in flight by slots whose holder has ended, now and then. `own` is in use by the
+    /// caller.
+    fn free_ended(&self, in_flight: &[usize], own: usize, deadline: &Deadline) -> Result<(), OutboxError> {
+        let shared = &*self.shared;
+        let suspects: Vec<usize> = {
+            let mut holding = shared.lock();
+            let is_own = |slot: &usize| {
+                let slot = holding.slots.get(*slot);
+                slot.is_some_and(|slot| slot.claimed.is_some() || slot.lock.is_none())
+            };
+            let suspects: Vec<usize> = in_flight.iter().copied().filter(|slot| *slot != own && !is_own(slot)).collect();
+            if suspects.is_empty() || holding.next_look.is_some_and(|next| next.remaining().is_some()) {
+                return Ok(());
+            }
+            holding.next_look = Some(Deadline::after(LOOK_FOR_ENDED));
+            suspects
+        };
+        for slot in suspects {
+            let free = |lock: &mut ClaimLock| {
+                let destination = shared.destination;
+                if !lock.is_held(deadline)? {
+                    return Ok(false);
+                }
+                let free = move |writer: &Connection| lanes::free(writer, destination, slot as i64);
+                shared.storage.change(Kind::Claim, deadline, free).map(|freed| freed > 0)
+            };
+            let freed = match shared.take(slot) {
+                Some(mut taken) => taken.lock().map_or(Ok(false), free)?,
+                None => {
+                    let mut lock = ClaimLock::new(&shared.storage, shared.destination, slot, shared.holder.clone());
+                    let freed = free(&mut lock)?;
+                    lock.release(deadline);
+                    freed
+                }
+            };
+            if freed {
+                shared.wake_up.notify();
+            }
+        }
+        Ok(())
     }
 
     /// Lets the database know how long this destination's entries are kept, for whoever purges.
@@ -352,20 +543,43 @@ fn number_of(storage: &Storage, name: &str, deadline: &Deadline) -> Result<i64, 
     storage.change(Kind::Push(0), deadline, move |writer| changes::make_destination(writer, &name))
 }
 
+/// The query for a head: which messages to read as well, and which entry.
+macro_rules! head_query {
+    ($messages:literal, $which:literal) => {
+        concat!(
+            "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.unknowns, w.last_failure,
+                 w.identity, w.retry_at, w.lane IS NOT NULL AS has_lane, m.content, m.checksum,
+                 (SELECT paused FROM destination WHERE id = ?1) AS paused,
+                 (SELECT holder FROM claim WHERE destination = ?1 AND slot = 0) AS holder
+             FROM waiting w LEFT JOIN message m ON m.id = w.id ",
+            $messages,
+            " WHERE w.destination = ?1 ",
+            $which
+        )
+    };
+}
 impl SqliteShared {
     fn new(storage: Arc<Storage>, name: &str, timeout: Duration) -> Result<SqliteShared, OutboxError> {
         let destination = number_of(&storage, name, &Deadline::after(timeout))?;
         let holder = unique()?;
-        let claim_lock = Mutex::new(ClaimLock::new(&storage, destination, holder.clone()));
-        let holding = Holding { local_claim: LocalClaim::default(), next_purge: None, kept: None, poll: POLL.0 };
+        let (local_claims, slots, next_look, next_rest_ends, next_purge, kept) = Default::default();
+        let holding = Holding { local_claims, slots, next_look, next_rest_ends, next_purge, kept, poll: POLL.0 };
         let wake_up = Arc::<WakeUp>::default();
         storage.wakes(destination, &wake_up);
         let (name, holding) = (name.into(), Mutex::new(holding));
-        Ok(SqliteShared { storage, destination, name, holder, claim_lock, holding, wake_up })
+        Ok(SqliteShared { storage, destination, name, holder, holding, wake_up })
     }
 
     fn lock(&self) -> MutexGuard<'_, Holding> {
         lock(&self.holding)
+    }
+
+    /// Takes the lock of a slot, if it is there and not in use.
+    fn take(&self, slot: usize) -> Option<TakenSlot<'_>> {
+        let mut holding = self.lock();
+        let Slot { lock, claimed: None } = holding.slots.get_mut(slot)? else { return None };
+        let lock = Some(lock.take()?);
+        Some(TakenSlot { shared: self, slot, lock, claimed: None })
     }
 
     /// Whether the destination is there still.
@@ -375,31 +589,36 @@ impl SqliteShared {
         if is_there { Ok(()) } else { Err(self.storage.failure(Failure::Removed)) }
     }
 
-    /// The head, and what else a claim has to know. The message is left out if it is that of the
-    /// entry that rests.
+    /// The oldest entry, and what else a claim has to know. The message is left out if it is that of
+    /// the entry that rests, or has a lane.
     fn head(&self, resting: Option<u64>) -> Result<Option<Head>, OutboxError> {
         let resting = resting.map(|id| id as i64);
         self.storage.read(|reader| {
-            let mut query = reader.prepare_cached(
-                "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.unknowns, w.last_failure,
-                     w.identity, w.retry_at, m.content, m.checksum,
-                     (SELECT paused FROM destination WHERE id = ?1) AS paused,
-                     (SELECT holder FROM claim WHERE destination = ?1) AS holder
-                 FROM waiting w LEFT JOIN message m ON m.id = w.id AND (w.id IS NOT ?2 OR w.retry_at IS NULL)
-                 WHERE w.destination = ?1 ORDER BY w.id LIMIT 1",
-            )?;
-            let head = |row: &Row<'_>| {
-                let (entry, is_intact) = self.entry(row)?;
-                Ok(Head {
-                    rests: resting == Some(entry.id as i64) && row.get::<_, Option<i64>>("retry_at")?.is_some(),
-                    entry,
-                    is_intact,
-                    identity: row.get("identity")?,
-                    is_paused: row.get::<_, Option<bool>>("paused")?.unwrap_or(false),
-                    holder: row.get("holder")?,
-                })
-            };
-            query.query_row((self.destination, resting), head).optional()
+            let sql =
+                head_query!("AND w.lane IS NULL AND (w.id IS NOT ?2 OR w.retry_at IS NULL)", "ORDER BY w.id LIMIT 1");
+            let mut query = reader.prepare_cached(sql)?;
+            query.query_row((self.destination, resting), |row| self.head_of(row, resting)).optional()
+        })
+    }
+
+    /// The entry that was claimed.
+    fn claimed(&self, id: u64) -> Result<Option<Head>, OutboxError> {
+        self.storage.read(|reader| {
+            let mut query = reader.prepare_cached(head_query!("", "AND w.id = ?2"))?;
+            query.query_row((self.destination, id as i64), |row| self.head_of(row, None)).optional()
+        })
+    }
+
+    fn head_of(&self, row: &Row<'_>, resting: Option<i64>) -> rusqlite::Result<Head> {
+        let (entry, is_intact) = self.entry(row)?;
+        Ok(Head {
+            rests: resting == Some(entry.id as i64) && row.get::<_, Option<i64>>("retry_at")?.is_some(),
+            entry,
+            is_intact,
+            identity: row.get("identity")?,
+            has_lane: row.get("has_lane")?,
+            is_paused: row.get::<_, Option<bool>>("paused")?.unwrap_or(false),
+            holder: row.get("holder")?,
         })
     }
 
@@ -453,8 +672,49 @@ struct Head {
     identity: String,
     /// Whether it rests before it is tried again, and nobody has said otherwise.
     rests: bool,
+    has_lane: bool,
     is_paused: bool,
     holder: Option<String>,
+}
+
+/// The lock of a slot that a thread claims by. It goes back when it is dropped.
+struct TakenSlot<'s> {
+    shared: &'s SqliteShared,
+    slot: usize,
+    lock: Option<ClaimLock>,
+    claimed: Option<u64>,
+}
+
+impl TakenSlot<'_> {
+    fn lock(&mut self) -> Option<&mut ClaimLock> {
+        self.lock.as_mut()
+    }
+
+    /// Somebody else holds it.
+    fn lose(&mut self) {
+        self.lock.iter_mut().for_each(ClaimLock::lose);
+    }
+}
+
+impl Drop for TakenSlot<'_> {
+    fn drop(&mut self) {
+        let mut holding = self.shared.lock();
+        if let Some(slot) = holding.slots.get_mut(self.slot) {
+            *slot = Slot { lock: self.lock.take(), claimed: self.claimed };
+        }
+    }
+}
+
+impl Holding {
+    /// This claim has ended, if it is one; its entry is to rest for so long, if it is to be tried
+    /// again.
+    fn end_if(&mut self, claim: &Claim, rest: Option<Duration>) {
+        if self.local_claims.is(claim) {
+            let slots = self.slots.iter_mut().filter(|slot| slot.claimed == Some(claim.entry.id));
+            slots.for_each(|slot| slot.claimed = None);
+        }
+        self.local_claims.end_if(claim, rest);
+    }
 }
 
 impl Outbox for SqliteOutbox {
@@ -481,71 +741,49 @@ impl Outbox for SqliteOutbox {
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let (shared, deadline) = (&*self.shared, self.deadline());
-        // Of several threads one claims, and the others have nothing to do.
-        let Ok(mut claim_lock) = shared.claim_lock.try_lock() else { return Ok(None) };
-        if shared.lock().local_claim.claimed().is_some() || !claim_lock.is_held(&deadline)? {
-            return Ok(None);
-        }
-        let resting = shared.lock().local_claim.resting();
+        let Some(mut taken) = self.take_slot(&deadline)? else { return Ok(None) };
+        let resting = shared.lock().local_claims.resting();
         self.tidy(&deadline);
         shared.storage.check_content()?;
         let Some(head) = shared.head(resting)? else { return shared.check_destination().map(|()| None) };
-        let Head { entry, is_intact, identity, rests, is_paused, holder } = head;
-        if holder.as_deref() != Some(&*shared.holder) {
-            claim_lock.lose();
+        let Head { entry, is_intact, identity, rests, has_lane, is_paused, holder } = head;
+        if has_lane && !is_paused {
+            let claimed = self.claim_in_lanes(taken, &deadline)?;
+            return Ok(claimed.map(|claim| Claim { is_alone: self.lanes == 1, ..claim }));
+        }
+        if taken.slot == 0 && holder.as_deref() != Some(&*shared.holder) {
+            taken.lose();
             return Ok(None);
         }
-        let mut holding = shared.lock();
-        if is_paused || rests {
+        if taken.slot > 0 || is_paused || rests || shared.lock().local_claims.count() > 0 {
             return Ok(None);
         }
-        match entry.state {
-            EntryState::Waiting if is_intact => {
-                let token = holding.local_claim.begin(entry.id);
-                holding.poll = POLL.0;
-                Ok(Some(Claim { identity, serial: token, token, ..Claim::new(entry) }))
-            }
-            EntryState::Waiting => {
-                // Here nobody can mend it, and those behind it are to go on.
-                drop(holding);
-                let why = format!("the stored message {:?} (number {}) is damaged", entry.control_id, entry.id);
-                let Entry { attempts, refusals, unknowns, .. } = entry;
-                self.change_entry(
-                    &deadline,
-                    entry.id,
-                    &identity,
-                    Change::Bury { attempts, refusals, unknowns, why: why.clone() },
-                )?;
-                let buried = Summary { state: EntryState::Dead, last_failure: Some(why), ..entry.summary() };
-                Err(OutboxError::Stopped { entry: Box::new(buried) })
-            }
-            EntryState::Sending => {
-                drop(holding);
-                let mut held = entry.clone();
-                held.apply(&entry.orphaned());
-                let change = Change::settlement(entry.orphaned(), self.keep.is_some());
-                self.change_entry(&deadline, entry.id, &identity, change)?;
-                Err(OutboxError::Stopped { entry: Box::new(held.summary()) })
-            }
-            EntryState::Held | EntryState::Dead => Ok(None),
-        }
+        self.hand_out(&mut taken, entry, identity, is_intact, &deadline)
     }
 
     fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
-        self.change_claimed(claim, Change::Begin)
+        self.change_claimed(claim, Change::Begin).map(drop)
     }
 
     fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
         let settled = claim.entry.settled(outcome, false);
         let rest = settled.rest;
-        self.change_claimed(claim, Change::settlement(settled, self.keep.is_some()))?;
-        self.shared.lock().local_claim.end_if(claim, rest);
+        let concerns_others = self.change_claimed(claim, Change::settlement(settled, self.keep.is_some()))?;
+        self.shared.lock().end_if(claim, rest);
+        if concerns_others {
+            self.shared.storage.wake(&[self.shared.destination]);
+        }
         Ok(())
     }
 
     fn release(&self) {
-        self.shared.lock().local_claim.end(None);
-        lock(&self.shared.claim_lock).release();
+        let slots = {
+            let mut holding = self.shared.lock();
+            holding.local_claims.end_all();
+            std::mem::take(&mut holding.slots)
+        };
+        let deadline = Deadline::after(GIVING_UP);
+        slots.into_iter().filter_map(|slot| slot.lock).for_each(|mut lock| lock.release(&deadline));
         self.shared.storage.wake(&[self.shared.destination]);
     }
 
@@ -561,7 +799,8 @@ impl Outbox for SqliteOutbox {
             let dead = number("SELECT count(*) FROM dead WHERE destination = ?1")?;
             let paused = number("SELECT paused FROM destination WHERE id = ?1").optional()?;
             let pending = Pending::new(waiting as u64, oldest.map(unix_millis::time), dead as u64);
-            Ok(Pending { held: held as u64, paused: paused.is_some_and(|paused| paused != 0), ..pending })
+            let blocked = lanes::blocked(reader, shared.destination)? as u64;
+            Ok(Pending { held: held as u64, blocked, paused: paused.is_some_and(|paused| paused != 0), ..pending })
         })?;
         shared.storage.check_content()?;
         if pending.waiting == 0 {
@@ -604,7 +843,8 @@ impl Outbox for SqliteOutbox {
             let mut holding = self.shared.lock();
             let poll = holding.poll;
             holding.poll = (poll * 3 / 2).min(POLL.1);
-            poll
+            let rest = holding.next_rest_ends.take().map(|ends| ends.remaining().unwrap_or_default());
+            poll.min(rest.unwrap_or(poll))
         };
         if self.shared.wake_up.wait(limit.min(poll)) {
             self.shared.lock().poll = POLL.0;
@@ -614,6 +854,10 @@ impl Outbox for SqliteOutbox {
     fn wake(&self) -> bool {
         self.shared.wake_up.notify();
         true
+    }
+
+    fn lanes(&self) -> usize {
+        self.lanes
     }
 
     fn list(&self, state: Option<EntryState>, after: u64, limit: usize) -> Result<Vec<Summary>, OutboxError> {

@@ -14,7 +14,7 @@ const APPLICATION_ID: i64 = 0x4D4C_4C50;
 /// An entry's message is written once and not touched when its state changes; the entry itself
 /// moves from `waiting` to `delivered` or `dead`, so that what waits is as quickly found among a
 /// million delivered as alone. The types are such that old `sqlite3` shells read them.
-const VERSIONS: [&str; 3] = [
+const VERSIONS: [&str; 4] = [
     "
     CREATE TABLE destination (
         id INTEGER PRIMARY KEY,
@@ -103,6 +103,32 @@ const VERSIONS: [&str; 3] = [
         pushes INTEGER NOT NULL,
         pushed_at INTEGER NOT NULL
     ) WITHOUT ROWID;
+    ",
+    "
+    ALTER TABLE destination ADD COLUMN lane_rule TEXT NOT NULL DEFAULT 'destination';
+    ALTER TABLE destination ADD COLUMN lanes_from INTEGER;  -- the entries from this number on have lanes; NULL: none has
+    ALTER TABLE waiting ADD COLUMN lane TEXT;    -- a digest of its key; '.': the destination's own lane; '!': a barrier
+    ALTER TABLE waiting ADD COLUMN ready INTEGER NOT NULL DEFAULT 0;  -- it can be claimed, unless a barrier is before it
+    ALTER TABLE waiting ADD COLUMN slot INTEGER;                      -- of the claim that has it in flight
+    ALTER TABLE waiting ADD COLUMN rested_at INTEGER;                 -- since when it rests, in a lane
+    ALTER TABLE dead ADD COLUMN lane TEXT;
+    ALTER TABLE delivered ADD COLUMN lane TEXT;
+    CREATE INDEX lane ON waiting (destination, lane, id) WHERE lane IS NOT NULL;
+    CREATE INDEX ready ON waiting (destination, id) WHERE ready = 1;
+    CREATE INDEX in_flight ON waiting (destination, lane) WHERE slot IS NOT NULL;
+    CREATE INDEX rest_ends ON waiting (destination, retry_at) WHERE retry_at IS NOT NULL AND lane IS NOT NULL;
+    CREATE INDEX rest_begins ON waiting (destination, rested_at) WHERE rested_at IS NOT NULL;
+    ALTER TABLE claim RENAME TO claim_of_one;
+    CREATE TABLE claim (
+        destination INTEGER NOT NULL,
+        slot INTEGER NOT NULL,              -- of several claims of a destination, which it is
+        holder TEXT,                        -- NULL once it has given the claim up
+        file INTEGER,                       -- by which number the system knows this file, and the one that it has locked
+        lock_file INTEGER,
+        PRIMARY KEY (destination, slot)
+    ) WITHOUT ROWID;
+    INSERT INTO claim SELECT destination, 0, holder, file, lock_file FROM claim_of_one;
+    DROP TABLE claim_of_one;
     ",
 ];
 

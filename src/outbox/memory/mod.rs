@@ -1,17 +1,20 @@
 //! Messages in memory, bounded.
 
+mod lanes;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::ops::Bound;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::local_claim::LocalClaim;
+use super::local_claim::LocalClaims;
 use super::wake_up::WakeUp;
-use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary};
+use super::{Claim, Entry, EntryState, LaneKey, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary};
 use crate::deadline::Deadline;
 use crate::hl7::MessageError;
 use crate::locks::lock;
+use lanes::Lanes;
 
 /// An [`Outbox`] in memory, bounded by count and bytes. It survives nothing but its receiver: what
 /// it holds is gone with the process.
@@ -34,6 +37,8 @@ pub struct MemoryOutbox {
     max_entries: usize,
     max_bytes: usize,
     when_full: WhenFull,
+    lane_key: LaneKey,
+    lanes: usize,
     shared: Arc<MemoryShared>,
 }
 
@@ -69,14 +74,23 @@ struct MemoryQueue {
     bytes: usize,
     dropped: u64,
     paused: bool,
-    local_claim: LocalClaim,
+    local_claims: LocalClaims,
+    lanes: Lanes,
 }
 
 impl MemoryOutbox {
     /// An empty outbox for at most so many entries and so many bytes of messages. When it is full,
     /// `push` says so at once.
     pub fn new(max_entries: usize, max_bytes: usize) -> MemoryOutbox {
-        MemoryOutbox { max_entries, max_bytes, when_full: WhenFull::Wait(Duration::ZERO), shared: Arc::default() }
+        let when_full = WhenFull::Wait(Duration::ZERO);
+        MemoryOutbox {
+            max_entries,
+            max_bytes,
+            when_full,
+            lane_key: LaneKey::default(),
+            lanes: 1,
+            shared: Arc::default(),
+        }
     }
 
     /// This handle's `push` waits for room, at most for so long. Defaults to not at all.
@@ -89,6 +103,17 @@ impl MemoryOutbox {
     /// away. Defaults to not.
     pub fn drop_oldest_when_full(self) -> MemoryOutbox {
         MemoryOutbox { when_full: WhenFull::DropOldest, ..self }
+    }
+
+    /// The rule for the lanes of the messages that this handle pushes. Defaults to
+    /// [`LaneKey::Destination`].
+    pub fn lane_key(self, rule: LaneKey) -> MemoryOutbox {
+        MemoryOutbox { lane_key: rule, ..self }
+    }
+
+    /// How many entries can be claimed at a time, by this handle. Defaults to 1, as which 0 counts.
+    pub fn lanes(self, count: usize) -> MemoryOutbox {
+        MemoryOutbox { lanes: count.max(1), ..self }
     }
 
     /// How many entries were thrown away to make room.
@@ -185,6 +210,7 @@ impl MemoryQueue {
             self.by_key.remove(&key);
         }
         self.reindex(id);
+        self.lanes.forget(id, &self.entries);
         Some(entry)
     }
 
@@ -196,7 +222,7 @@ impl MemoryQueue {
         self.reindex(id);
     }
 
-    /// Notes anew whether an entry is held, and whether it may be thrown away.
+    /// Notes anew whether an entry is held, can be claimed, and may be thrown away.
     fn reindex(&mut self, id: u64) {
         let found = self.entries.get(&id).map(|entry| (entry.state, entry.message.len()));
         self.held.remove(&id);
@@ -205,31 +231,30 @@ impl MemoryQueue {
             Some((EntryState::Held, _)) => {
                 self.held.insert(id);
             }
-            Some((EntryState::Waiting, size)) if self.local_claim.claimed() != Some(id) => {
+            Some((EntryState::Waiting, size)) if !self.lanes.is_claimed(id) => {
                 self.droppable.insert(id, size);
                 self.droppable_bytes += size;
             }
             _ => {}
         }
+        self.lanes.refresh(id, &self.entries);
     }
 
-    /// Ends the claim, if there is one.
-    fn end_claim(&mut self, rest: Option<Duration>) {
-        let claimed = self.local_claim.claimed();
-        self.local_claim.end(rest);
-        if let Some(id) = claimed {
-            self.reindex(id);
-        }
+    /// Ends the claim of an entry. It is to rest for so long, if it is to be tried again.
+    fn end_claim(&mut self, id: u64, rest: Option<Duration>) {
+        self.local_claims.end(id);
+        self.lanes.end_claim(id, rest, &self.entries);
+        self.reindex(id);
     }
 
     /// The entry of a claim, if it is there and the claim is this one.
     fn claimed(&mut self, claim: &Claim) -> Result<&mut Entry, OutboxError> {
         let id = claim.entry.id;
-        if !self.local_claim.is(claim) {
+        if !self.local_claims.is(claim) {
             return Err(OutboxError::ClaimLost);
         }
         if !self.entries.contains_key(&id) {
-            self.end_claim(None);
+            self.end_claim(id, None);
         }
         self.entries.get_mut(&id).ok_or(OutboxError::ClaimLost)
     }
@@ -258,6 +283,7 @@ impl Outbox for MemoryOutbox {
             let error = MessageError::TooLarge { size: message.len(), limit: self.max_bytes };
             return Err(OutboxError::InvalidMessage(error));
         }
+        let lane = options.lane.cloned().unwrap_or_else(|| self.lane_key.lane_of(message));
         let known = |queue: &MemoryQueue| options.key.and_then(|key| queue.by_key.get(key).copied());
         if let Some(id) = known(&self.shared.lock()) {
             return Ok(id);
@@ -276,6 +302,8 @@ impl Outbox for MemoryOutbox {
         queue.last_id += 1;
         let id = queue.last_id;
         queue.bytes += message.len();
+        let lane = queue.lanes.id(&lane);
+        queue.lanes.begin(id, lane);
         queue.put(Entry { id, ..entry });
         if let Some(key) = options.key {
             queue.by_key.insert(key.to_owned(), id);
@@ -288,27 +316,25 @@ impl Outbox for MemoryOutbox {
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let mut queue = self.shared.lock();
-        if queue.paused || queue.local_claim.claimed().is_some() {
+        let queue = &mut *queue;
+        queue.lanes.end_due_rests(&queue.entries);
+        if queue.paused || queue.local_claims.count() >= self.lanes {
             return Ok(None);
         }
-        let resting = queue.local_claim.resting();
-        let Some((&id, head)) = queue.entries.first_key_value() else { return Ok(None) };
-        match head.state {
-            EntryState::Waiting if resting == Some(id) => Ok(None),
-            EntryState::Waiting => {
-                let claim = Claim::new(head.clone());
-                let token = queue.local_claim.begin(id);
-                queue.reindex(id);
-                Ok(Some(Claim { serial: token, token, ..claim }))
-            }
-            EntryState::Sending => {
-                queue.change(id, &[EntryState::Sending], |entry| entry.apply(&entry.orphaned()));
-                queue.begun.remove(&id);
-                let entry = queue.entries.get(&id).map(Entry::summary);
-                entry.map_or(Ok(None), |entry| Err(OutboxError::Stopped { entry: Box::new(entry) }))
-            }
-            EntryState::Held | EntryState::Dead => Ok(None),
+        let Some(id) = queue.lanes.next(&queue.entries) else { return Ok(None) };
+        let Some(entry) = queue.entries.get(&id) else { return Ok(None) };
+        if entry.state == EntryState::Sending {
+            queue.change(id, &[EntryState::Sending], |entry| entry.apply(&entry.orphaned()));
+            queue.begun.remove(&id);
+            let entry = queue.entries.get(&id).map(Entry::summary);
+            return entry.map_or(Ok(None), |entry| Err(OutboxError::Stopped { entry: Box::new(entry) }));
         }
+        let claim = Claim::new(entry.clone());
+        let serial = queue.local_claims.begin(id);
+        queue.lanes.claim(id, &queue.entries);
+        queue.reindex(id);
+        let is_alone = self.lanes == 1 || !queue.lanes.are_used();
+        Ok(Some(Claim { serial, token: serial, is_alone, ..claim }))
     }
 
     fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
@@ -316,7 +342,7 @@ impl Outbox for MemoryOutbox {
         let entry = queue.claimed(claim)?;
         // One that was held meanwhile is not sent.
         if entry.state == EntryState::Held {
-            queue.end_claim(None);
+            queue.end_claim(claim.entry.id, None);
             return Err(OutboxError::ClaimLost);
         }
         entry.state = EntryState::Sending;
@@ -329,7 +355,7 @@ impl Outbox for MemoryOutbox {
         self.shared.change(|queue| {
             let held = queue.claimed(claim)?.state == EntryState::Held;
             let settled = claim.entry.settled(outcome, held);
-            queue.end_claim(settled.rest);
+            queue.end_claim(id, settled.rest);
             queue.begun.remove(&id);
             if settled.state.is_none() {
                 queue.remove(id);
@@ -342,14 +368,18 @@ impl Outbox for MemoryOutbox {
     }
 
     fn release(&self) {
-        self.shared.change(|queue| queue.end_claim(None));
+        self.shared.change(|queue| {
+            queue.local_claims.end_all().into_iter().for_each(|id| queue.end_claim(id, None));
+            queue.lanes.end_all_rests(&queue.entries);
+        });
     }
 
     fn pending(&self) -> Result<Pending, OutboxError> {
         let queue = self.shared.lock();
         let oldest = queue.entries.first_key_value().map(|(_, entry)| entry.pushed_at);
         let pending = Pending::new(queue.entries.len() as u64, oldest, queue.dead.len() as u64);
-        Ok(Pending { held: queue.held.len() as u64, paused: queue.paused, ..pending })
+        let (held, blocked) = (queue.held.len() as u64, queue.lanes.blocked() as u64);
+        Ok(Pending { held, blocked, paused: queue.paused, ..pending })
     }
 
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
@@ -364,7 +394,7 @@ impl Outbox for MemoryOutbox {
 
     fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
         self.operate("requeue", id, |queue| {
-            queue.local_claim.end_rest();
+            queue.lanes.end_rest(id);
             queue.begun.remove(&id);
             queue.change(id, &[EntryState::Held, EntryState::Dead], Entry::begin_anew)
         })
@@ -375,12 +405,18 @@ impl Outbox for MemoryOutbox {
     }
 
     fn wait(&self, limit: Duration) {
-        self.shared.wake_up.wait(limit);
+        let rest =
+            self.shared.lock().lanes.next_rest_ends().map(|until| until.saturating_duration_since(Instant::now()));
+        self.shared.wake_up.wait(limit.min(rest.unwrap_or(limit)));
     }
 
     fn wake(&self) -> bool {
         self.shared.wake_up.notify();
         true
+    }
+
+    fn lanes(&self) -> usize {
+        self.lanes
     }
 
     fn list(&self, state: Option<EntryState>, after: u64, limit: usize) -> Result<Vec<Summary>, OutboxError> {
@@ -406,12 +442,13 @@ impl Outbox for MemoryOutbox {
         self.operate("unhold", id, |queue| {
             // What was being sent when it was held may be so still.
             let state = if queue.begun.contains(&id) { EntryState::Sending } else { EntryState::Waiting };
+            queue.lanes.end_rest(id);
             queue.change(id, &[EntryState::Held], |entry| entry.state = state)
         })
     }
 
     fn try_now(&self) -> Result<(), OutboxError> {
-        self.shared.change(|queue| queue.local_claim.end_rest());
+        self.shared.change(|queue| queue.lanes.end_all_rests(&queue.entries));
         Ok(())
     }
 

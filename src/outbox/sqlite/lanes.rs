@@ -1,0 +1,239 @@
+//! Lanes, in SQL: which entries can be claimed, by several holders at a time.
+//!
+//! While all entries of a destination are in its own lane, they have none in the table: the oldest
+//! is the head, and the holder of the first slot claims it without writing. From the first entry
+//! with another lane on (`lanes_from`) each has one. Those before it, which have none, are sent
+//! first, so that the two never meet. Once nothing waits, it begins anew.
+//!
+//! The head of a lane is marked as `ready` unless it is held, rests, or its lane has an entry in
+//! flight. Whoever changes an entry marks its lane anew. An entry in flight names its slot: the
+//! claims of a destination are numbered, and each is a lock of its own.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::failure::Failure;
+use crate::outbox::unix_millis;
+
+/// The most rests that are ended in one transaction.
+const RESTS_AT_ONCE: i64 = 64;
+
+/// The destination's own lane.
+pub(super) const OWN: &str = ".";
+
+/// The lane of the barriers.
+const BARRIER: &str = "!";
+
+/// A message's place among the others of its destination.
+pub(super) struct NewInLane<'m> {
+    pub(super) id: i64,
+    pub(super) control_id: &'m str,
+    pub(super) identity: &'m str,
+    pub(super) lane: &'m str,
+}
+
+impl NewInLane<'_> {
+    /// Puts a message that has just been stored at the end of its lane.
+    pub(super) fn enter(&self, writer: &Connection, destination: i64, now: i64) -> Result<(), Failure> {
+        let NewInLane { id, control_id, identity, lane } = self;
+        let from = "SELECT lanes_from FROM destination WHERE id = ?1";
+        let from: Option<i64> = writer.prepare_cached(from)?.query_row([destination], |row| row.get(0))?;
+        let change_from = |from: Option<i64>| {
+            let sql = "UPDATE destination SET lanes_from = ?2 WHERE id = ?1";
+            writer.prepare_cached(sql)?.execute(params![destination, from])
+        };
+        let lane = match (*lane, from) {
+            (OWN, None) => None,
+            (OWN, Some(_)) if is_empty(writer, destination)? => {
+                change_from(None)?;
+                None
+            }
+            (lane, None) => {
+                change_from(Some(*id))?;
+                Some(lane)
+            }
+            (lane, Some(_)) => Some(lane),
+        };
+        let mut waiting = writer.prepare_cached(
+            "INSERT INTO waiting
+                (destination, id, control_id, pushed_at, state, attempts, refusals, identity, lane, ready)
+             VALUES (?1, ?2, ?3, ?4, 'waiting', 0, 0, ?5, ?6,
+                ?6 IS NOT NULL AND NOT EXISTS (SELECT 1 FROM waiting WHERE destination = ?1 AND lane = ?6))",
+        )?;
+        waiting.execute(params![destination, id, control_id, now, identity, lane])?;
+        Ok(())
+    }
+}
+
+fn is_empty(reader: &Connection, destination: i64) -> rusqlite::Result<bool> {
+    let find = "SELECT 1 FROM waiting WHERE destination = ?1 LIMIT 1";
+    Ok(!reader.prepare_cached(find)?.exists([destination])?)
+}
+
+/// The lane of an entry of the queue, if it has one.
+pub(super) fn lane_of(reader: &Connection, destination: i64, id: i64) -> rusqlite::Result<Option<String>> {
+    let find = "SELECT lane FROM waiting WHERE destination = ?1 AND id = ?2";
+    let lane = reader.prepare_cached(find)?.query_row([destination, id], |row| row.get(0)).optional()?;
+    Ok(lane.flatten())
+}
+
+/// Marks a lane anew, of which an entry has changed. One that is queued again may have come before
+/// the former head.
+pub(super) fn refresh(writer: &Connection, destination: i64, lane: &str) -> rusqlite::Result<()> {
+    let mut mark = writer.prepare_cached(
+        "UPDATE waiting SET ready =
+             id = (SELECT min(id) FROM waiting WHERE destination = ?1 AND lane = ?2)
+             AND state IN ('waiting', 'sending') AND retry_at IS NULL
+             AND NOT EXISTS (SELECT 1 FROM waiting WHERE destination = ?1 AND lane = ?2 AND slot IS NOT NULL)
+         WHERE destination = ?1
+             AND id IN (SELECT id FROM waiting WHERE destination = ?1 AND lane = ?2 ORDER BY id LIMIT 2)",
+    )?;
+    mark.execute(params![destination, lane]).map(drop)
+}
+
+/// Whether what has left this lane may let others go on than its own entries.
+pub(super) fn concerns_others(reader: &Connection, destination: i64, lane: &str) -> rusqlite::Result<bool> {
+    Ok(lane == BARRIER || oldest(reader, destination, "lane = '!'")?.is_some())
+}
+
+/// The oldest entry of which this is true.
+fn oldest(reader: &Connection, destination: i64, which: &str) -> rusqlite::Result<Option<i64>> {
+    let sql = format!("SELECT min(id) FROM waiting WHERE destination = ?1 AND {which}");
+    reader.prepare_cached(&sql)?.query_row([destination], |row| row.get(0))
+}
+
+/// The oldest entry that can be claimed.
+fn next(reader: &Connection, destination: i64) -> rusqlite::Result<Option<i64>> {
+    let in_flight = |which: &str| {
+        let sql = format!("SELECT 1 FROM waiting WHERE destination = ?1 AND slot IS NOT NULL {which} LIMIT 1");
+        reader.prepare_cached(&sql)?.exists([destination])
+    };
+    let Some(ready) = oldest(reader, destination, "ready = 1")? else { return Ok(None) };
+    let can_be_claimed = match oldest(reader, destination, "lane = '!'")? {
+        None => true,
+        Some(barrier) if barrier == ready => !in_flight("")? && oldest(reader, destination, "true")? == Some(ready),
+        Some(barrier) => ready < barrier && !in_flight("AND lane = '!'")?,
+    };
+    Ok(can_be_claimed.then_some(ready))
+}
+
+/// What a look at the lanes has found.
+pub(super) struct Found {
+    /// Whether something may be there to claim.
+    pub(super) something: bool,
+    /// In what time an entry has rested.
+    pub(super) next_rest_ends: Option<Duration>,
+    /// The slots that have an entry in flight.
+    pub(super) slots: Vec<usize>,
+}
+
+/// Looks whether something can be claimed, without writing.
+pub(super) fn look(reader: &Connection, destination: i64) -> rusqlite::Result<Found> {
+    let now = unix_millis::now();
+    let ends = "SELECT min(retry_at) FROM waiting WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL";
+    let ends: Option<i64> = reader.prepare_cached(ends)?.query_row([destination], |row| row.get(0))?;
+    let slots = "SELECT slot FROM waiting WHERE destination = ?1 AND slot IS NOT NULL";
+    let mut slots = reader.prepare_cached(slots)?;
+    let slots = slots.query_map([destination], |row| row.get::<_, i64>(0))?;
+    let left = |ends: i64| Duration::from_millis(u64::try_from(ends.saturating_sub(now)).unwrap_or(0));
+    Ok(Found {
+        something: ends.is_some_and(|ends| ends <= now)
+            || last_rest_begun(reader, destination)?.is_some_and(|begun| begun > now)
+            || next(reader, destination)?.is_some(),
+        next_rest_ends: ends.map(left),
+        slots: slots.map(|slot| Ok(slot? as usize)).collect::<rusqlite::Result<_>>()?,
+    })
+}
+
+fn last_rest_begun(reader: &Connection, destination: i64) -> rusqlite::Result<Option<i64>> {
+    let begun = "SELECT max(rested_at) FROM waiting WHERE destination = ?1 AND rested_at IS NOT NULL";
+    reader.prepare_cached(begun)?.query_row([destination], |row| row.get(0))
+}
+
+/// Claims the oldest entry that can be claimed, for a slot; returns its number, 0 if there is none,
+/// and a negative number if another holds the slot.
+pub(super) fn claim(writer: &Connection, destination: i64, slot: i64, holder: &str) -> Result<i64, Failure> {
+    let own = "SELECT 1 FROM claim WHERE destination = ?1 AND slot = ?2 AND holder = ?3";
+    if !writer.prepare_cached(own)?.exists(params![destination, slot, holder])? {
+        return Ok(-1);
+    }
+    free(writer, destination, slot)?;
+    let paused = "SELECT paused FROM destination WHERE id = ?1";
+    if writer.prepare_cached(paused)?.query_row([destination], |row| row.get(0)).optional()?.unwrap_or(false) {
+        return Ok(0);
+    }
+    end_rests(writer, destination)?;
+    let Some(id) = next(writer, destination)? else { return Ok(0) };
+    let mark = "UPDATE waiting SET slot = ?3, ready = 0 WHERE destination = ?1 AND id = ?2";
+    writer.prepare_cached(mark)?.execute([destination, id, slot])?;
+    Ok(id)
+}
+
+/// Frees the entry that a slot has in flight, whose holder has ended.
+pub(super) fn free(writer: &Connection, destination: i64, slot: i64) -> Result<i64, Failure> {
+    let find = "SELECT id, lane FROM waiting WHERE destination = ?1 AND slot = ?2 AND slot IS NOT NULL";
+    let mut find = writer.prepare_cached(find)?;
+    let found = find.query_map([destination, slot], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
+    let found = found.collect::<rusqlite::Result<Vec<_>>>()?;
+    for (id, lane) in &found {
+        let free = "UPDATE waiting SET slot = NULL WHERE destination = ?1 AND id = ?2";
+        writer.prepare_cached(free)?.execute([destination, *id])?;
+        refresh(writer, destination, lane)?;
+    }
+    Ok(found.len() as i64)
+}
+
+/// Ends rests whose time has come, by the clock of the system. Where that was set back, those end
+/// too that have begun later than now.
+fn end_rests(writer: &Connection, destination: i64) -> rusqlite::Result<()> {
+    for due in
+        ["retry_at <= ?2 AND retry_at IS NOT NULL AND lane IS NOT NULL", "rested_at > ?2 AND rested_at IS NOT NULL"]
+    {
+        let sql = format!("SELECT id, lane FROM waiting WHERE destination = ?1 AND {due} LIMIT {RESTS_AT_ONCE}");
+        let mut find = writer.prepare_cached(&sql)?;
+        let rests = find.query_map([destination, unix_millis::now()], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+        })?;
+        for (id, lane) in rests.collect::<rusqlite::Result<Vec<_>>>()? {
+            let end = "UPDATE waiting SET retry_at = NULL, rested_at = NULL WHERE destination = ?1 AND id = ?2";
+            writer.prepare_cached(end)?.execute([destination, id])?;
+            refresh(writer, destination, &lane)?;
+        }
+    }
+    Ok(())
+}
+
+/// How many lanes wait for their head, which is held or rests.
+pub(super) fn blocked(reader: &Connection, destination: i64) -> rusqlite::Result<i64> {
+    let sql = "SELECT count(*) FROM (
+            SELECT id, lane FROM waiting WHERE destination = ?1 AND state = 'held'
+            UNION SELECT id, lane FROM waiting WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL
+            UNION SELECT id, lane FROM
+                (SELECT id, lane, retry_at FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1)
+                WHERE lane IS NULL AND retry_at IS NOT NULL
+        ) AS stopped
+        WHERE id = CASE WHEN lane IS NULL THEN (SELECT min(id) FROM waiting WHERE destination = ?1)
+            ELSE (SELECT min(id) FROM waiting WHERE destination = ?1 AND lane = stopped.lane) END";
+    reader.prepare_cached(sql)?.query_row([destination], |row| row.get(0))
+}
+
+/// The rule by which the destination's messages are given lanes becomes this one.
+pub(super) fn change_rule(writer: &Connection, destination: i64, rule: &str) -> Result<i64, Failure> {
+    let known = known_rule(writer, destination)?.ok_or(Failure::Removed)?;
+    if known == rule {
+        return Ok(0);
+    }
+    let waits = "SELECT 1 FROM waiting WHERE destination = ?1 AND lane IS NOT NULL LIMIT 1";
+    if writer.prepare_cached(waits)?.exists([destination])? {
+        return Err(Failure::OtherRule { known, waits: true });
+    }
+    let change = "UPDATE destination SET lane_rule = ?2 WHERE id = ?1";
+    Ok(writer.prepare_cached(change)?.execute(params![destination, rule])? as i64)
+}
+
+/// The rule of a destination; `None` if the destination is not there.
+pub(super) fn known_rule(reader: &Connection, destination: i64) -> rusqlite::Result<Option<String>> {
+    let find = "SELECT lane_rule FROM destination WHERE id = ?1";
+    reader.prepare_cached(find)?.query_row([destination], |row| row.get(0)).optional()
+}
