@@ -49,6 +49,14 @@ impl LocalClaims {
     }
 }
 
+#[cfg(feature = "redis")]
+impl LocalClaims {
+    /// How many claims there were.
+    pub(super) fn serial(&self) -> u64 {
+        self.serial
+    }
+}
+
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 impl LocalClaims {
     /// The entry that rests, until the time has come to try it again.

@@ -1,3 +1,3 @@
--- ARGV[3]: holder, lease in milliseconds, the number of the entry that rests, if one does.
+-- ARGV[3]: holder, lease in milliseconds, the number of the entry that rests, if one does, and how many may be claimed at a time.
 -- It is to work where memory is full, since what is delivered makes room.
-return claim(ARGV[3], ARGV[4], ARGV[5])
+return claim(ARGV[3], ARGV[4], ARGV[5], ARGV[6])

@@ -35,11 +35,18 @@ elseif which == 'stopped' then
     end
     table.sort(ids)
 elseif which == 'sending' then
-    -- It is the head, if there is one.
-    local head = redis.call('ZRANGE', base .. ':waiting', 0, 0)[1]
-    if head and tonumber(head) > tonumber(ARGV[4]) and redis.call('HGET', entry(head), 'state') == which then
-        table.insert(ids, tonumber(head))
+    -- Where there are no lanes it is the head, if there is one.
+    local suspects = {first(':waiting')}
+    for _, claimed in ipairs(redis.call('HVALS', base .. ':busy')) do
+        table.insert(suspects, string.match(claimed, '%d+'))
     end
+    for _, id in ipairs(suspects) do
+        local is_new = #ids == 0 or ids[1] ~= tonumber(id)
+        if is_new and tonumber(id) > tonumber(ARGV[4]) and redis.call('HGET', entry(id), 'state') == which then
+            table.insert(ids, tonumber(id))
+        end
+    end
+    table.sort(ids)
 else
     take(':waiting', which)
 end

@@ -4,6 +4,7 @@ mod lineage;
 mod scripts;
 mod server;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -14,7 +15,8 @@ use redis::{Client, Connection, FromRedisValue, IntoConnectionInfo, RedisError, 
 
 use super::entry::AfterSettlement;
 use super::identity::unique;
-use super::local_claim::LocalClaim;
+use super::lane::{LaneChoice, LaneKey};
+use super::local_claim::LocalClaims;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis};
 use crate::deadline::Deadline;
@@ -103,6 +105,8 @@ pub struct RedisOutbox {
     lease: Duration,
     timeout: Duration,
     replicas: u32,
+    lane_key: Option<LaneKey>,
+    lanes: usize,
 }
 
 struct RedisShared {
@@ -115,8 +119,6 @@ struct RedisShared {
     holder: String,
     scripts: Scripts,
     lineage: Lineage,
-    /// Held by the one thread that claims.
-    claiming: Mutex<()>,
     holding: Mutex<Holding>,
     /// The connection that waits for messages.
     waiter: Mutex<Option<Connection>>,
@@ -127,7 +129,13 @@ struct RedisShared {
 /// This handle's part in the holding.
 #[derive(Default)]
 struct Holding {
-    local_claim: LocalClaim,
+    local_claims: LocalClaims,
+    /// The tokens of the claims, by their entries.
+    tokens: BTreeMap<u64, u64>,
+    /// How many threads claim at this moment.
+    claiming: usize,
+    /// When something that has a lane may be there to claim.
+    next_look: Option<Deadline>,
     /// What was claimed along with the last settlement, and when.
     next: Option<(Instant, ClaimReply)>,
     /// When the lease of another holder ends.
@@ -148,8 +156,10 @@ type Fields = (
 );
 
 /// A claim as the scripts return it: the fencing token, empty if another holds the lease; the
-/// number of the head, or the milliseconds that the other's lease lasts; the head; its message.
-type ClaimReply = (String, u64, Option<Fields>, Option<Vec<u8>>);
+/// number of the head, or the milliseconds that the other's lease lasts; the head; its message;
+/// where entries have lanes, the milliseconds after which there may be something to claim, negative
+/// if that is not known.
+type ClaimReply = (String, u64, Option<Fields>, Option<Vec<u8>>, Option<i64>);
 
 impl RedisOutbox {
     /// The outbox of a destination on a server, such as `redis://host:6379/0`, or `rediss://` for
@@ -205,7 +215,8 @@ impl RedisOutbox {
 
     fn of(source: Source, prefix: &str, destination: &str) -> Result<RedisOutbox, OutboxError> {
         let shared = RedisShared::new(source, prefix, destination)?;
-        let outbox = RedisOutbox { shared: Arc::new(shared), lease: LEASE, timeout: TIMEOUT, replicas: 0 };
+        let (lease, timeout, replicas, lane_key, lanes) = (LEASE, TIMEOUT, 0, None, 1);
+        let outbox = RedisOutbox { shared: Arc::new(shared), lease, timeout, replicas, lane_key, lanes };
         let deadline = outbox.deadline();
         let server = &outbox.shared.server;
         let mut line = server.borrow(&deadline)?;
@@ -240,6 +251,38 @@ impl RedisOutbox {
         RedisOutbox { replicas: count, ..self }
     }
 
+    /// The rule for the lanes of the messages of this destination. The server keeps its name, for all
+    /// programs; who opens the destination without a rule pushes by it too, unless it is one of his
+    /// own. Defaults to the rule that the server has, [`LaneKey::Destination`] for a new
+    /// destination.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboxError::Config`] if messages wait that were given their lanes by another rule: have
+    /// them delivered first. Those that wait since there were no lanes do not count; they are sent
+    /// before all others. Any failure of the server.
+    pub fn lane_key(self, rule: LaneKey) -> Result<RedisOutbox, OutboxError> {
+        let shared = &*self.shared;
+        let known: String = shared.run(&self.deadline(), &shared.scripts.rule, Check::Lineage, |call| {
+            call.arg(&*rule.name());
+        })?;
+        if known != rule.name() {
+            let (server, destination) = (shared.server.shown(), &shared.destination);
+            return Err(OutboxError::Config(format!(
+                "messages wait for {destination:?} on Redis at {server} that were given their lanes by the rule {known:?}; \
+                 have them delivered before the rule is another one"
+            )));
+        }
+        Ok(RedisOutbox { lane_key: Some(rule), ..self })
+    }
+
+    /// How many entries of the destination can be claimed at a time, by this handle and all others:
+    /// where they are opened for different numbers, each claims while fewer than its own are
+    /// claimed. Each claim has a lease of its own then. Defaults to 1, as which 0 counts.
+    pub fn lanes(self, count: usize) -> RedisOutbox {
+        RedisOutbox { lanes: count.max(1), ..self }
+    }
+
     /// Pushes a message to several destinations in one step: to all, or, where it fails, to none.
     /// Returns the numbers in their order. Destinations that are not there yet are made, and a name
     /// that stands twice gets two entries.
@@ -262,6 +305,8 @@ impl RedisOutbox {
         let control_id = control_id.map_err(OutboxError::InvalidMessage)?;
         let new = destinations.iter().map(|name| Ok((*name, unique()?, unique()?)));
         let new = new.collect::<Result<Vec<_>, OutboxError>>()?;
+        let LaneChoice { given, own, patient } = LaneChoice::of(message, options.lane, self.lane_key.as_ref());
+        let (own_rule, own_lane) = own.unwrap_or_default();
         let deadline = self.deadline();
         let mut line = shared.server.borrow(&deadline)?;
         let (pusher, push, known_push) = line.begin_push();
@@ -272,6 +317,7 @@ impl RedisOutbox {
             }
             call.arg(generation).arg(highest).arg(&pusher).arg(push).arg(known_push).arg(message).arg(&control_id);
             call.arg(now).arg(options.key.unwrap_or_default()).arg(KEYS_KNOWN).arg(shared.names_key());
+            call.arg(given.as_deref().unwrap_or_default()).arg(&own_rule).arg(&own_lane).arg(&patient);
             for (name, generation, identity) in &new {
                 call.arg(*name).arg(generation).arg(identity);
             }
@@ -395,7 +441,10 @@ impl RedisOutbox {
             shared.run(&self.deadline(), &shared.scripts.settle, Check::Nothing, |call| {
                 call.arg(claim.token).arg(claim.entry.id).arg(state).arg(settled.attempts).arg(settled.refusals);
                 call.arg(settled.unknowns).arg(settled.last_failure.unwrap_or_default());
-                call.arg(u8::from(settled.rest.is_some())).arg(&shared.holder).arg(&claim.identity).arg(&lease);
+                call.arg(settled.rest.map_or(String::new(), |rest| rest.as_millis().to_string()))
+                    .arg(&shared.holder)
+                    .arg(&claim.identity)
+                    .arg(&lease);
             })?;
         // A next one that cannot be read is for its own claim to report.
         if changed == 0 { Err(OutboxError::ClaimLost) } else { Ok(ClaimReply::from_redis_value(next).ok()) }
@@ -404,13 +453,13 @@ impl RedisOutbox {
     /// Changes the entry of a claim as [`change`](RedisOutbox::change) does, if this handle still
     /// holds the claim.
     fn change_claimed(&self, claim: &Claim, settled: &AfterSettlement<'_>) -> Result<Option<ClaimReply>, OutboxError> {
-        if !self.shared.holding().local_claim.is(claim) {
+        if !self.shared.holding().local_claims.is(claim) {
             return Err(OutboxError::ClaimLost);
         }
         let changed = self.change(claim, settled);
         if let Err(OutboxError::ClaimLost) = changed {
             // Another has it, it was discarded, or it was settled by a call whose answer was lost.
-            self.shared.holding().local_claim.end_if(claim, None);
+            self.shared.holding().end_if(claim, None);
         }
         changed
     }
@@ -440,7 +489,7 @@ fn base(prefix: &str, destination: &str) -> String {
 
 impl RedisShared {
     fn new(source: Source, prefix: &str, destination: &str) -> Result<RedisShared, OutboxError> {
-        let (lineage, claiming, holding, waiter, is_waiting, wake_up) = Default::default();
+        let (lineage, holding, waiter, is_waiting, wake_up) = Default::default();
         Ok(RedisShared {
             server: Server::new(source),
             prefix: prefix.to_owned(),
@@ -449,7 +498,6 @@ impl RedisShared {
             holder: unique()?,
             scripts: Scripts::new(),
             lineage,
-            claiming,
             holding,
             waiter,
             is_waiting,
@@ -517,6 +565,13 @@ impl RedisShared {
                     return result.map_err(|error| {
                         if says(&error, "REPLACED") {
                             self.lineage.break_off(self.shown())
+                        } else if says(&error, "RULE") {
+                            OutboxError::Config(format!(
+                                "messages for {:?} on Redis at {} are given lanes by a rule of the programs that push; open it \
+                                 with their rule to push",
+                                self.destination,
+                                self.server.shown()
+                            ))
                         } else {
                             self.server.failure(error, deadline)
                         }
@@ -612,15 +667,16 @@ impl Outbox for RedisOutbox {
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let shared = &*self.shared;
         shared.lineage.known()?;
-        // Of several threads one claims, and the others have nothing to do.
-        let Ok(_claiming) = shared.claiming.try_lock() else { return Ok(None) };
-        let (resting, next) = {
+        let (resting, next, serial) = {
             let mut holding = shared.holding();
-            if holding.local_claim.claimed().is_some() {
+            if holding.local_claims.count() + holding.claiming >= self.lanes {
                 return Ok(None);
             }
-            (holding.local_claim.resting(), holding.next.take().filter(|(begun, _)| begun.elapsed() < FRESH))
+            holding.claiming += 1;
+            let next = holding.next.take().filter(|(begun, _)| begun.elapsed() < FRESH);
+            (holding.local_claims.resting(), next, holding.local_claims.serial())
         };
+        let _claiming = Claiming(shared);
         let (begun, reply) = match next {
             Some(next) => next,
             None => {
@@ -629,22 +685,32 @@ impl Outbox for RedisOutbox {
                     shared.run(&self.deadline(), &shared.scripts.claim, Check::Lineage, |call| {
                         call.arg(&shared.holder).arg(self.lease_in_millis());
                         // A message that rests is not sent over again and again.
-                        call.arg(resting.map_or(String::new(), |id| id.to_string()));
+                        call.arg(resting.map_or(String::new(), |id| id.to_string())).arg(self.lanes);
                     })?;
                 (begun, reply)
             }
         };
-        let (token, id, fields, message) = reply;
+        let (token, id, fields, message, in_lanes) = reply;
         let mut holding = shared.holding();
         holding.taken_until = token.is_empty().then(|| Deadline::after(Duration::from_millis(id)));
+        let wait = in_lanes.and_then(|wait| u64::try_from(wait).ok());
+        holding.next_look = wait.map(|wait| Deadline::after(Duration::from_millis(wait)));
         let (Some(fields), Ok(token)) = (fields, token.parse()) else { return Ok(None) };
+        let has_lane = in_lanes.is_some();
+        // Without lanes the head may have been claimed by another thread of this handle, and be settled.
+        if !has_lane && (holding.local_claims.serial() != serial || holding.local_claims.count() > 0) {
+            return Ok(None);
+        }
         let is_whole = message.is_some();
         let (entry, identity) = shared.entry(id, fields, message);
         shared.lineage.has_seen(id);
-        let claim = Claim { entry, until: Some(begun + self.lasts()), token, identity, serial: 0 };
+        let until = Some(begun + self.lasts());
+        let is_alone = !has_lane || self.lanes == 1;
+        let claim = Claim { entry, until, token, is_alone, identity, serial: 0 };
         match claim.entry.state {
             EntryState::Waiting if is_whole => {
-                let serial = holding.local_claim.begin(id);
+                let serial = holding.local_claims.begin(id);
+                holding.tokens.insert(id, token);
                 Ok(Some(Claim { serial, ..claim }))
             }
             EntryState::Waiting => {
@@ -678,33 +744,37 @@ impl Outbox for RedisOutbox {
         let begun = Instant::now();
         let next = self.change_claimed(claim, &settled)?;
         let mut holding = self.shared.holding();
-        holding.local_claim.end_if(claim, settled.rest);
+        holding.end_if(claim, settled.rest);
         // Where nothing waited, something may by now.
-        holding.next = next.filter(|(_, _, head, _)| head.is_some()).map(|next| (begun, next));
+        holding.next = next.filter(|(_, _, head, ..)| head.is_some()).map(|next| (begun, next));
         Ok(())
     }
 
     fn release(&self) {
         let shared = &*self.shared;
-        {
+        let tokens = {
             let mut holding = shared.holding();
-            holding.local_claim.end(None);
+            holding.local_claims.end_all();
             (holding.next, holding.taken_until) = (None, None);
-        }
-        // A server that cannot be reached takes the lease back by itself.
+            std::mem::take(&mut holding.tokens)
+        };
+        // A server that cannot be reached takes the leases back by itself.
         let _: Result<i64, OutboxError> =
             shared.run(&Deadline::after(SHORT), &shared.scripts.release, Check::Nothing, |call| {
                 call.arg(&shared.holder);
+                for (id, token) in &tokens {
+                    call.arg(id).arg(token);
+                }
             });
         shared.wake_up.notify();
     }
 
     fn pending(&self) -> Result<Pending, OutboxError> {
         let shared = &*self.shared;
-        let (waiting, held, dead, paused, oldest): (u64, u64, u64, i64, Option<i64>) =
+        let (waiting, held, dead, paused, blocked, oldest): (u64, u64, u64, i64, u64, Option<i64>) =
             shared.run(&self.deadline(), &shared.scripts.pending, Check::Lineage, |_| {})?;
         let pending = Pending::new(waiting, oldest.map(unix_millis::time), dead);
-        Ok(Pending { held, paused: paused > 0, ..pending })
+        Ok(Pending { held, blocked, paused: paused > 0, ..pending })
     }
 
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
@@ -731,11 +801,14 @@ impl Outbox for RedisOutbox {
                 return;
             }
         };
-        let taken_until = shared.holding().taken_until;
-        let (bell, limit) = match taken_until {
-            Some(until) => (":free", until.remaining().unwrap_or(SHORT).min(limit)),
-            None => (":bell", limit),
+        let (bell, until) = {
+            let mut holding = shared.holding();
+            match holding.taken_until {
+                Some(until) => (":free", Some(until.remaining().unwrap_or(SHORT))),
+                None => (":bell", holding.next_look.take().map(|next| next.remaining().unwrap_or_default())),
+            }
         };
+        let limit = until.unwrap_or(limit).min(limit);
         shared.is_waiting.store(true, Ordering::SeqCst);
         if !shared.wake_up.wait(Duration::ZERO) {
             let begun = Instant::now();
@@ -770,6 +843,10 @@ impl Outbox for RedisOutbox {
         Some(self.lasts())
     }
 
+    fn lanes(&self) -> usize {
+        self.lanes
+    }
+
     fn list(&self, state: Option<EntryState>, after: u64, limit: usize) -> Result<Vec<Summary>, OutboxError> {
         let entries = self.entries(state.map_or("queue", EntryState::as_str), after, limit, false)?.into_iter();
         Ok(entries
@@ -802,6 +879,26 @@ impl Outbox for RedisOutbox {
         self.shared.server.forget();
         self.shared.lineage.forget();
         self.pending().map(drop)
+    }
+}
+
+/// A thread that claims, until it is dropped.
+struct Claiming<'s>(&'s RedisShared);
+
+impl Drop for Claiming<'_> {
+    fn drop(&mut self) {
+        self.0.holding().claiming -= 1;
+    }
+}
+
+impl Holding {
+    /// This claim has ended, if it is one; its entry is to rest for so long, if it is to be tried
+    /// again.
+    fn end_if(&mut self, claim: &Claim, rest: Option<Duration>) {
+        if self.local_claims.is(claim) {
+            self.tokens.remove(&claim.entry.id);
+        }
+        self.local_claims.end_if(claim, rest);
     }
 }
 

@@ -20,22 +20,161 @@ local function ring(destination, bell)
     end
 end
 
+-- Lanes. While all entries of a destination are in its own lane, they have none here: the oldest is the head. From the first entry with
+-- another lane on (':lanes_from') each has one: a digest of its key, '.' for the destination's own, '!' for a barrier. Those before it
+-- are sent first. ':lane:' has the entries of each, ':ready' the heads that can be claimed unless a barrier is before them, ':flight' the
+-- lanes of which an entry is claimed with the time at which that ends, ':busy' that entry and its token, ':rests' and ':rested' the
+-- entries that rest with the end and the beginning, ':blocked' the lanes that wait for their head.
+local function milliseconds()
+    local now = redis.call('TIME')
+    return now[1] * 1000 + math.floor(now[2] / 1000)
+end
+
+-- The lane of an entry; false if it has none.
+local function lane_of(id)
+    return redis.call('HGET', entry(id), 'lane')
+end
+
+-- Marks a lane anew, of which an entry has changed. One that is queued again may have come before the former head.
+local function refresh(destination, lane)
+    local first = redis.call('ZRANGE', destination .. ':lane:' .. lane, 0, 1)
+    local head = first[1]
+    redis.call('SREM', destination .. ':blocked', lane)
+    if first[2] then
+        redis.call('ZREM', destination .. ':ready', first[2])
+    end
+    if not head then
+        return
+    elseif redis.call('HGET', destination .. ':entry:' .. head, 'state') == 'held'
+        or redis.call('ZSCORE', destination .. ':rests', head) then
+        redis.call('SADD', destination .. ':blocked', lane)
+    elseif not redis.call('ZSCORE', destination .. ':flight', lane) then
+        redis.call('ZADD', destination .. ':ready', head, head)
+        return
+    end
+    redis.call('ZREM', destination .. ':ready', head)
+end
+
+local function end_rest(id)
+    redis.call('ZREM', base .. ':rests', id)
+    redis.call('ZREM', base .. ':rested', id)
+    local lane = lane_of(id)
+    if lane then
+        refresh(base, lane)
+    end
+end
+
+-- An entry leaves the queue.
+local function leave(id)
+    redis.call('ZREM', base .. ':waiting', id)
+    redis.call('ZREM', base .. ':held', id)
+    local lane = lane_of(id)
+    if lane then
+        redis.call('ZREM', base .. ':lane:' .. lane, id)
+        redis.call('ZREM', base .. ':ready', id)
+        end_rest(id)
+    end
+end
+
+-- The claim in a lane has ended.
+local function end_flight(lane)
+    redis.call('ZREM', base .. ':flight', lane)
+    redis.call('HDEL', base .. ':busy', lane)
+    refresh(base, lane)
+end
+
+-- The lane in which this entry is claimed by this token, whether the entry is there still or not.
+local function flight_of(id, fence)
+    local busy = redis.call('HGETALL', base .. ':busy')
+    for place = 2, #busy, 2 do
+        if busy[place] == id .. ' ' .. fence then
+            return busy[place - 1]
+        end
+    end
+end
+
+local function first(set)
+    return redis.call('ZRANGE', base .. set, 0, 0)[1]
+end
+
+-- The oldest entry that can be claimed in its lane.
+local function next_in_lanes()
+    local ready, barrier = first(':ready'), first(':lane:!')
+    if not ready or redis.call('ZSCORE', base .. ':flight', '!') then
+        return nil
+    elseif ready == barrier then
+        local all = redis.call('ZCARD', base .. ':flight') == 0 and first(':waiting') == ready
+        return all and ready or nil
+    elseif barrier and tonumber(barrier) < tonumber(ready) then
+        return nil
+    end
+    return ready
+end
+
+-- Claims the oldest entry that can be claimed in its lane, if no more than so many are. Returns as claim does; the last value is the
+-- time after which there may be something to claim, negative if that is not known.
+local function claim_in_lanes(lease, most)
+    local now = milliseconds()
+    for _, lane in ipairs(redis.call('ZRANGEBYSCORE', base .. ':flight', '-inf', now)) do
+        end_flight(lane)
+    end
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. ':rests', '-inf', now, 'LIMIT', 0, 64)) do
+        end_rest(id)
+    end
+    -- Where the clock was set back, those end too that have begun later than now.
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. ':rested', '(' .. now, '+inf', 'LIMIT', 0, 64)) do
+        end_rest(id)
+    end
+    local is_paused = redis.call('EXISTS', base .. ':paused') == 1
+    local id = not is_paused and redis.call('ZCARD', base .. ':flight') < tonumber(most) and next_in_lanes()
+    if not id then
+        local wait = -1
+        for _, set in ipairs({':rests', ':flight'}) do
+            local ends = redis.call('ZRANGE', base .. set, 0, 0, 'WITHSCORES')[2]
+            if ends and (wait < 0 or ends - now < wait) then
+                wait = math.max(0, ends - now)
+            end
+        end
+        return {'0', 0, false, false, wait}
+    end
+    local fence, lane = tostring(redis.call('INCR', base .. ':fence')), lane_of(id)
+    redis.call('ZADD', base .. ':flight', now + lease, lane)
+    redis.call('HSET', base .. ':busy', lane, id .. ' ' .. fence)
+    refresh(base, lane)
+    return {fence, tonumber(id), redis.call('HMGET', entry(id), unpack(FIELDS)), redis.call('HGET', entry(id), 'message'), 0}
+end
+
 -- Takes or renews the lease, and returns its fencing token, the head's number and the head with its message; without a head if
--- nothing is to be sent now; without a token, and with the milliseconds until the lease ends, if another holds it.
-local function claim(holder, lease, resting)
+-- nothing is to be sent now; without a token, and with the milliseconds until the lease ends, if another holds it. Where the head has a
+-- lane, there is no lease for all, but one for each claim; most: how many there may be, 0 for none by this call. The last value is
+-- false where there are no lanes.
+local function claim(holder, lease, resting, most)
+    local id = first(':waiting')
+    if id and lane_of(id) then
+        if most == '0' then
+            return {'0', 0, false, false, false}
+        end
+        return claim_in_lanes(lease, most)
+    end
     local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':paused')
     local fence = known[2]
     if known[1] == holder then
         redis.call('PEXPIRE', base .. ':holder', lease)
     elseif known[1] then
-        return {'', redis.call('PTTL', base .. ':holder'), false, false}
+        if id then
+            -- The one who holds it may have missed what has woken this one.
+            ring(base, ':bell')
+        end
+        return {'', redis.call('PTTL', base .. ':holder'), false, false, false}
+    elseif not id and tonumber(most) > 1 then
+        -- What comes may be for several, who all wait for it.
+        return {'0', 0, false, false, false}
     else
         fence = tostring(redis.call('INCR', base .. ':fence'))
         redis.call('SET', base .. ':holder', holder, 'PX', lease)
     end
-    local id = redis.call('ZRANGE', base .. ':waiting', 0, 0)[1]
     if not id or known[3] or id == resting and redis.call('HEXISTS', entry(id), 'rests') == 1 then
-        return {fence, 0, false, false}
+        return {fence, 0, false, false, false}
     end
-    return {fence, tonumber(id), redis.call('HMGET', entry(id), unpack(FIELDS)), redis.call('HGET', entry(id), 'message')}
+    return {fence, tonumber(id), redis.call('HMGET', entry(id), unpack(FIELDS)), redis.call('HGET', entry(id), 'message'), false}
 end

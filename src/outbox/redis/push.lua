@@ -1,5 +1,6 @@
 -- ARGV[3]: pusher, which of its pushes this is, which was the last to be answered, message, control ID, time, the key under which it is
--- pushed or nothing, how long keys are known in seconds, the key of the names of all destinations. Then, for each of the KEYS after the
+-- pushed or nothing, how long keys are known in seconds, the key of the names of all destinations; the lane that was given or nothing,
+-- the caller's rule for lanes or nothing, the lane by it, the lane by the patient. Then, for each of the KEYS after the
 -- first, a destination to which it is pushed: its name, a generation to begin with, and the entry's identity.
 -- Returns the entries' numbers. A push that is repeated because its answer was lost is answered again; one that comes after a later one
 -- is late, and no push any more.
@@ -11,9 +12,19 @@ if done < tonumber(ARGV[5]) then
 elseif tonumber(ARGV[4]) <= done then
     return cjson.decode(last[2])
 end
+local given, own_rule, own_lane, by_patient = ARGV[12], ARGV[13], ARGV[14], ARGV[15]
+local lanes = {}
+for place = 2, #KEYS do
+    local rule = redis.call('GET', KEYS[place] .. ':rule') or 'destination'
+    lanes[place] = given ~= '' and given or rule == own_rule and own_lane
+        or own_rule == '' and (rule == 'destination' and '.' or rule == 'patient-id' and by_patient)
+    if not lanes[place] then
+        return redis.error_reply('RULE ' .. rule)
+    end
+end
 local ids = {}
 for place = 2, #KEYS do
-    local target, own = KEYS[place], 12 + (place - 2) * 3
+    local target, lane, own = KEYS[place], lanes[place], 16 + (place - 2) * 3
     redis.call('SET', target .. ':generation', ARGV[own + 1], 'NX')
     local key = target .. ':key:' .. redis.call('GET', target .. ':generation') .. ':' .. ARGV[9]
     local id = ARGV[9] ~= '' and tonumber(redis.call('GET', key)) or nil
@@ -21,6 +32,19 @@ for place = 2, #KEYS do
         id = redis.call('INCR', target .. ':last')
         redis.call('HSET', target .. ':entry:' .. id, 'message', ARGV[6], 'control_id', ARGV[7], 'pushed_at', ARGV[8],
             'state', 'waiting', 'attempts', 0, 'refusals', 0, 'unknowns', 0, 'identity', ARGV[own + 2])
+        local from = redis.call('EXISTS', target .. ':lanes_from') == 1
+        if lane == '.' and (not from or redis.call('ZCARD', target .. ':waiting') == 0) then
+            redis.call('DEL', target .. ':lanes_from')
+        else
+            if not from then
+                redis.call('SET', target .. ':lanes_from', id)
+            end
+            redis.call('HSET', target .. ':entry:' .. id, 'lane', lane)
+            redis.call('ZADD', target .. ':lane:' .. lane, id, id)
+            refresh(target, lane)
+            -- Whoever waits for the lease may claim now.
+            ring(target, ':free')
+        end
         redis.call('ZADD', target .. ':waiting', id, id)
         if ARGV[9] ~= '' then
             redis.call('SET', key, id, 'EX', ARGV[10])

@@ -1,6 +1,14 @@
--- ARGV[3]: holder. Gives the lease back, if it is the holder's.
+-- ARGV[3]: holder; then pairs of an entry and the token by which it is claimed. Gives back the lease, if it is the holder's, and those
+-- claims.
 if redis.call('GET', base .. ':holder') == ARGV[3] then
     redis.call('DEL', base .. ':holder')
     ring(base, ':free')
+end
+for place = 4, #ARGV, 2 do
+    local lane = flight_of(ARGV[place], ARGV[place + 1])
+    if lane then
+        end_flight(lane)
+        ring(base, ':bell')
+    end
 end
 return 0

@@ -3,7 +3,8 @@ if redis.call('ZCARD', base .. ':waiting') + redis.call('ZCARD', base .. ':dead'
     return 0
 end
 redis.call('SREM', ARGV[3], ARGV[4])
-for _, name in ipairs({':generation', ':last', ':holder', ':fence', ':settled', ':paused', ':bell', ':free'}) do
+for _, name in ipairs({':generation', ':last', ':holder', ':fence', ':settled', ':paused', ':bell', ':free', ':rule',
+    ':lanes_from', ':flight', ':busy'}) do
     redis.call('DEL', base .. name)
 end
 return 1

@@ -12,6 +12,7 @@ pub(super) struct Scripts {
     pub(super) pending: Script,
     pub(super) release: Script,
     pub(super) remove: Script,
+    pub(super) rule: Script,
 }
 
 impl Scripts {
@@ -28,6 +29,7 @@ impl Scripts {
             pending: script(include_str!("pending.lua")),
             release: script(include_str!("release.lua")),
             remove: script(include_str!("remove.lua")),
+            rule: script(include_str!("rule.lua")),
         }
     }
 }

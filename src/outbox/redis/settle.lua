@@ -1,11 +1,15 @@
--- ARGV[3]: fencing token, number, new state (or 'delivered'), attempts, refusals, unknown results, failure, whether it rests, holder,
--- identity; lease, where the next entry is to be claimed at once.
--- Returns two values; the second is the next claim, if that was asked for. The first is 0 if another has taken over since, the entry is not there any more, or another has its number (the counter goes back where
--- a replica takes over that lacks the last pushes); repeated because its answer was lost, what it did then.
+-- ARGV[3]: fencing token, number, new state (or 'delivered'), attempts, refusals, unknown results, failure, the milliseconds for which it
+-- rests or nothing, holder, identity; lease, where the next entry is to be claimed at once.
+-- Returns two values; the second is the next claim, if that was asked for. The first is 0 if another has taken over since, the entry is
+-- not there any more, or another has its number (the counter goes back where a replica takes over that lacks the last pushes); repeated
+-- because its answer was lost, what it did then.
 local fence, id, state, rests, holder, identity = ARGV[3], ARGV[4], ARGV[5], ARGV[10], ARGV[11], ARGV[12]
-local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':settled')
+local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':settled', base .. ':settled:' .. fence)
 local settled = fence .. ' ' .. id .. ' ' .. identity .. ' ' .. state
-if known[2] ~= fence or known[1] and known[1] ~= holder then
+local lane = flight_of(id, fence)
+if not lane and known[4] == settled then
+    return {1, false}
+elseif not lane and (known[2] ~= fence or known[1] and known[1] ~= holder) then
     return {0, false}
 end
 local function settle()
@@ -13,16 +17,20 @@ local function settle()
         return known[3] == settled
     end
     local now = redis.call('HMGET', entry(id), 'identity', 'state')
-    if (now[1] or '') ~= identity then
+    if (now[1] or '') ~= identity or not lane and lane_of(id) then
         return false
     elseif state == 'sending' and now[2] == 'held' then
         -- It was held meanwhile, and is not sent.
         return false
     end
-    redis.call('SET', base .. ':settled', settled)
+    if not lane then
+        redis.call('SET', base .. ':settled', settled)
+    elseif state ~= 'sending' then
+        -- For longer than a call is repeated.
+        redis.call('SET', base .. ':settled:' .. fence, settled, 'EX', 60)
+    end
     if state == 'delivered' then
-        redis.call('ZREM', base .. ':waiting', id)
-        redis.call('ZREM', base .. ':held', id)
+        leave(id)
         redis.call('DEL', entry(id))
         return true
     elseif state == 'waiting' and now[2] == 'held' then
@@ -36,21 +44,31 @@ local function settle()
     else
         redis.call('HDEL', entry(id), 'begun')
     end
-    if rests == '1' then
+    if state == 'waiting' and rests ~= '' and lane then
+        local time = milliseconds()
+        redis.call('ZADD', base .. ':rests', time + rests, id)
+        redis.call('ZADD', base .. ':rested', time, id)
+    elseif state == 'waiting' and rests ~= '' then
         redis.call('HSET', entry(id), 'rests', 1)
-    end
-    if state == 'dead' then
-        redis.call('ZREM', base .. ':waiting', id)
-        redis.call('ZREM', base .. ':held', id)
+    elseif state == 'dead' then
+        leave(id)
         redis.call('ZADD', base .. ':dead', id, id)
     elseif state == 'held' then
         redis.call('ZADD', base .. ':held', id, id)
     end
     return true
 end
-if not settle() then
+local is_done = settle()
+if lane and (state ~= 'sending' or not is_done) then
+    end_flight(lane)
+    if lane == '!' or first(':lane:!') then
+        -- Others may go on than those in this lane.
+        ring(base, ':bell')
+    end
+end
+if not is_done then
     return {0, false}
-elseif ARGV[13] == '' then
+elseif ARGV[13] == '' or lane then
     return {1, false}
 end
-return {1, claim(holder, ARGV[13], '')}
+return {1, claim(holder, ARGV[13], '', '0')}
