@@ -32,6 +32,8 @@ fn memory_keeps_the_contract() {
     let _tidy = Tidy::up();
     let storage = Storage::default();
     OutboxSuite::new(|destination: &str| storage.open(destination)).volatile().run().unwrap();
+    let storage = Storage::default();
+    OutboxSuite::new(|destination: &str| storage.open(destination).lanes(4)).volatile().run().unwrap();
 }
 
 /// A way to break the contract.
@@ -507,6 +509,12 @@ mod redis {
         let open =
             |destination: &str| RedisOutbox::open(&redis.url(), destination).unwrap().lease(Duration::from_millis(500));
         OutboxSuite::new(open).run().unwrap();
+        let redis = Redis::start().unwrap();
+        let open = |destination: &str| {
+            let outbox = RedisOutbox::open(&redis.url(), destination).unwrap();
+            outbox.lease(Duration::from_millis(500)).lanes(4)
+        };
+        OutboxSuite::new(open).run().unwrap();
     }
 
     #[test]
@@ -923,6 +931,9 @@ mod sqlite {
         let path = directory.path().join("another.db");
         let outbox = SqliteOutbox::open(&path, "first").unwrap().keep_delivered(None);
         OutboxSuite::new(|destination: &str| outbox.for_destination(destination).unwrap()).run().unwrap();
+        let path = directory.path().join("lanes.db");
+        let open = |destination: &str| SqliteOutbox::open(&path, destination).unwrap().lanes(4);
+        OutboxSuite::new(open).run().unwrap();
     }
 
     #[test]

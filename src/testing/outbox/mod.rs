@@ -1,5 +1,7 @@
 //! The contract that every outbox must keep, to be tried on one.
 
+mod lanes;
+
 use std::fmt;
 use std::sync::Mutex;
 use std::thread;
@@ -57,8 +59,9 @@ type Finding = Result<(), String>;
 impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
     /// The suite for the outboxes that `open` opens, by the name of their destination. Each call of
     /// `open` has to open a handle of its own on the same storage, as another process would. Where
-    /// claims are leases, set one of at most a second. The suite uses destinations whose names
-    /// begin with `suite-`, which have to be empty.
+    /// claims are leases, set one of at most a second. What is said about lanes is tried where the
+    /// handles have several ([`Outbox::lanes`]). The suite uses destinations whose names begin with
+    /// `suite-`, which have to be empty.
     pub fn new(open: F) -> Self {
         OutboxSuite { open, volatile: false }
     }
@@ -75,7 +78,7 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
     ///
     /// The expectation that was not met.
     pub fn run(self) -> Result<(), BrokenContract> {
-        let checks: [(&str, fn(&Self) -> Finding); 23] = [
+        let checks: [(&str, fn(&Self) -> Finding); 28] = [
             ("order", Self::order),
             ("entry", Self::entry),
             ("invalid", Self::invalid),
@@ -99,6 +102,11 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
             ("settled-once", Self::settled_once),
             ("destinations", Self::destinations),
             ("threads", Self::threads),
+            ("lanes", Self::lanes),
+            ("lanes-bound", Self::lanes_bound),
+            ("lane-blocked", Self::lane_blocked),
+            ("barrier", Self::barrier),
+            ("lanes-taken-over", Self::lanes_taken_over),
         ];
         let findings =
             checks.iter().filter_map(|(name, check)| check(&self).err().map(|found| format!("{name}: {found}")));
