@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
+use common::lanes::{Numbered, Seen};
 use common::{LONG, Seeded, eventually, message};
 use mllp_client::Client;
 use mllp_client::outbox::{Forwarder, Outbox, OutboxError};
@@ -22,6 +23,10 @@ const RESTARTS: usize = 10;
 
 /// So many wait at most, so that pushing lasts as long as forwarding.
 const AHEAD: u64 = 50;
+
+/// The lanes of the scenes that have some, and their messages.
+const LANES: usize = 4;
+const IN_LANES: Numbered = Numbered { patients: 125 };
 
 #[derive(Clone, Copy, Debug)]
 enum Blow {
@@ -35,8 +40,16 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         #[cfg(feature = "sqlite")]
         ["child", "sqlite", path, endpoint] => sqlite::child(path, endpoint),
+        #[cfg(feature = "sqlite")]
+        ["child", work @ ("sqlite-lanes" | "sqlite-lanes-beside"), path, endpoint] => {
+            sqlite::in_lanes(path, endpoint, work == "sqlite-lanes")
+        }
         #[cfg(feature = "redis")]
         ["child", "redis", url, endpoint] => redis::child(url, endpoint),
+        #[cfg(feature = "redis")]
+        ["child", work @ ("redis-lanes" | "redis-lanes-beside"), url, endpoint] => {
+            redis::in_lanes(url, endpoint, work == "redis-lanes")
+        }
         #[cfg(feature = "redis")]
         ["child", "redis-forward", url, endpoint] => redis::forward(url, endpoint),
         // So that test runners which ask for a list get one.
@@ -57,30 +70,37 @@ fn main() {
 const SCENES: &[(&str, fn())] = &[
     #[cfg(feature = "sqlite")]
     ("sqlite_survives_kills", sqlite::survives_kills),
+    #[cfg(feature = "sqlite")]
+    ("sqlite_lanes_survive_kills", sqlite::lanes_survive_kills),
     #[cfg(feature = "redis")]
     ("redis_survives_kills", redis::survives_kills),
+    #[cfg(feature = "redis")]
+    ("redis_lanes_survive_kills", redis::lanes_survive_kills),
     #[cfg(feature = "redis")]
     ("who_was_paused_sends_nothing_more", redis::who_was_paused_sends_nothing_more),
 ];
 
-/// Pushes what has not been pushed yet, and forwards until nothing waits. A storage that is away is
-/// waited for.
+/// Pushes what has not been pushed yet, or lets another push, and forwards until nothing waits. A
+/// storage that is away is waited for.
 #[allow(dead_code, reason = "without a storage that survives there is no child")]
 fn push_and_forward(
     outbox: impl Outbox + Clone + 'static,
     endpoint: &str,
     exchange: Duration,
     pushed: impl Fn() -> Option<usize>,
+    numbered: Option<fn(usize) -> Vec<u8>>,
 ) {
-    let client = Client::builder(endpoint).timeout(exchange).build().unwrap();
+    let lanes = outbox.lanes();
+    let client = Client::builder(endpoint).timeout(exchange).max_connections(lanes).build().unwrap();
     let moment = Duration::from_millis(5);
-    let forwarder = Forwarder::builder(outbox.clone(), client).initial_delay(moment).max_delay(moment * 4);
+    let forwarder = Forwarder::builder(outbox.clone(), client).initial_delay(moment).max_delay(moment * 4).lanes(lanes);
     let forwarder = forwarder.start().unwrap();
     loop {
         // An error leaves it open whether the message is stored, so the storage is asked.
         match pushed() {
             Some(MESSAGES..) => break,
-            Some(number) => match outbox.push(numbered(number).as_bytes()) {
+            Some(number) => match numbered.map_or(Ok(0), |numbered| outbox.push(&numbered(number))) {
+                Ok(0) => thread::park_timeout(moment),
                 Ok(_) | Err(OutboxError::Storage { .. }) => {}
                 Err(error) => panic!("{error:?}"),
             },
@@ -94,13 +114,46 @@ fn push_and_forward(
     assert!(forwarder.stop(LONG));
 }
 
-fn numbered(number: usize) -> String {
-    message(&format!("N{number}"))
+fn numbered(number: usize) -> Vec<u8> {
+    message(&format!("N{number}")).into_bytes()
 }
 
-/// Plays a scene: the child at work, and the blows that fall on it and on those it works with.
+/// All messages are there in their order, and one that is repeated is one of the last. Returns how
+/// many are repeated.
+fn in_order(record: &[Vec<u8>]) -> usize {
+    let mut next = 0;
+    for message in record {
+        if *message == numbered(next) {
+            next += 1;
+        } else {
+            let known = (0..next).rev().take(3).any(|number| *message == numbered(number));
+            assert!(known, "after {next} messages comes one that is neither the next nor one of the last");
+        }
+    }
+    assert_eq!(next, MESSAGES);
+    record.len() - next
+}
+
+/// All messages are there, and in each lane in their order. Returns how many are repeated.
+#[allow(dead_code, reason = "without a storage that survives there are no lanes")]
+fn in_order_of_lanes(record: &[Vec<u8>]) -> usize {
+    let mut seen = Seen::nothing_of(IN_LANES, MESSAGES);
+    for message in record {
+        let (number, _) = seen.sees(message);
+        seen.accepts(number);
+    }
+    assert!(seen.all_accepted());
+    seen.repeats
+}
+
+/// Plays a scene: the children at work, and the blows that fall on them and on those they work with.
 #[allow(dead_code, reason = "without a storage that survives there is no scene")]
-fn play(seed: u64, child: [&str; 2], mut restart_server: Option<&mut dyn FnMut()>) {
+fn play(
+    seed: u64,
+    (children, at): (&[&str], &str),
+    repeats_of: fn(&[Vec<u8>]) -> usize,
+    mut restart_server: Option<&mut dyn FnMut()>,
+) {
     let record = Arc::new(Mutex::new(Vec::<Vec<u8>>::new()));
     let listen = |address: &str| {
         let record = Arc::clone(&record);
@@ -111,10 +164,10 @@ fn play(seed: u64, child: [&str; 2], mut restart_server: Option<&mut dyn FnMut()
     };
     let mut receiver = listen("127.0.0.1:0").unwrap();
     let endpoint = receiver.endpoint();
-    let start = || -> Child {
+    let start = |child: &&str| -> Child {
         let program = env::current_exe().unwrap();
         let mut child_process = Command::new(program);
-        child_process.arg("child").args(child).arg(&endpoint).stdin(Stdio::null()).spawn().unwrap()
+        child_process.args(["child", child, at, &endpoint]).stdin(Stdio::null()).spawn().unwrap()
     };
 
     let mut chance = Seeded(seed);
@@ -124,7 +177,7 @@ fn play(seed: u64, child: [&str; 2], mut restart_server: Option<&mut dyn FnMut()
         blows.extend((0..RESTARTS).map(|_| (chance.below(MESSAGES - 100), Blow::Server)));
     }
     blows.sort_by_key(|(moment, _)| *moment);
-    let mut running = start();
+    let mut running: Vec<Child> = children.iter().map(start).collect();
     for (moment, blow) in &blows {
         let mut begun = (Instant::now(), 0);
         loop {
@@ -136,7 +189,8 @@ fn play(seed: u64, child: [&str; 2], mut restart_server: Option<&mut dyn FnMut()
                 break;
             }
             assert!(begun.0.elapsed() < 2 * LONG, "no progress after {come} messages");
-            assert!(running.try_wait().unwrap().is_none(), "the child ended after {come} messages");
+            let has_ended = running.iter_mut().any(|child| child.try_wait().unwrap().is_some());
+            assert!(!has_ended, "a child ended after {come} messages");
             thread::park_timeout(Duration::from_micros(500));
         }
         // Somewhere within an exchange or the record of it.
@@ -154,52 +208,57 @@ fn play(seed: u64, child: [&str; 2], mut restart_server: Option<&mut dyn FnMut()
             }
             (Blow::Server, Some(restart)) => restart(),
             _ => {
-                running.kill().unwrap();
-                running.wait().unwrap();
-                running = start();
+                let struck = chance.below(children.len());
+                running[struck].kill().unwrap();
+                running[struck].wait().unwrap();
+                running[struck] = start(&children[struck]);
             }
         }
     }
-    assert!(running.wait().unwrap().success(), "the last child delivers the rest");
+    assert!(running.iter_mut().all(|child| child.wait().unwrap().success()), "the last children deliver the rest");
     drop(receiver);
 
-    let record = record.lock().unwrap();
-    let mut next = 0;
-    let mut repeats = 0;
-    for message in record.iter() {
-        if *message == numbered(next).as_bytes() {
-            next += 1;
-        } else {
-            let known = (0..next).rev().take(3).any(|number| *message == numbered(number).as_bytes());
-            assert!(known, "after {next} messages comes one that is neither the next nor one of the last");
-            repeats += 1;
-        }
-    }
-    println!("{child:?}: {next} messages, {} blows, {repeats} repeats", blows.len());
-    assert_eq!(next, MESSAGES);
-    assert!(repeats <= blows.len(), "{repeats} repeats");
+    let repeats = repeats_of(&record.lock().unwrap());
+    println!("{children:?}: {} blows, {repeats} repeats", blows.len());
+    assert!(repeats <= blows.len() * LANES, "{repeats} repeats");
 }
 
 #[cfg(feature = "sqlite")]
 mod sqlite {
     use super::*;
-    use mllp_client::outbox::SqliteOutbox;
+    use mllp_client::outbox::{LaneKey, SqliteOutbox};
     use rusqlite::Connection;
 
     pub fn child(path: &str, endpoint: &str) {
-        let outbox = SqliteOutbox::open(path, "kills").unwrap();
+        push_and_forward(SqliteOutbox::open(path, "kills").unwrap(), endpoint, LONG, pushed(path), Some(numbered));
+    }
+
+    pub fn in_lanes(path: &str, endpoint: &str, pushes: bool) {
+        let outbox = SqliteOutbox::open(path, "kills").unwrap().lane_key(LaneKey::PatientId).unwrap().lanes(LANES);
+        let numbered: Option<fn(usize) -> Vec<u8>> = Some(|number| IN_LANES.message(number));
+        push_and_forward(outbox, endpoint, LONG, pushed(path), numbered.filter(|_| pushes));
+    }
+
+    fn pushed(path: &str) -> impl Fn() -> Option<usize> {
         let reader = Connection::open(path).unwrap();
-        let pushed = || {
+        move || {
             let query = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'message'";
             reader.query_row(query, [], |row| row.get::<_, i64>(0)).ok().map(|count| count as usize)
-        };
-        push_and_forward(outbox, endpoint, LONG, pushed);
+        }
     }
 
     pub fn survives_kills() {
+        survive(1, &["sqlite"], in_order);
+    }
+
+    pub fn lanes_survive_kills() {
+        survive(4, &["sqlite-lanes", "sqlite-lanes-beside"], in_order_of_lanes);
+    }
+
+    fn survive(seed: u64, children: &[&str], repeats_of: fn(&[Vec<u8>]) -> usize) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("outbox.db");
-        play(1, ["sqlite", path.to_str().unwrap()], None);
+        play(seed, (children, path.to_str().unwrap()), repeats_of, None);
         let outbox = SqliteOutbox::open(&path, "kills").unwrap();
         assert_eq!((outbox.claim().unwrap(), outbox.pending().unwrap().dead), (None, 0));
     }
@@ -209,7 +268,7 @@ mod sqlite {
 mod redis {
     use super::*;
     use common::redis::Redis;
-    use mllp_client::outbox::RedisOutbox;
+    use mllp_client::outbox::{LaneKey, RedisOutbox};
 
     const EXCHANGE: Duration = Duration::from_millis(400);
 
@@ -224,10 +283,24 @@ mod redis {
     }
 
     pub fn child(url: &str, endpoint: &str) {
+        push_and_forward(open(url), endpoint, EXCHANGE, pushed(url), Some(numbered));
+    }
+
+    pub fn in_lanes(url: &str, endpoint: &str, pushes: bool) {
         let outbox = open(url);
+        let mut in_lanes = None;
+        eventually("the server answers", || {
+            in_lanes = outbox.clone().lane_key(LaneKey::PatientId).ok();
+            in_lanes.is_some()
+        });
+        let numbered: Option<fn(usize) -> Vec<u8>> = Some(|number| IN_LANES.message(number));
+        push_and_forward(in_lanes.unwrap().lanes(LANES), endpoint, EXCHANGE, pushed(url), numbered.filter(|_| pushes));
+    }
+
+    fn pushed(url: &str) -> impl Fn() -> Option<usize> {
         let server = ::redis::Client::open(url).unwrap();
         let connection = Mutex::new(None);
-        let pushed = || {
+        move || {
             let mut connection = connection.lock().unwrap();
             if connection.is_none() {
                 *connection = server.get_connection_with_timeout(LONG).ok();
@@ -238,16 +311,24 @@ mod redis {
                 *connection = None;
             }
             Some(count.ok()?.unwrap_or(0))
-        };
-        push_and_forward(outbox, endpoint, EXCHANGE, pushed);
+        }
     }
 
     pub fn survives_kills() {
+        survive(2, &["redis"], in_order);
+    }
+
+    pub fn lanes_survive_kills() {
+        survive(5, &["redis-lanes", "redis-lanes-beside"], in_order_of_lanes);
+    }
+
+    fn survive(seed: u64, children: &[&str], repeats_of: fn(&[Vec<u8>]) -> usize) {
         let Some(mut redis) = Redis::start() else { return };
         let url = redis.url();
         play(
-            2,
-            ["redis", &url],
+            seed,
+            (children, &url),
+            repeats_of,
             Some(&mut || {
                 redis.kill();
                 redis.restart().unwrap();
@@ -275,7 +356,7 @@ mod redis {
         let Some(redis) = Redis::start() else { return };
         let outbox = RedisOutbox::open(&redis.url(), "pauses").unwrap();
         for number in 0..WAITING {
-            outbox.push(numbered(number).as_bytes()).unwrap();
+            outbox.push(&numbered(number)).unwrap();
         }
         let record = Arc::new(Mutex::new(Vec::<(usize, Vec<u8>)>::new()));
         // Each has a receiver of its own, so that it is seen who sends.
@@ -317,11 +398,11 @@ mod redis {
         for (place, (who, message)) in record.iter().enumerate() {
             let changed = place > 0 && record[place - 1].0 != *who;
             changes += usize::from(changed);
-            if *message == numbered(next).as_bytes() {
+            if *message == numbered(next) {
                 next += 1;
             } else {
                 // It had left before the other took over, who could not know.
-                assert!(changed && *message == numbered(next - 1).as_bytes(), "at {place}, {changes} changes");
+                assert!(changed && *message == numbered(next - 1), "at {place}, {changes} changes");
             }
         }
         println!("paused: {next} messages, {changes} changes of hands, {} repeats", record.len() - next);

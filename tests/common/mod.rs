@@ -6,6 +6,7 @@
 #[cfg(feature = "tls")]
 pub mod certificates;
 pub mod hang;
+pub mod lanes;
 pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;

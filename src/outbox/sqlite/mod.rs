@@ -400,7 +400,8 @@ impl SqliteOutbox {
         let (storage, destination, slot) = (&shared.storage, shared.destination, taken.slot);
         let found = storage.read(|reader| lanes::look(reader, destination))?;
         self.free_ended(&found.slots, slot, deadline)?;
-        if !found.something {
+        // What a former holder of this slot has left is freed by the claim.
+        if !found.something && !found.slots.contains(&slot) {
             shared.lock().next_rest_ends = found.next_rest_ends.map(Deadline::after);
             return Ok(None);
         }

@@ -153,7 +153,10 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
         nothing(&outbox, WAITS)?;
         expect(said(outbox.requeue(first.entry.id))?, "what is held can be queued again")?;
         deliver(&outbox, &claim_of(&outbox, 0, WAITS)?)?;
-        let barrier = claim_of(&outbox, 2, "a barrier goes when nothing is before it")?;
+        claim_of(&outbox, 2, "a barrier goes when nothing is before it")?;
+        nothing(&outbox, HOLDS)?;
+        let outbox = self.reopen(outbox, "barrier");
+        let barrier = claim_of(&outbox, 2, "a barrier whose holder has ended goes again")?;
         nothing(&outbox, HOLDS)?;
         let refused =
             Settlement::Retry { after: Duration::from_millis(200), refused: true, why: "an invented refusal" };

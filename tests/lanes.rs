@@ -1,0 +1,399 @@
+//! Lanes: what is sent at the same time, and what never overtakes what.
+
+mod common;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use std::{env, thread};
+
+use common::lanes::{InLane, Numbered, Seen};
+use common::{LONG, Seeded, Tidy, eventually, message, pass};
+use mllp_client::outbox::{
+    Claim, Entry, ForwardEvent, Forwarder, ForwarderBuilder, Lane, LaneKey, MemoryOutbox, Outbox, OutboxError, Pending,
+    PushOptions, Settlement,
+};
+use mllp_client::testing::{OutboxSuite, Receiver, Step};
+use mllp_client::{AckCode, Client};
+
+const MOMENT: Duration = Duration::from_millis(1);
+
+fn client_of(receiver: &Receiver, connections: usize) -> Client {
+    Client::builder(&receiver.endpoint()).timeout(LONG).max_connections(connections).build().unwrap()
+}
+
+fn builder(outbox: impl Outbox + 'static, receiver: &Receiver, lanes: usize) -> ForwarderBuilder {
+    let builder = Forwarder::builder(outbox, client_of(receiver, lanes)).lanes(lanes);
+    builder.initial_delay(MOMENT).max_delay(MOMENT * 4).refusals(u32::MAX).rejections(u32::MAX)
+}
+
+/// A receiver that accepts most, at its own pace, refuses some, and loses some answers. It takes one
+/// message of a lane at a time, and so many altogether.
+fn moody(seen: &Arc<Mutex<Seen>>, seed: u64, most: usize) -> Receiver {
+    let (seen, chance) = (Arc::clone(seen), Mutex::new(Seeded(seed)));
+    let open = Mutex::new(HashSet::<InLane>::new());
+    Receiver::answering(move |bytes| {
+        let (number, lane) = seen.lock().unwrap().sees(bytes);
+        {
+            let mut open = open.lock().unwrap();
+            assert!(open.insert(lane), "{number} comes beside another of {lane:?}");
+            assert!(open.len() <= most, "{} at a time", open.len());
+        }
+        let (mood, pace) = {
+            let mut chance = chance.lock().unwrap();
+            (chance.below(100), chance.below(600))
+        };
+        pass(Duration::from_micros(pace as u64));
+        let step = match mood {
+            0..3 => Step::refuse(AckCode::ApplicationError, "an invented refusal"),
+            3..5 => Step::silence().close(),
+            _ => {
+                seen.lock().unwrap().accepts(number);
+                if mood == 5 { Step::silence().close() } else { Step::accept() }
+            }
+        };
+        open.lock().unwrap().remove(&lane);
+        step
+    })
+    .unwrap()
+}
+
+/// Pushes numbered messages while they are forwarded by each of these handles, over so many lanes.
+fn delivers_in_order<O: Outbox + Clone + 'static>(name: &str, handles: &[O], lanes: usize) {
+    let count = env::var("MLLP_LANES_MESSAGES").map_or(1_500, |count| count.parse().expect("a number of messages"));
+    let messages = Numbered { patients: (count / 40).max(20) };
+    let seen = Arc::new(Mutex::new(Seen::nothing_of(messages, count)));
+    let receiver = moody(&seen, lanes as u64, lanes);
+    let forwarders = handles.iter().map(|handle| builder(handle.clone(), &receiver, lanes).start().unwrap());
+    let forwarders: Vec<Forwarder> = forwarders.collect();
+    let pusher = &handles[0];
+    for number in 0..count {
+        pusher.push(&messages.message(number)).unwrap();
+    }
+    let all = |seen: &Mutex<Seen>| seen.lock().unwrap().all_accepted();
+    while !all(&seen) {
+        assert!(!seen.is_poisoned(), "{name}, {lanes} lanes");
+        let before = seen.lock().unwrap().count();
+        let drained = forwarders[0].drain(LONG).unwrap();
+        assert!(drained || seen.lock().unwrap().count() > before, "{name}, {lanes} lanes: no progress after {before}");
+    }
+    for forwarder in &forwarders {
+        assert!(forwarder.drain(LONG).unwrap(), "{name}, {lanes} lanes");
+        let status = forwarder.status().unwrap();
+        assert_eq!((status.waiting, status.dead, status.blocked, status.in_flight.len()), (0, 0, 0, 0), "{name}");
+        assert!(forwarder.stop(LONG), "{name}");
+    }
+    let repeats = seen.lock().unwrap().repeats;
+    println!("{name}, {lanes} lanes, {} forwarders: {count} messages, {repeats} repeats", forwarders.len());
+    assert!(repeats < count / 8, "{name}: {repeats} repeats");
+}
+
+#[test]
+fn nothing_is_overtaken_in_memory() {
+    let _tidy = Tidy::up();
+    for lanes in [1, 2, 4, 16] {
+        let outbox = MemoryOutbox::new(1_000_000, usize::MAX).lane_key(LaneKey::PatientId).lanes(lanes);
+        delivers_in_order("memory", &[outbox], lanes);
+    }
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn nothing_is_overtaken_in_sqlite() {
+    use mllp_client::outbox::SqliteOutbox;
+    let _tidy = Tidy::up();
+    for lanes in [1, 2, 4, 16] {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || {
+            let outbox = SqliteOutbox::open(directory.path().join("outbox.db"), "lanes").unwrap();
+            outbox.lane_key(LaneKey::PatientId).unwrap().lanes(lanes)
+        };
+        delivers_in_order("SQLite", &[open(), open()], lanes);
+    }
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn nothing_is_overtaken_in_redis() {
+    use common::redis::Redis;
+    use mllp_client::outbox::RedisOutbox;
+    let Some(redis) = Redis::start() else { return };
+    for lanes in [1, 2, 4, 16] {
+        let open = || {
+            let outbox = RedisOutbox::open(&redis.url(), &format!("lanes-{lanes}")).unwrap();
+            outbox.lane_key(LaneKey::PatientId).unwrap().lanes(lanes)
+        };
+        delivers_in_order("Redis", &[open(), open()], lanes);
+    }
+}
+
+/// A way to break the contract of lanes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    ClaimsTwoOfOneKey,
+    OvertakesBarriers,
+    BlockedKeyBlocksAll,
+    ForgetsTheBound,
+}
+
+/// An outbox in memory with a fault.
+struct Faulty {
+    fault: Fault,
+    inner: MemoryOutbox,
+    lanes: usize,
+    pushes: AtomicU64,
+}
+
+impl Outbox for Faulty {
+    fn push(&self, message: &[u8]) -> Result<u64, OutboxError> {
+        self.inner.push(message)
+    }
+
+    fn push_with(&self, message: &[u8], options: &PushOptions<'_>) -> Result<u64, OutboxError> {
+        let alone = Lane::key(format!("alone {}", self.pushes.fetch_add(1, Ordering::Relaxed)));
+        let is_meant = match options.given_lane() {
+            Some(Lane::Key(_)) => self.fault == Fault::ClaimsTwoOfOneKey,
+            Some(Lane::Barrier) => self.fault == Fault::OvertakesBarriers,
+            _ => false,
+        };
+        let faulty = options.lane(&alone);
+        self.inner.push_with(message, if is_meant { &faulty } else { options })
+    }
+
+    fn claim(&self) -> Result<Option<Claim>, OutboxError> {
+        if self.fault == Fault::BlockedKeyBlocksAll && self.inner.pending()?.blocked > 0 {
+            return Ok(None);
+        }
+        self.inner.claim()
+    }
+
+    fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {
+        self.inner.begin(claim)
+    }
+
+    fn settle(&self, claim: &Claim, outcome: Settlement<'_>) -> Result<(), OutboxError> {
+        self.inner.settle(claim, outcome)
+    }
+
+    fn release(&self) {
+        self.inner.release();
+    }
+
+    fn pending(&self) -> Result<Pending, OutboxError> {
+        self.inner.pending()
+    }
+
+    fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError> {
+        self.inner.stopped(after, limit)
+    }
+
+    fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
+        self.inner.requeue(id)
+    }
+
+    fn discard(&self, id: u64) -> Result<bool, OutboxError> {
+        self.inner.discard(id)
+    }
+
+    fn wait(&self, limit: Duration) {
+        self.inner.wait(limit);
+    }
+
+    fn lanes(&self) -> usize {
+        self.lanes
+    }
+}
+
+#[test]
+fn what_breaks_the_contract_of_lanes_is_found_out() {
+    let _tidy = Tidy::up();
+    let rows = [
+        (Fault::ClaimsTwoOfOneKey, "lanes: while an entry is claimed, the head of another lane is claimed next"),
+        (Fault::OvertakesBarriers, "barrier: a barrier waits for all before it"),
+        (Fault::BlockedKeyBlocksAll, "lane-blocked: what waits can be claimed"),
+        (Fault::ForgetsTheBound, "lanes-bound: no more entries are claimed than there may be"),
+    ];
+    let find_out = |(fault, finding): (Fault, &str)| {
+        let storage = Mutex::new(HashMap::<String, MemoryOutbox>::new());
+        let open = |destination: &str| {
+            let mut storage = storage.lock().unwrap();
+            let new = || MemoryOutbox::new(1_000, 100_000_000).lanes(4);
+            let inner = storage.entry(destination.to_owned()).or_insert_with(new).clone();
+            let lanes = if fault == Fault::ForgetsTheBound { 3 } else { 4 };
+            Faulty { fault, inner, lanes, pushes: AtomicU64::new(0) }
+        };
+        let broken = OutboxSuite::new(open).volatile().run().unwrap_err();
+        assert!(broken.findings.iter().any(|found| found == finding), "{fault:?}: {:?}", broken.findings);
+    };
+    thread::scope(|scope| {
+        for row in rows {
+            scope.spawn(move || find_out(row));
+        }
+    });
+}
+
+/// A receiver that answers when it is told to, and what it has: the control IDs, in order.
+struct Patient {
+    receiver: Receiver,
+    come: Arc<Mutex<Vec<String>>>,
+    goes_on: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Patient {
+    fn new() -> Patient {
+        let (come, goes_on): (Arc<Mutex<Vec<String>>>, Arc<Mutex<HashSet<String>>>) = Default::default();
+        let (coming, let_go) = (Arc::clone(&come), Arc::clone(&goes_on));
+        let receiver = Receiver::answering(move |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let id = text.split('|').nth(9).unwrap().to_owned();
+            coming.lock().unwrap().push(id.clone());
+            eventually("it may answer", || let_go.lock().unwrap().contains(&id));
+            Step::accept()
+        });
+        Patient { receiver: receiver.unwrap(), come, goes_on }
+    }
+
+    fn answers(&self, ids: &str) {
+        self.goes_on.lock().unwrap().extend(ids.chars().map(String::from));
+    }
+}
+
+fn push_into(outbox: &impl Outbox, id: &str, lane: &Lane) -> u64 {
+    outbox.push_with(message(id).as_bytes(), &PushOptions::new().lane(lane)).unwrap()
+}
+
+#[test]
+fn lanes_are_busy_at_the_same_time() {
+    let _tidy = Tidy::up();
+    let patient = Patient::new();
+    let outbox = MemoryOutbox::new(1_000, usize::MAX).lanes(3);
+    let forwarder = builder(outbox.clone(), &patient.receiver, 3).start().unwrap();
+    let [a, b, c, d] = ["A", "B", "C", "D"].map(Lane::key);
+    for (id, lane) in [("1", &a), ("2", &a), ("3", &b)] {
+        push_into(&outbox, id, lane);
+    }
+    eventually("two have come", || patient.come.lock().unwrap().len() == 2);
+    // One that comes while others are under way is sent at once, as long as there are connections.
+    push_into(&outbox, "4", &c);
+    push_into(&outbox, "5", &d);
+    eventually("three have come", || patient.come.lock().unwrap().len() == 3);
+    let status = forwarder.status().unwrap();
+    let mut come = patient.come.lock().unwrap().clone();
+    come.sort();
+    assert_eq!((come.concat().as_str(), status.in_flight.concat().as_str()), ("134", "134"));
+    assert_eq!((status.waiting, status.blocked), (5, 0));
+    patient.answers("4");
+    eventually("the next has come", || patient.come.lock().unwrap().len() == 4);
+    // The oldest whose lane is free.
+    assert_eq!(patient.come.lock().unwrap().last().unwrap(), "5");
+    patient.answers("12345");
+    assert!(forwarder.drain(LONG).unwrap());
+    assert_eq!(patient.receiver.connections(), 3);
+    assert!(forwarder.stop(LONG));
+    assert_eq!(patient.receiver.received().len(), 5);
+}
+
+#[test]
+fn without_lanes_there_is_one_thread_and_one_connection() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    for (name, rule) in [("the destination's", LaneKey::Destination), ("each patient's", LaneKey::PatientId)] {
+        let outbox = MemoryOutbox::new(1_000, usize::MAX).lanes(4).lane_key(rule);
+        let threads = Arc::new(Mutex::new(HashSet::new()));
+        let seen = Arc::clone(&threads);
+        let observe = move |_: &ForwardEvent<'_>| drop(seen.lock().unwrap().insert(thread::current().id()));
+        let forwarder = builder(outbox.clone(), &receiver, 4).on_event(observe).start().unwrap();
+        let before = receiver.connections();
+        for number in 0..50 {
+            outbox.push(message(&number.to_string()).as_bytes()).unwrap();
+        }
+        assert!(forwarder.drain(LONG).unwrap(), "{name}");
+        assert!(forwarder.stop(LONG));
+        assert_eq!(receiver.connections() - before, 1, "{name}: one patient, one order");
+        if name == "the destination's" {
+            assert_eq!(threads.lock().unwrap().len(), 1, "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_is_held_holds_up_its_own_lane() {
+    let _tidy = Tidy::up();
+    let refuses = Arc::new(Mutex::new(true));
+    let still = Arc::clone(&refuses);
+    let receiver = Receiver::answering(move |bytes| {
+        let is_poison = bytes.windows(7).any(|part| part == b"|POISON");
+        if is_poison && *still.lock().unwrap() {
+            Step::refuse(AckCode::ApplicationError, "an invented refusal")
+        } else {
+            Step::accept()
+        }
+    })
+    .unwrap();
+    let outbox = MemoryOutbox::new(1_000, usize::MAX).lanes(2);
+    let (a, b) = (Lane::key("A"), Lane::key("B"));
+    let held = push_into(&outbox, "1", &a);
+    assert!(outbox.hold(held).unwrap());
+    push_into(&outbox, "2", &a);
+    push_into(&outbox, "POISON", &b);
+    push_into(&outbox, "4", &b);
+    for number in 0..40 {
+        push_into(&outbox, &format!("C{number}"), &Lane::key(format!("C{}", number % 7)));
+    }
+    let forwarder = builder(outbox.clone(), &receiver, 2).start().unwrap();
+    eventually("the other lanes are delivered", || forwarder.status().unwrap().delivered == 40);
+    let status = forwarder.status().unwrap();
+    assert_eq!((status.waiting, status.held), (4, 1));
+    *refuses.lock().unwrap() = false;
+    assert!(outbox.unhold(held).unwrap());
+    assert!(forwarder.drain(LONG).unwrap());
+    assert!(forwarder.stop(LONG));
+    let ids: Vec<String> = receiver
+        .received()
+        .iter()
+        .map(|bytes| String::from_utf8_lossy(bytes).split('|').nth(9).unwrap().to_owned())
+        .collect();
+    let place = |id: &str| ids.iter().rposition(|known| known == id).unwrap();
+    assert!(place("1") < place("2") && place("POISON") < place("4"), "{ids:?}");
+}
+
+#[test]
+fn as_many_lanes_as_there_are() {
+    let _tidy = Tidy::up();
+    let receiver = Receiver::accepting().unwrap();
+    for (name, lanes, connections, claims) in
+        [("none", 0, 4, 4), ("more than connections", 4, 3, 4), ("more than the outbox has", 4, 4, 3)]
+    {
+        let outbox = MemoryOutbox::new(1_000, usize::MAX).lanes(claims);
+        let started = Forwarder::builder(outbox, client_of(&receiver, connections)).lanes(lanes).start();
+        let refused = matches!(&started, Err(OutboxError::Config(what)) if what.contains("max_connections"));
+        assert!(refused, "{name}: {started:?}");
+    }
+}
+
+#[test]
+fn pausing_and_stopping_are_about_all_lanes() {
+    let _tidy = Tidy::up();
+    let patient = Patient::new();
+    let outbox = MemoryOutbox::new(1_000, usize::MAX).lanes(4);
+    for id in ["1", "2", "3", "4", "5", "6"] {
+        push_into(&outbox, id, &Lane::key(id));
+    }
+    let forwarder = builder(outbox.clone(), &patient.receiver, 4).start().unwrap();
+    eventually("four have come", || patient.come.lock().unwrap().len() == 4);
+    forwarder.pause().unwrap();
+    patient.answers("1234");
+    eventually("they are delivered", || forwarder.status().unwrap().delivered == 4);
+    assert!(!forwarder.drain(Duration::ZERO).unwrap());
+    assert_eq!(patient.come.lock().unwrap().len(), 4);
+    forwarder.resume().unwrap();
+    eventually("the others have come", || patient.come.lock().unwrap().len() == 6);
+    // Two are under way.
+    assert!(!forwarder.stop(Duration::ZERO));
+    assert_eq!(outbox.pending().unwrap().waiting, 2);
+    let again = outbox.claim().unwrap().unwrap();
+    let other = outbox.claim().unwrap().unwrap();
+    assert_eq!((again.entry.control_id.as_str(), other.entry.control_id.as_str()), ("5", "6"));
+    patient.answers("56");
+}
