@@ -216,13 +216,13 @@ fn time(work: impl FnOnce()) -> f64 {
 #[cfg(feature = "redis")]
 mod redis {
     use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
 
     use mllp_client::outbox::RedisOutbox;
 
     use super::*;
+    use common::redis::{AWAY, Server, at_a_distance};
 
-    const AWAY: Duration = Duration::from_millis(1);
     const MESSAGES: usize = 1_000;
 
     /// Pushing and forwarding with a server that is a millisecond away.
@@ -233,7 +233,7 @@ mod redis {
             println!("there is no redis-server here");
             return;
         };
-        let port = at_a_distance(server.port);
+        let port = at_a_distance(server.port, AWAY);
         let outbox = RedisOutbox::open(&format!("redis://127.0.0.1:{port}/"), "bench").expect("the server answers");
         let mut line = TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
         line.set_nodelay(true).expect("a TCP socket takes it");
@@ -281,63 +281,6 @@ mod redis {
     fn push_all(outbox: &RedisOutbox, messages: &mut Messages, count: usize) {
         for _ in 0..count {
             outbox.push(messages.next()).expect("the server answers");
-        }
-    }
-
-    struct Server {
-        process: Child,
-        port: u16,
-    }
-
-    impl Server {
-        fn start(directory: &Path) -> Option<Server> {
-            let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).ok()?.port();
-            let mut server = Command::new("redis-server");
-            server.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "yes"]);
-            let process = server.arg("--dir").arg(directory).stdout(Stdio::null()).spawn().ok()?;
-            let server = Server { process, port };
-            let begun = Instant::now();
-            while TcpStream::connect(("127.0.0.1", port)).is_err() {
-                assert!(begun.elapsed() < Duration::from_secs(20), "the server listens");
-                thread::sleep(Duration::from_millis(10));
-            }
-            Some(server)
-        }
-    }
-
-    impl Drop for Server {
-        fn drop(&mut self) {
-            self.process.kill().expect("it runs");
-            self.process.wait().expect("it ends");
-        }
-    }
-
-    /// The port of one who passes all on to a server, later.
-    fn at_a_distance(server: u16) -> u16 {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a port");
-        let port = listener.local_addr().expect("it is bound").port();
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else { return };
-                let ends = [&client, &server].map(|end| {
-                    end.set_nodelay(true).expect("a TCP socket takes it");
-                    end.try_clone().expect("there is a descriptor")
-                });
-                let [back, on] = ends;
-                thread::spawn(move || pass_on(client, on, AWAY));
-                thread::spawn(move || pass_on(server, back, Duration::ZERO));
-            }
-        });
-        port
-    }
-
-    fn pass_on(mut from: TcpStream, mut to: TcpStream, later: Duration) {
-        let mut bytes = [0; 65_536];
-        while let Ok(count @ 1..) = from.read(&mut bytes) {
-            thread::sleep(later);
-            if to.write_all(&bytes[..count]).is_err() {
-                return;
-            }
         }
     }
 }

@@ -42,13 +42,13 @@ fn main() {
         ["child", "sqlite", path, endpoint] => sqlite::child(path, endpoint),
         #[cfg(feature = "sqlite")]
         ["child", work @ ("sqlite-lanes" | "sqlite-lanes-beside"), path, endpoint] => {
-            sqlite::in_lanes(path, endpoint, work == "sqlite-lanes")
+            sqlite::in_lanes(path, endpoint, work == "sqlite-lanes");
         }
         #[cfg(feature = "redis")]
         ["child", "redis", url, endpoint] => redis::child(url, endpoint),
         #[cfg(feature = "redis")]
         ["child", work @ ("redis-lanes" | "redis-lanes-beside"), url, endpoint] => {
-            redis::in_lanes(url, endpoint, work == "redis-lanes")
+            redis::in_lanes(url, endpoint, work == "redis-lanes");
         }
         #[cfg(feature = "redis")]
         ["child", "redis-forward", url, endpoint] => redis::forward(url, endpoint),

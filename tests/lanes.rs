@@ -302,7 +302,9 @@ fn without_lanes_there_is_one_thread_and_one_connection() {
         let outbox = MemoryOutbox::new(1_000, usize::MAX).lanes(4).lane_key(rule);
         let threads = Arc::new(Mutex::new(HashSet::new()));
         let seen = Arc::clone(&threads);
-        let observe = move |_: &ForwardEvent<'_>| drop(seen.lock().unwrap().insert(thread::current().id()));
+        let observe = move |_: &ForwardEvent<'_>| {
+            let _ = seen.lock().unwrap().insert(thread::current().id());
+        };
         let forwarder = builder(outbox.clone(), &receiver, 4).on_event(observe).start().unwrap();
         let before = receiver.connections();
         for number in 0..50 {

@@ -3,9 +3,12 @@
 
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
+#[cfg(feature = "redis")]
+pub mod redis;
+
 use std::fs::OpenOptions;
 use std::hint::black_box;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -77,6 +80,33 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 /// Serves so many connections, each on a thread that runs where the system puts it.
 pub fn serve_anywhere(connections: usize) -> SocketAddr {
     serve_by(connections, || (), |stream| stream)
+}
+
+/// The same by a receiver that takes so long for each answer.
+pub fn serve_after(delay: Duration, connections: usize) -> SocketAddr {
+    serve_by(connections, || (), move |stream| Slow { stream, delay })
+}
+
+struct Slow {
+    stream: TcpStream,
+    delay: Duration,
+}
+
+impl Read for Slow {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Slow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        thread::sleep(self.delay);
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 /// Serves so many connections, each on a thread on this core, once `open` has made of the socket
