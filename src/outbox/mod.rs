@@ -39,7 +39,9 @@
 //!   storage itself has lost is told, by an error and an event.
 //! - **In order.** The receiver sees the messages of a destination in the order in which they were
 //!   pushed, one after the other: the next is sent when the one before it is delivered or dead.
-//!   What threads push at the same time has the order in which it was stored.
+//!   What threads push at the same time has the order in which it was stored. With
+//!   [lanes](crate::guide::lanes), which are asked for, this holds for each patient, or whatever
+//!   the [key](LaneKey) is, and many messages are under way at a time.
 //! - **Per destination.** Each destination has its own queue, its own forwarder, its own dead. One
 //!   that is away does not hold up the others.
 //! - **The same bytes.** A message that is sent again is the same, with the same control ID
