@@ -41,10 +41,10 @@ fn main() {
         at_a_slow_receiver("Redis 1 ms away", &[4, 8], |lanes| redis("slow", port).lanes(lanes));
     }
     println!();
-    without_lanes("memory", |lanes| MemoryOutbox::new(MANY * 2, usize::MAX).lanes(lanes));
-    without_lanes("SQLite", |lanes| sqlite("without.db").lanes(lanes));
+    without_lanes("memory", |_, lanes| MemoryOutbox::new(MANY * 2, usize::MAX).lanes(lanes));
+    without_lanes("SQLite", |name, lanes| sqlite(&format!("{name}.db")).lanes(lanes));
     #[cfg(feature = "redis")]
-    without_lanes("Redis", |lanes| redis("without", server.port).lanes(lanes));
+    without_lanes("Redis", |name, lanes| redis(name, server.port).lanes(lanes));
     println!();
     many("memory", |_| MemoryOutbox::new(MANY * 2, usize::MAX).lanes(2));
     many("SQLite", |name| sqlite(&format!("{name}.db")).keep_delivered(None).lanes(2));
@@ -92,11 +92,11 @@ fn at_a_slow_receiver<O: Outbox + Clone + 'static>(name: &str, several: &[usize]
 }
 
 /// Forwarding of messages without lanes, by an outbox and a forwarder that have four.
-fn without_lanes<O: Outbox + Clone + 'static>(name: &str, open: impl Fn(usize) -> O) {
+fn without_lanes<O: Outbox + Clone + 'static>(name: &str, open: impl Fn(&str, usize) -> O) {
     const COUNT: usize = 2_000;
     let mut messages = Messages::new(SIZE);
-    let forwarders = [1, 4].map(|lanes| {
-        let outbox = open(lanes);
+    let forwarders = [("one", 1), ("four", 4)].map(|(name, lanes)| {
+        let outbox = open(name, lanes);
         let forwarder = forwarder(outbox.clone(), serve_anywhere(lanes), lanes);
         forwarder.pause().expect("the storage works");
         (outbox, forwarder)

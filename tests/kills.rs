@@ -114,12 +114,14 @@ fn push_and_forward(
     assert!(forwarder.stop(LONG));
 }
 
+#[allow(dead_code, reason = "without a storage that survives there is no child")]
 fn numbered(number: usize) -> Vec<u8> {
     message(&format!("N{number}")).into_bytes()
 }
 
 /// All messages are there in their order, and one that is repeated is one of the last. Returns how
 /// many are repeated.
+#[allow(dead_code, reason = "without a storage that survives there is no scene")]
 fn in_order(record: &[Vec<u8>]) -> usize {
     let mut next = 0;
     for message in record {

@@ -120,9 +120,9 @@ impl LaneKey {
     }
 }
 
+/// The names by which storages know these rules.
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 const DESTINATION: &str = "destination";
-
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 const PATIENT_ID: &str = "patient-id";
 
@@ -209,7 +209,8 @@ impl LaneChoice {
     }
 
     /// The lane at a destination that has this rule, by its name; `None` if this handle does not
-    /// know the rule, or has another one.
+    /// know the rule, or has another one. (A script does the same in Redis.)
+    #[cfg(feature = "sqlite")]
     pub(super) fn by(&self, rule: &str) -> Option<&str> {
         match (&self.given, &self.own, rule) {
             (Some(given), ..) => Some(given),
@@ -277,6 +278,11 @@ mod tests {
     fn a_storage_knows_a_digest() {
         let digests = [Lane::Destination, Lane::Barrier, Lane::key("42"), Lane::key("")].map(|lane| lane.digest());
         assert_eq!(digests, [".", "!", "73475cb40a568e8da8a045ced110137e", "e3b0c44298fc1c149afbf4c8996fb924"]);
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn the_lane_is_by_the_rule_of_the_destination() {
         let message = b"MSH|^~\\&|A|B|C|D|20260101||ADT^A08|M1|P|2.5\rPID|1||42\r";
         let own = LaneKey::by("all", |_| Lane::Barrier);
         for (given, own, rule, expected) in [
