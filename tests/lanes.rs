@@ -399,3 +399,111 @@ fn pausing_and_stopping_are_about_all_lanes() {
     assert_eq!((again.entry.control_id.as_str(), other.entry.control_id.as_str()), ("5", "6"));
     patient.answers("56");
 }
+
+/// What a storage knows of the rule by which messages are given lanes. `with` opens a destination
+/// with a rule.
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+fn the_rule_is_the_destinations<O: Outbox>(
+    open: impl Fn(&str) -> O,
+    with: impl Fn(O, LaneKey) -> Result<O, OutboxError>,
+) {
+    let of_patient = |id: &str, patient: &str| message(id).replace("42^^^NORTH", patient);
+    let push = |outbox: &O, id: &str, patient: &str| outbox.push(of_patient(id, patient).as_bytes());
+    let config = |result: Result<(), OutboxError>, known: &str| match result {
+        Err(OutboxError::Config(what)) => assert!(what.contains(known), "{what}"),
+        other => panic!("{known}: {other:?}"),
+    };
+    let claims = |outbox: &O| {
+        let claims = std::iter::from_fn(|| outbox.claim().unwrap());
+        claims.take(4).collect::<Vec<Claim>>()
+    };
+    let ids = |claims: &[Claim]| claims.iter().map(|claim| claim.entry.control_id.clone()).collect::<String>();
+    let deliver = |outbox: &O, claims: Vec<Claim>| {
+        claims.iter().for_each(|claim| outbox.settle(claim, Settlement::Delivered).unwrap());
+    };
+
+    // What waits since there were no lanes goes first, in its order.
+    let outbox = open("rules");
+    push(&outbox, "1", "A").unwrap();
+    push(&outbox, "2", "B").unwrap();
+    let outbox = with(outbox, LaneKey::PatientId).unwrap();
+    push(&outbox, "3", "A").unwrap();
+    push(&outbox, "4", "C").unwrap();
+    for id in ["1", "2"] {
+        let first = claims(&outbox);
+        assert_eq!(ids(&first), id);
+        assert!(first[0].is_alone);
+        deliver(&outbox, first);
+    }
+    let both = claims(&outbox);
+    assert_eq!(ids(&both), "34");
+    assert!(!both[0].is_alone);
+    deliver(&outbox, both);
+
+    // Who opens it without a rule pushes by it.
+    let other = open("rules");
+    for (id, patient) in [("5", "A"), ("6", "A"), ("7", "B"), ("8", "")] {
+        push(&other, id, patient).unwrap();
+    }
+    // And who opens it with another is told, as long as messages wait.
+    config(with(open("rules"), LaneKey::Destination).map(drop), "patient-id");
+    config(with(open("rules"), LaneKey::by("device", |_| Lane::Barrier)).map(drop), "patient-id");
+    let several = claims(&outbox);
+    assert_eq!(ids(&several), "578");
+    deliver(&outbox, several);
+    let last = claims(&outbox);
+    assert_eq!(ids(&last), "6");
+    config(with(open("rules"), LaneKey::Destination).map(drop), "patient-id");
+    deliver(&outbox, last);
+    outbox.release();
+
+    let by_device = with(open("rules"), LaneKey::by("device", |_| Lane::Barrier)).unwrap();
+    config(push(&outbox, "9", "A").map(drop), "rule");
+    config(push(&other, "9", "A").map(drop), "rule");
+    let given = PushOptions::new();
+    let lane = Lane::key("given");
+    other.push_with(of_patient("9", "A").as_bytes(), &given.lane(&lane)).unwrap();
+    push(&by_device, "X", "A").unwrap();
+    let first = claims(&by_device);
+    assert_eq!(ids(&first), "9");
+    deliver(&by_device, first);
+    deliver(&by_device, claims(&by_device));
+    by_device.release();
+
+    // Back to one order.
+    let one_order = with(open("rules"), LaneKey::Destination).unwrap();
+    push(&one_order, "1", "A").unwrap();
+    push(&open("rules"), "2", "B").unwrap();
+    for id in ["1", "2"] {
+        let next = claims(&one_order);
+        assert_eq!(ids(&next), id);
+        assert!(next[0].is_alone);
+        deliver(&one_order, next);
+    }
+    assert_eq!(one_order.pending().unwrap().waiting, 0);
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn the_rule_is_the_destinations_in_sqlite() {
+    use mllp_client::outbox::SqliteOutbox;
+    let _tidy = Tidy::up();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("outbox.db");
+    let open = |destination: &str| SqliteOutbox::open(&path, destination).unwrap().lanes(4);
+    // The handles of this test claim one after the other.
+    the_rule_is_the_destinations(open, SqliteOutbox::lane_key);
+    let kept = rusqlite::Connection::open(&path).unwrap();
+    let lanes = "SELECT count(*) FROM delivered WHERE lane IS NOT NULL AND length(lane) NOT IN (1, 32)";
+    assert_eq!(kept.query_row(lanes, [], |row| row.get::<_, i64>(0)).unwrap(), 0, "digests alone are kept");
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn the_rule_is_the_destinations_in_redis() {
+    use common::redis::Redis;
+    use mllp_client::outbox::RedisOutbox;
+    let Some(redis) = Redis::start() else { return };
+    let open = |destination: &str| RedisOutbox::open(&redis.url(), destination).unwrap().lanes(4);
+    the_rule_is_the_destinations(open, RedisOutbox::lane_key);
+}

@@ -20,9 +20,9 @@ local function ring(destination, bell)
     end
 end
 
--- Lanes. While all entries of a destination are in its own lane, they have none here: the oldest is the head. From the first entry with
--- another lane on (':lanes_from') each has one: a digest of its key, '.' for the destination's own, '!' for a barrier. Those before it
--- are sent first. ':lane:' has the entries of each, ':ready' the heads that can be claimed unless a barrier is before them, ':flight' the
+-- Lanes. The entries of a destination that never had another lane than its own have none here: the oldest is the head. Once it has a rule
+-- that gives lanes, or an entry that was given one, each new entry (from ':lanes_from' on) has its lane: a digest of its key, '.' for the
+-- destination's own, '!' for a barrier. Those that were there before are sent first. ':lane:' has the entries of each, ':ready' the heads that can be claimed unless a barrier is before them, ':flight' the
 -- lanes of which an entry is claimed with the time at which that ends, ':busy' that entry and its token, ':rests' and ':rested' the
 -- entries that rest with the end and the beginning, ':blocked' the lanes that wait for their head.
 local function milliseconds()

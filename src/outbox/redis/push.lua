@@ -32,13 +32,11 @@ for place = 2, #KEYS do
         id = redis.call('INCR', target .. ':last')
         redis.call('HSET', target .. ':entry:' .. id, 'message', ARGV[6], 'control_id', ARGV[7], 'pushed_at', ARGV[8],
             'state', 'waiting', 'attempts', 0, 'refusals', 0, 'unknowns', 0, 'identity', ARGV[own + 2])
-        local from = redis.call('EXISTS', target .. ':lanes_from') == 1
-        if lane == '.' and (not from or redis.call('ZCARD', target .. ':waiting') == 0) then
-            redis.call('DEL', target .. ':lanes_from')
-        else
-            if not from then
-                redis.call('SET', target .. ':lanes_from', id)
-            end
+        local has_lanes = redis.call('EXISTS', target .. ':lanes_from') == 1
+        if not has_lanes and lane ~= '.' then
+            redis.call('SET', target .. ':lanes_from', id)
+        end
+        if has_lanes or lane ~= '.' then
             redis.call('HSET', target .. ':entry:' .. id, 'lane', lane)
             redis.call('ZADD', target .. ':lane:' .. lane, id, id)
             refresh(target, lane)

@@ -6,4 +6,9 @@ if rule == ARGV[3] or last and lane_of(last) then
     return rule
 end
 redis.call('SET', base .. ':rule', ARGV[3])
+if ARGV[3] == 'destination' then
+    redis.call('DEL', base .. ':lanes_from')
+else
+    redis.call('SET', base .. ':lanes_from', (redis.call('GET', base .. ':last') or 0) + 1)
+end
 return ARGV[3]

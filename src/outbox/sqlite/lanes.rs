@@ -1,9 +1,9 @@
 //! Lanes, in SQL: which entries can be claimed, by several holders at a time.
 //!
-//! While all entries of a destination are in its own lane, they have none in the table: the oldest
-//! is the head, and the holder of the first slot claims it without writing. From the first entry
-//! with another lane on (`lanes_from`) each has one. Those before it, which have none, are sent
-//! first, so that the two never meet. Once nothing waits, it begins anew.
+//! A destination that never had another lane than its own needs none in the table: the oldest entry
+//! is the head, and the holder of the first slot claims it without writing. Once it has a rule that
+//! gives lanes, or an entry that was given one, each new entry has its lane (`lanes_from`). Those
+//! that were there before are sent first, so that the two never meet.
 //!
 //! The head of a lane is marked as `ready` unless it is held, rests, or its lane has an entry in
 //! flight. Whoever changes an entry marks its lane anew. An entry in flight names its slot: the
@@ -14,7 +14,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::failure::Failure;
-use crate::outbox::unix_millis;
+use crate::outbox::{LaneKey, unix_millis};
 
 /// The most rests that are ended in one transaction.
 const RESTS_AT_ONCE: i64 = 64;
@@ -39,22 +39,10 @@ impl NewInLane<'_> {
         let NewInLane { id, control_id, identity, lane } = self;
         let from = "SELECT lanes_from FROM destination WHERE id = ?1";
         let from: Option<i64> = writer.prepare_cached(from)?.query_row([destination], |row| row.get(0))?;
-        let change_from = |from: Option<i64>| {
-            let sql = "UPDATE destination SET lanes_from = ?2 WHERE id = ?1";
-            writer.prepare_cached(sql)?.execute(params![destination, from])
-        };
-        let lane = match (*lane, from) {
-            (OWN, None) => None,
-            (OWN, Some(_)) if is_empty(writer, destination)? => {
-                change_from(None)?;
-                None
-            }
-            (lane, None) => {
-                change_from(Some(*id))?;
-                Some(lane)
-            }
-            (lane, Some(_)) => Some(lane),
-        };
+        if from.is_none() && *lane != OWN {
+            begin_at(writer, destination, Some(*id))?;
+        }
+        let lane = (from.is_some() || *lane != OWN).then_some(lane);
         let mut waiting = writer.prepare_cached(
             "INSERT INTO waiting
                 (destination, id, control_id, pushed_at, state, attempts, refusals, identity, lane, ready)
@@ -66,9 +54,10 @@ impl NewInLane<'_> {
     }
 }
 
-fn is_empty(reader: &Connection, destination: i64) -> rusqlite::Result<bool> {
-    let find = "SELECT 1 FROM waiting WHERE destination = ?1 LIMIT 1";
-    Ok(!reader.prepare_cached(find)?.exists([destination])?)
+/// From this number on the entries of a destination have lanes; with `None`, no more.
+fn begin_at(writer: &Connection, destination: i64, from: Option<i64>) -> rusqlite::Result<()> {
+    let sql = "UPDATE destination SET lanes_from = ?2 WHERE id = ?1";
+    writer.prepare_cached(sql)?.execute(params![destination, from]).map(drop)
 }
 
 /// The lane of an entry of the queue, if it has one.
@@ -109,6 +98,10 @@ fn next(reader: &Connection, destination: i64) -> rusqlite::Result<Option<i64>> 
         let sql = format!("SELECT 1 FROM waiting WHERE destination = ?1 AND slot IS NOT NULL {which} LIMIT 1");
         reader.prepare_cached(&sql)?.exists([destination])
     };
+    let has_lane = "SELECT lane IS NOT NULL FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1";
+    if !reader.prepare_cached(has_lane)?.query_row([destination], |row| row.get(0)).optional()?.unwrap_or(false) {
+        return Ok(None);
+    }
     let Some(ready) = oldest(reader, destination, "ready = 1")? else { return Ok(None) };
     let can_be_claimed = match oldest(reader, destination, "lane = '!'")? {
         None => true,
@@ -228,6 +221,9 @@ pub(super) fn change_rule(writer: &Connection, destination: i64, rule: &str) -> 
     if writer.prepare_cached(waits)?.exists([destination])? {
         return Err(Failure::OtherRule { known, waits: true });
     }
+    let next = "SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'message'";
+    let next: i64 = writer.prepare_cached(next)?.query_row([], |row| row.get(0))?;
+    begin_at(writer, destination, (rule != LaneKey::Destination.name()).then_some(next))?;
     let change = "UPDATE destination SET lane_rule = ?2 WHERE id = ?1";
     Ok(writer.prepare_cached(change)?.execute(params![destination, rule])? as i64)
 }

@@ -154,7 +154,7 @@ impl SqliteOutbox {
     /// If the file cannot be read or written.
     pub fn for_destination(&self, destination: &str) -> Result<SqliteOutbox, OutboxError> {
         let shared = SqliteShared::new(Arc::clone(&self.shared.storage), destination, self.timeout)?;
-        Ok(SqliteOutbox { shared: Arc::new(shared), ..self.clone() })
+        Ok(SqliteOutbox { shared: Arc::new(shared), lane_key: None, ..self.clone() })
     }
 
     /// How long what is delivered to this destination is kept; `None` for not at all. The one who
@@ -559,6 +559,7 @@ macro_rules! head_query {
         )
     };
 }
+
 impl SqliteShared {
     fn new(storage: Arc<Storage>, name: &str, timeout: Duration) -> Result<SqliteShared, OutboxError> {
         let destination = number_of(&storage, name, &Deadline::after(timeout))?;
