@@ -61,7 +61,7 @@ fn moody(seen: &Arc<Mutex<Seen>>, seed: u64, most: usize) -> Receiver {
 
 /// Pushes numbered messages while they are forwarded by each of these handles, over so many lanes.
 fn delivers_in_order<O: Outbox + Clone + 'static>(name: &str, handles: &[O], lanes: usize) {
-    let count = env::var("MLLP_LANES_MESSAGES").map_or(1_500, |count| count.parse().expect("a number of messages"));
+    let count = env::var("MLLP_LANES_MESSAGES").map_or(1_000, |count| count.parse().expect("a number of messages"));
     let messages = Numbered { patients: (count / 40).max(20) };
     let seen = Arc::new(Mutex::new(Seen::nothing_of(messages, count)));
     let receiver = moody(&seen, lanes as u64, lanes);
@@ -162,7 +162,8 @@ impl Outbox for Faulty {
     }
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
-        if self.fault == Fault::BlockedKeyBlocksAll && self.inner.pending()?.blocked > 0 {
+        let has_lanes = self.pushes.load(Ordering::Relaxed) > 0;
+        if self.fault == Fault::BlockedKeyBlocksAll && has_lanes && self.inner.pending()?.blocked > 0 {
             return Ok(None);
         }
         self.inner.claim()
@@ -496,6 +497,54 @@ fn the_rule_is_the_destinations_in_sqlite() {
     let kept = rusqlite::Connection::open(&path).unwrap();
     let lanes = "SELECT count(*) FROM delivered WHERE lane IS NOT NULL AND length(lane) NOT IN (1, 32)";
     assert_eq!(kept.query_row(lanes, [], |row| row.get::<_, i64>(0)).unwrap(), 0, "digests alone are kept");
+}
+
+/// A head that rests for an hour is claimed as soon as `set_back` has made as if that had begun in
+/// the future, by the clock of the storage.
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+fn a_clock_that_was_set_back_ends_rests(outbox: &impl Outbox, set_back: impl Fn(u64)) {
+    let lane = Lane::key("A");
+    let id = push_into(outbox, "1", &lane);
+    push_into(outbox, "2", &Lane::Barrier);
+    let hour = Settlement::Retry { after: Duration::from_secs(3_600), refused: false, why: "x" };
+    outbox.settle(&outbox.claim().unwrap().unwrap(), hour).unwrap();
+    assert_eq!(outbox.claim().unwrap(), None);
+    assert_eq!(outbox.pending().unwrap().blocked, 1);
+    set_back(id);
+    let again = outbox.claim().unwrap().unwrap();
+    assert_eq!((again.entry.id, again.entry.attempts), (id, 1));
+    outbox.settle(&again, Settlement::Delivered).unwrap();
+    assert_eq!(outbox.claim().unwrap().unwrap().entry.control_id, "2");
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn a_clock_that_was_set_back_ends_rests_in_sqlite() {
+    let _tidy = Tidy::up();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("outbox.db");
+    let outbox = mllp_client::outbox::SqliteOutbox::open(&path, "lanes").unwrap().lanes(2);
+    let file = rusqlite::Connection::open(&path).unwrap();
+    a_clock_that_was_set_back_ends_rests(&outbox, |id| {
+        let later = "UPDATE waiting SET retry_at = retry_at + 7200000, rested_at = rested_at + 7200000 WHERE id = ?1";
+        assert_eq!(file.execute(later, [id as i64]).unwrap(), 1);
+    });
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn a_clock_that_was_set_back_ends_rests_in_redis() {
+    let Some(redis) = common::redis::Redis::start() else { return };
+    let outbox = mllp_client::outbox::RedisOutbox::open(&redis.url(), "lanes").unwrap().lanes(2);
+    let mut connection = ::redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+    let connection = std::cell::RefCell::new(&mut connection);
+    a_clock_that_was_set_back_ends_rests(&outbox, |id| {
+        for set in ["rests", "rested"] {
+            let mut later = ::redis::cmd("ZINCRBY");
+            later.arg(format!("mllp-outbox:{{lanes}}:{set}")).arg(7_200_000).arg(id);
+            later.exec(&mut **connection.borrow_mut()).unwrap();
+        }
+    });
 }
 
 #[cfg(feature = "redis")]

@@ -8,6 +8,7 @@ mod group;
 mod lanes;
 mod reserve;
 mod schema;
+mod slots;
 mod storage;
 mod turns;
 
@@ -26,9 +27,9 @@ use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions,
 use crate::deadline::Deadline;
 use crate::locks::lock;
 use changes::{Change, Claimed, Expired, NewEntry, Order, WEEK, milliseconds};
-use claim_lock::ClaimLock;
 use failure::Failure;
 use group::Kind;
+use slots::{Slots, TakenSlot};
 use storage::{Storage, TIMEOUT};
 
 /// How soon an entry that another process has pushed is noticed, at first and after long silence.
@@ -39,9 +40,6 @@ const PURGE: Duration = Duration::from_secs(60);
 
 /// How long giving up claims may take.
 const GIVING_UP: Duration = Duration::from_millis(100);
-
-/// The time between two looks for lanes whose holder has ended.
-const LOOK_FOR_ENDED: Duration = Duration::from_millis(500);
 
 /// The largest message in bytes: SQLite's own limit, less what surrounds it in a row.
 const LARGEST: usize = 999_999_000;
@@ -106,6 +104,7 @@ struct SqliteShared {
     name: Arc<str>,
     /// The name of this handle, different from that of all others.
     holder: String,
+    slots: Slots,
     holding: Mutex<Holding>,
     wake_up: Arc<WakeUp>,
 }
@@ -113,11 +112,6 @@ struct SqliteShared {
 /// What this handle has claimed, and what else its threads share.
 struct Holding {
     local_claims: LocalClaims,
-    /// The locks of the claims that this handle may have at a time, in their order. One is away while
-    /// a thread claims by it.
-    slots: Vec<Slot>,
-    /// When to look again for lanes whose holder has ended.
-    next_look: Option<Deadline>,
     /// When the next entry that rests in a lane is to be tried.
     next_rest_ends: Option<Deadline>,
     next_purge: Option<Deadline>,
@@ -125,12 +119,6 @@ struct Holding {
     kept: Option<Option<Duration>>,
     /// How long to wait for what another process pushes.
     poll: Duration,
-}
-
-/// One of the claims of a destination, and what is claimed by it.
-struct Slot {
-    lock: Option<ClaimLock>,
-    claimed: Option<u64>,
 }
 
 impl SqliteOutbox {
@@ -338,16 +326,13 @@ impl SqliteOutbox {
     /// may be claimed for it than those in its lane.
     fn change_claimed(&self, claim: &Claim, change: Change) -> Result<bool, OutboxError> {
         let shared = &self.shared;
-        let slot = {
-            let holding = shared.lock();
-            let slot = holding.slots.iter().position(|slot| slot.claimed == Some(claim.entry.id));
-            slot.filter(|_| holding.local_claims.is(claim)).ok_or(OutboxError::ClaimLost)?
-        };
+        let is_there = shared.lock().local_claims.is(claim);
+        let slot = shared.slots.of_entry(claim.entry.id).filter(|_| is_there).ok_or(OutboxError::ClaimLost)?;
         let changed = self.change_entry(&self.deadline(), claim.entry.id, &claim.identity, slot, change)?;
         if changed == 0 {
             // It was discarded, as by a shell, or another holds the claim; this handle finds out by its next
             // one.
-            shared.lock().end_if(claim, None);
+            shared.end_if(claim, None);
             return Err(OutboxError::ClaimLost);
         }
         Ok(changed > 1)
@@ -368,38 +353,14 @@ impl SqliteOutbox {
         shared.storage.change(Kind::Settlement, deadline, move |writer| change.make(writer, key, &claimed))
     }
 
-    /// Takes the lock of a claim that is not in use, and is this handle's: preferably the first, by
-    /// which alone can be claimed what has no lane. `None` if there is none.
-    fn take_slot(&self, deadline: &Deadline) -> Result<Option<TakenSlot<'_>>, OutboxError> {
-        let shared = &*self.shared;
-        let mut free: Vec<(bool, bool, usize)> = {
-            let mut holding = shared.lock();
-            for slot in holding.slots.len()..self.lanes {
-                let lock = ClaimLock::new(&shared.storage, shared.destination, slot, shared.holder.clone());
-                holding.slots.push(Slot { lock: Some(lock), claimed: None });
-            }
-            let slots = holding.slots.iter().enumerate().take(self.lanes);
-            let free = slots.filter(|(_, slot)| slot.claimed.is_none());
-            free.filter_map(|(at, slot)| Some((at > 0, !slot.lock.as_ref()?.has_file(), at))).collect()
-        };
-        free.sort_unstable();
-        for (_, _, slot) in free {
-            let Some(mut taken) = shared.take(slot) else { continue };
-            if let Some(lock) = taken.lock()
-                && lock.is_held(deadline)?
-            {
-                return Ok(Some(taken));
-            }
-        }
-        Ok(None)
-    }
-
     /// Claims an entry that has a lane, by a slot that is held.
     fn claim_in_lanes(&self, mut taken: TakenSlot<'_>, deadline: &Deadline) -> Result<Option<Claim>, OutboxError> {
         let shared = &*self.shared;
-        let (storage, destination, slot) = (&shared.storage, shared.destination, taken.slot);
+        let (storage, destination, slot) = (&shared.storage, shared.destination, taken.number());
         let found = storage.read(|reader| lanes::look(reader, destination))?;
-        self.free_ended(&found.slots, slot, deadline)?;
+        if shared.slots.free_ended(&found.slots, slot, deadline)? {
+            shared.wake_up.notify();
+        }
         // What a former holder of this slot has left is freed by the claim.
         if !found.something && !found.slots.contains(&slot) {
             shared.lock().next_rest_ends = found.next_rest_ends.map(Deadline::after);
@@ -438,7 +399,7 @@ impl SqliteOutbox {
                 let mut holding = shared.lock();
                 let token = holding.local_claims.begin(entry.id);
                 holding.poll = POLL.0;
-                taken.claimed = Some(entry.id);
+                taken.claims(entry.id);
                 return Ok(Some(Claim { identity, serial: token, token, ..Claim::new(entry) }));
             }
             EntryState::Waiting => {
@@ -455,50 +416,8 @@ impl SqliteOutbox {
             }
             EntryState::Held | EntryState::Dead => return Ok(None),
         };
-        self.change_entry(deadline, entry.id, &identity, taken.slot, change)?;
+        self.change_entry(deadline, entry.id, &identity, taken.number(), change)?;
         Err(OutboxError::Stopped { entry: Box::new(stopped) })
-    }
-
-    /// Frees what was in flight by slots whose holder has ended, now and then. `own` is in use by the
-    /// caller.
-    fn free_ended(&self, in_flight: &[usize], own: usize, deadline: &Deadline) -> Result<(), OutboxError> {
-        let shared = &*self.shared;
-        let suspects: Vec<usize> = {
-            let mut holding = shared.lock();
-            let is_own = |slot: &usize| {
-                let slot = holding.slots.get(*slot);
-                slot.is_some_and(|slot| slot.claimed.is_some() || slot.lock.is_none())
-            };
-            let suspects: Vec<usize> = in_flight.iter().copied().filter(|slot| *slot != own && !is_own(slot)).collect();
-            if suspects.is_empty() || holding.next_look.is_some_and(|next| next.remaining().is_some()) {
-                return Ok(());
-            }
-            holding.next_look = Some(Deadline::after(LOOK_FOR_ENDED));
-            suspects
-        };
-        for slot in suspects {
-            let free = |lock: &mut ClaimLock| {
-                let destination = shared.destination;
-                if !lock.is_held(deadline)? {
-                    return Ok(false);
-                }
-                let free = move |writer: &Connection| lanes::free(writer, destination, slot as i64);
-                shared.storage.change(Kind::Claim, deadline, free).map(|freed| freed > 0)
-            };
-            let freed = match shared.take(slot) {
-                Some(mut taken) => taken.lock().map_or(Ok(false), free)?,
-                None => {
-                    let mut lock = ClaimLock::new(&shared.storage, shared.destination, slot, shared.holder.clone());
-                    let freed = free(&mut lock)?;
-                    lock.release(deadline);
-                    freed
-                }
-            };
-            if freed {
-                shared.wake_up.notify();
-            }
-        }
-        Ok(())
     }
 
     /// Lets the database know how long this destination's entries are kept, for whoever purges.
@@ -564,24 +483,27 @@ impl SqliteShared {
     fn new(storage: Arc<Storage>, name: &str, timeout: Duration) -> Result<SqliteShared, OutboxError> {
         let destination = number_of(&storage, name, &Deadline::after(timeout))?;
         let holder = unique()?;
-        let (local_claims, slots, next_look, next_rest_ends, next_purge, kept) = Default::default();
-        let holding = Holding { local_claims, slots, next_look, next_rest_ends, next_purge, kept, poll: POLL.0 };
+        let slots = Slots::new(&storage, destination, holder.clone());
+        let (local_claims, next_rest_ends, next_purge, kept) = Default::default();
+        let holding = Holding { local_claims, next_rest_ends, next_purge, kept, poll: POLL.0 };
         let wake_up = Arc::<WakeUp>::default();
         storage.wakes(destination, &wake_up);
         let (name, holding) = (name.into(), Mutex::new(holding));
-        Ok(SqliteShared { storage, destination, name, holder, holding, wake_up })
+        Ok(SqliteShared { storage, destination, name, holder, slots, holding, wake_up })
     }
 
     fn lock(&self) -> MutexGuard<'_, Holding> {
         lock(&self.holding)
     }
 
-    /// Takes the lock of a slot, if it is there and not in use.
-    fn take(&self, slot: usize) -> Option<TakenSlot<'_>> {
+    /// This claim has ended, if it is one; its entry is to rest for so long, if it is to be tried
+    /// again.
+    fn end_if(&self, claim: &Claim, rest: Option<Duration>) {
         let mut holding = self.lock();
-        let Slot { lock, claimed: None } = holding.slots.get_mut(slot)? else { return None };
-        let lock = Some(lock.take()?);
-        Some(TakenSlot { shared: self, slot, lock, claimed: None })
+        if holding.local_claims.is(claim) {
+            self.slots.end(claim.entry.id);
+        }
+        holding.local_claims.end_if(claim, rest);
     }
 
     /// Whether the destination is there still.
@@ -679,46 +601,6 @@ struct Head {
     holder: Option<String>,
 }
 
-/// The lock of a slot that a thread claims by. It goes back when it is dropped.
-struct TakenSlot<'s> {
-    shared: &'s SqliteShared,
-    slot: usize,
-    lock: Option<ClaimLock>,
-    claimed: Option<u64>,
-}
-
-impl TakenSlot<'_> {
-    fn lock(&mut self) -> Option<&mut ClaimLock> {
-        self.lock.as_mut()
-    }
-
-    /// Somebody else holds it.
-    fn lose(&mut self) {
-        self.lock.iter_mut().for_each(ClaimLock::lose);
-    }
-}
-
-impl Drop for TakenSlot<'_> {
-    fn drop(&mut self) {
-        let mut holding = self.shared.lock();
-        if let Some(slot) = holding.slots.get_mut(self.slot) {
-            *slot = Slot { lock: self.lock.take(), claimed: self.claimed };
-        }
-    }
-}
-
-impl Holding {
-    /// This claim has ended, if it is one; its entry is to rest for so long, if it is to be tried
-    /// again.
-    fn end_if(&mut self, claim: &Claim, rest: Option<Duration>) {
-        if self.local_claims.is(claim) {
-            let slots = self.slots.iter_mut().filter(|slot| slot.claimed == Some(claim.entry.id));
-            slots.for_each(|slot| slot.claimed = None);
-        }
-        self.local_claims.end_if(claim, rest);
-    }
-}
-
 impl Outbox for SqliteOutbox {
     fn destination(&self) -> &str {
         &self.shared.name
@@ -743,7 +625,7 @@ impl Outbox for SqliteOutbox {
 
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let (shared, deadline) = (&*self.shared, self.deadline());
-        let Some(mut taken) = self.take_slot(&deadline)? else { return Ok(None) };
+        let Some(mut taken) = shared.slots.take_free(self.lanes, &deadline)? else { return Ok(None) };
         let resting = shared.lock().local_claims.resting();
         self.tidy(&deadline);
         shared.storage.check_content()?;
@@ -753,11 +635,11 @@ impl Outbox for SqliteOutbox {
             let claimed = self.claim_in_lanes(taken, &deadline)?;
             return Ok(claimed.map(|claim| Claim { is_alone: self.lanes == 1, ..claim }));
         }
-        if taken.slot == 0 && holder.as_deref() != Some(&*shared.holder) {
+        if taken.number() == 0 && holder.as_deref() != Some(&*shared.holder) {
             taken.lose();
             return Ok(None);
         }
-        if taken.slot > 0 || is_paused || rests || shared.lock().local_claims.count() > 0 {
+        if taken.number() > 0 || is_paused || rests || shared.lock().local_claims.count() > 0 {
             return Ok(None);
         }
         self.hand_out(&mut taken, entry, identity, is_intact, &deadline)
@@ -771,7 +653,7 @@ impl Outbox for SqliteOutbox {
         let settled = claim.entry.settled(outcome, false);
         let rest = settled.rest;
         let concerns_others = self.change_claimed(claim, Change::settlement(settled, self.keep.is_some()))?;
-        self.shared.lock().end_if(claim, rest);
+        self.shared.end_if(claim, rest);
         if concerns_others {
             self.shared.storage.wake(&[self.shared.destination]);
         }
@@ -779,13 +661,8 @@ impl Outbox for SqliteOutbox {
     }
 
     fn release(&self) {
-        let slots = {
-            let mut holding = self.shared.lock();
-            holding.local_claims.end_all();
-            std::mem::take(&mut holding.slots)
-        };
-        let deadline = Deadline::after(GIVING_UP);
-        slots.into_iter().filter_map(|slot| slot.lock).for_each(|mut lock| lock.release(&deadline));
+        self.shared.lock().local_claims.end_all();
+        self.shared.slots.release(&Deadline::after(GIVING_UP));
         self.shared.storage.wake(&[self.shared.destination]);
     }
 
