@@ -76,10 +76,10 @@
 //! |---|---|
 //! | see what waits, is held or is dead, a page at a time and without messages | [`Outbox::list`] |
 //! | see one with its message | [`Outbox::show`] |
-//! | keep a message from being sent, and those behind it; let it go on | [`Outbox::hold`], [`Outbox::unhold`] |
+//! | keep a message from being sent, and those behind it in its lane; let it go on | [`Outbox::hold`], [`Outbox::unhold`] |
 //! | send what is held or dead after all, at its old place | [`Outbox::requeue`] |
 //! | take a message out for good, whatever its state; all that match | [`Outbox::discard`], [`Outbox::discard_all`] |
-//! | try the one at the head now, not after its rest | [`Outbox::try_now`] |
+//! | try what rests now, not after its rest | [`Outbox::try_now`] |
 //! | send once more what was delivered | [`Outbox::resend`] (SQLite) |
 //! | pause a destination for every instance, and let it go on | [`Outbox::set_paused`], [`Forwarder::pause`], [`Forwarder::resume`] |
 //! | go on after the storage came back without some messages | [`Outbox::go_on`] |

@@ -67,7 +67,8 @@ const LARGEST: usize = 512 * 1024 * 1024;
 /// higher fencing token: what the former holder settles after that is refused
 /// ([`OutboxError::ClaimLost`]), as is what it settles after a replica took over that gave the
 /// entry's number to another message, and since [`Claim::until`] is the limit of its exchange, it
-/// does not send any more either. The holder's clock for this is its machine's monotonic one, the
+/// does not send any more either. With [lanes](RedisOutbox::lanes) each claim has a lease of its own,
+/// and several handles share the lanes. The holder's clock for this is its machine's monotonic one, the
 /// server's is the time of day there: where that is set forward by more than a lease, or a machine
 /// is suspended as a whole, two may send for a moment.
 ///

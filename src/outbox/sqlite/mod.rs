@@ -51,9 +51,9 @@ const LARGEST: usize = 999_999_000;
 /// lies on a local disk; network file systems lack the locks. What it promises under each failure:
 /// [`guide::storages`](crate::guide::storages).
 ///
-/// A file has several destinations, and several processes may push to each while one forwards: the
-/// right to claim is a lock on a file beside it, which the system takes back when its holder ends,
-/// however it ends. Processes that push take turns, and leave time for delivering while much
+/// A file has several destinations, and several processes may push to each while one forwards, or
+/// several where it has [lanes](SqliteOutbox::lanes): the right to claim is a lock on a file beside
+/// it, which the system takes back when its holder ends, however it ends. Processes that push take turns, and leave time for delivering while much
 /// waits. The handles of a process share the connections, clones the claim as well, and the
 /// changes of threads at the same time share one write to the disk. On Unix the file is made
 /// readable by its owner alone, since it holds patients' data.
