@@ -425,6 +425,9 @@ fn the_rule_is_the_destinations<O: Outbox>(
 
     // What waits since there were no lanes goes first, in its order.
     let outbox = open("rules");
+    let dead = push(&outbox, "0", "A").unwrap();
+    let refused = Settlement::Dead { why: "an invented refusal" };
+    claims(&outbox).iter().for_each(|claim| outbox.settle(claim, refused).unwrap());
     push(&outbox, "1", "A").unwrap();
     push(&outbox, "2", "B").unwrap();
     let outbox = with(outbox, LaneKey::PatientId).unwrap();
@@ -469,7 +472,22 @@ fn the_rule_is_the_destinations<O: Outbox>(
     assert_eq!(ids(&first), "9");
     deliver(&by_device, first);
     deliver(&by_device, claims(&by_device));
+
+    // What is older than the lanes waits for what is under way, if it is queued again.
+    let aside = by_device.push_with(of_patient("Y", "A").as_bytes(), &given.lane(&lane)).unwrap();
+    assert!(by_device.requeue(dead).unwrap() && by_device.pending().unwrap().waiting == 2);
+    let first = claims(&by_device);
+    assert_eq!(ids(&first), "0");
+    by_device.settle(&first[0], Settlement::Dead { why: "x" }).unwrap();
+    let beside = claims(&by_device);
+    assert_eq!((ids(&beside).as_str(), beside[0].entry.id), ("Y", aside));
+    assert!(by_device.requeue(dead).unwrap());
+    assert_eq!(ids(&claims(&by_device)), "");
+    assert_eq!(ids(&claims(&open("rules"))), "");
+    deliver(&by_device, beside);
+    deliver(&by_device, claims(&by_device));
     by_device.release();
+    assert_eq!(by_device.pending().unwrap().waiting, 0);
 
     // Back to one order.
     let one_order = with(open("rules"), LaneKey::Destination).unwrap();

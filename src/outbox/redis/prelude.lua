@@ -111,13 +111,19 @@ local function next_in_lanes()
     return ready
 end
 
--- Claims the oldest entry that can be claimed in its lane, if no more than so many are. Returns as claim does; the last value is the
--- time after which there may be something to claim, negative if that is not known.
-local function claim_in_lanes(lease, most)
+-- Ends the claims in lanes whose time is over; returns the time.
+local function end_due_flights()
     local now = milliseconds()
     for _, lane in ipairs(redis.call('ZRANGEBYSCORE', base .. ':flight', '-inf', now)) do
         end_flight(lane)
     end
+    return now
+end
+
+-- Claims the oldest entry that can be claimed in its lane, if no more than so many are. Returns as claim does; the last value is the
+-- time after which there may be something to claim, negative if that is not known.
+local function claim_in_lanes(lease, most)
+    local now = end_due_flights()
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. ':rests', '-inf', now, 'LIMIT', 0, 64)) do
         end_rest(id)
     end
@@ -155,6 +161,13 @@ local function claim(holder, lease, resting, most)
             return {'0', 0, false, false, false}
         end
         return claim_in_lanes(lease, most)
+    elseif redis.call('ZCARD', base .. ':flight') > 0 then
+        -- One without a lane was queued again beside those that have some.
+        local now = end_due_flights()
+        local ends = redis.call('ZRANGE', base .. ':flight', 0, 0, 'WITHSCORES')[2]
+        if id and ends then
+            return {'0', 0, false, false, math.max(0, ends - now)}
+        end
     end
     local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':paused')
     local fence = known[2]

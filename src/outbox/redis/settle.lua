@@ -61,7 +61,8 @@ end
 local is_done = settle()
 if lane and (state ~= 'sending' or not is_done) then
     end_flight(lane)
-    if lane == '!' or first(':lane:!') then
+    local head = first(':waiting')
+    if lane == '!' or first(':lane:!') or head and not lane_of(head) then
         -- Others may go on than those in this lane.
         ring(base, ':bell')
     end

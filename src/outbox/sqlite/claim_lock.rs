@@ -87,7 +87,7 @@ impl ClaimLock {
             return Ok(false);
         }
         let holder = self.holder.clone();
-        self.storage.change(Kind::Settlement, deadline, move |writer| {
+        self.storage.change(Kind::Claim, deadline, move |writer| {
             let sql =
                 "INSERT OR REPLACE INTO claim (destination, slot, holder, file, lock_file) VALUES (?1, ?2, ?3, ?4, ?5)";
             Ok(writer.prepare_cached(sql)?.execute((destination, slot, &holder, files.0, files.1))? as i64)
@@ -141,7 +141,8 @@ impl ClaimLock {
         self.file = None;
     }
 
-    /// Somebody else holds it: by the database, whatever this handle has locked.
+    /// Leaves it to somebody else, who may hold it already: by the database, whatever this handle has
+    /// locked.
     pub(super) fn lose(&mut self) {
         self.file = None;
     }

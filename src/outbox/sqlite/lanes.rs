@@ -83,7 +83,8 @@ pub(super) fn refresh(writer: &Connection, destination: i64, lane: &str) -> rusq
 
 /// Whether what has left this lane may let others go on than its own entries.
 pub(super) fn concerns_others(reader: &Connection, destination: i64, lane: &str) -> rusqlite::Result<bool> {
-    Ok(lane == BARRIER || oldest(reader, destination, "lane = '!'")?.is_some())
+    let has_lane = oldest_has_lane(reader, destination)?.unwrap_or(true);
+    Ok(lane == BARRIER || !has_lane || oldest(reader, destination, "lane = '!'")?.is_some())
 }
 
 /// The oldest entry of which this is true.
@@ -92,14 +93,18 @@ fn oldest(reader: &Connection, destination: i64, which: &str) -> rusqlite::Resul
     reader.prepare_cached(&sql)?.query_row([destination], |row| row.get(0))
 }
 
+fn oldest_has_lane(reader: &Connection, destination: i64) -> rusqlite::Result<Option<bool>> {
+    let has_lane = "SELECT lane IS NOT NULL FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1";
+    reader.prepare_cached(has_lane)?.query_row([destination], |row| row.get(0)).optional()
+}
+
 /// The oldest entry that can be claimed.
 fn next(reader: &Connection, destination: i64) -> rusqlite::Result<Option<i64>> {
     let in_flight = |which: &str| {
         let sql = format!("SELECT 1 FROM waiting WHERE destination = ?1 AND slot IS NOT NULL {which} LIMIT 1");
         reader.prepare_cached(&sql)?.exists([destination])
     };
-    let has_lane = "SELECT lane IS NOT NULL FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1";
-    if !reader.prepare_cached(has_lane)?.query_row([destination], |row| row.get(0)).optional()?.unwrap_or(false) {
+    if oldest_has_lane(reader, destination)? != Some(true) {
         return Ok(None);
     }
     let Some(ready) = oldest(reader, destination, "ready = 1")? else { return Ok(None) };

@@ -470,6 +470,7 @@ macro_rules! head_query {
             "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.unknowns, w.last_failure,
                  w.identity, w.retry_at, w.lane IS NOT NULL AS has_lane, m.content, m.checksum,
                  (SELECT paused FROM destination WHERE id = ?1) AS paused,
+                 EXISTS (SELECT 1 FROM waiting WHERE destination = ?1 AND slot IS NOT NULL) AS is_beside,
                  (SELECT holder FROM claim WHERE destination = ?1 AND slot = 0) AS holder
              FROM waiting w LEFT JOIN message m ON m.id = w.id ",
             $messages,
@@ -541,6 +542,7 @@ impl SqliteShared {
             is_intact,
             identity: row.get("identity")?,
             has_lane: row.get("has_lane")?,
+            is_beside: row.get("is_beside")?,
             is_paused: row.get::<_, Option<bool>>("paused")?.unwrap_or(false),
             holder: row.get("holder")?,
         })
@@ -597,6 +599,8 @@ struct Head {
     /// Whether it rests before it is tried again, and nobody has said otherwise.
     rests: bool,
     has_lane: bool,
+    /// Whether an entry that has a lane is in flight.
+    is_beside: bool,
     is_paused: bool,
     holder: Option<String>,
 }
@@ -630,16 +634,20 @@ impl Outbox for SqliteOutbox {
         self.tidy(&deadline);
         shared.storage.check_content()?;
         let Some(head) = shared.head(resting)? else { return shared.check_destination().map(|()| None) };
-        let Head { entry, is_intact, identity, rests, has_lane, is_paused, holder } = head;
+        let Head { entry, is_intact, identity, rests, has_lane, is_beside, is_paused, holder } = head;
         if has_lane && !is_paused {
             let claimed = self.claim_in_lanes(taken, &deadline)?;
+            if claimed.is_none() {
+                shared.slots.leave_to_others();
+            }
             return Ok(claimed.map(|claim| Claim { is_alone: self.lanes == 1, ..claim }));
         }
         if taken.number() == 0 && holder.as_deref() != Some(&*shared.holder) {
             taken.lose();
             return Ok(None);
         }
-        if taken.number() > 0 || is_paused || rests || shared.lock().local_claims.count() > 0 {
+        // One without a lane is queued again beside those that have some, and waits for what is in flight.
+        if taken.number() > 0 || is_beside || is_paused || rests || shared.lock().local_claims.count() > 0 {
             return Ok(None);
         }
         self.hand_out(&mut taken, entry, identity, is_intact, &deadline)

@@ -98,6 +98,13 @@ impl Slots {
         lock(&self.slots).iter_mut().filter(|slot| slot.claimed == Some(id)).for_each(|slot| slot.claimed = None);
     }
 
+    /// Leaves those that are not in use to other handles, but for the first.
+    pub(super) fn leave_to_others(&self) {
+        let mut slots = lock(&self.slots);
+        let idle = slots.iter_mut().skip(1).filter(|slot| !slot.is_in_use());
+        idle.filter_map(|slot| slot.lock.as_mut()).for_each(ClaimLock::lose);
+    }
+
     /// Gives all up.
     pub(super) fn release(&self, deadline: &Deadline) {
         let slots = std::mem::take(&mut *lock(&self.slots));
