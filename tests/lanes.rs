@@ -213,7 +213,7 @@ fn what_breaks_the_contract_of_lanes_is_found_out() {
         (Fault::ClaimsTwoOfOneKey, "lanes: while an entry is claimed, the head of another lane is claimed next"),
         (Fault::OvertakesBarriers, "barrier: a barrier waits for all before it"),
         (Fault::BlockedKeyBlocksAll, "lane-blocked: what waits can be claimed"),
-        (Fault::ForgetsTheBound, "lanes-bound: no more entries are claimed than there may be"),
+        (Fault::ForgetsTheBound, "lanes-bound: no more entries are claimed than lanes() says"),
     ];
     let find_out = |(fault, finding): (Fault, &str)| {
         let storage = Mutex::new(HashMap::<String, MemoryOutbox>::new());
@@ -365,12 +365,14 @@ fn what_is_held_holds_up_its_own_lane() {
 fn as_many_lanes_as_there_are() {
     let _tidy = Tidy::up();
     let receiver = Receiver::accepting().unwrap();
-    for (name, lanes, connections, claims) in
-        [("none", 0, 4, 4), ("more than connections", 4, 3, 4), ("more than the outbox has", 4, 4, 3)]
-    {
+    for (name, lanes, connections, claims, why) in [
+        ("none", 0, 4, 4, "at least one"),
+        ("more than connections", 4, 3, 4, "set max_connections(4)"),
+        ("more than the outbox has", 4, 4, 3, "open it with lanes(4)"),
+    ] {
         let outbox = MemoryOutbox::new(1_000, usize::MAX).lanes(claims);
         let started = Forwarder::builder(outbox, client_of(&receiver, connections)).lanes(lanes).start();
-        let refused = matches!(&started, Err(OutboxError::Config(what)) if what.contains("max_connections"));
+        let refused = matches!(&started, Err(OutboxError::Config(what)) if what.contains(why));
         assert!(refused, "{name}: {started:?}");
     }
 }

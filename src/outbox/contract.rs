@@ -17,14 +17,14 @@ use super::lane::Lane;
 /// # Contract
 ///
 /// - **Order.** Entries are numbered in the order in which `push` stored them, and handed out by
-///   `claim` in the order of their numbers, as far as they are in one [lane](super::Lane), which
-///   they are unless something else is asked for. The oldest waiting entry of a lane is its *head*;
-///   no entry of the lane overtakes it. A barrier is handed out when it is the oldest of all, and
-///   nothing younger before it has left.
-/// - **One claim** for an entry, and one in a lane, over all handles, processes and machines that
-///   share the storage; of different lanes as many as the handle's [`lanes`](Outbox::lanes) say,
-///   over all handles. A claim ends by `settle`, by `release`, or with its holder: one that is
-///   killed must not keep the lane for ever.
+///   `claim` in the order of their numbers, as far as they are in one [lane](super::Lane). Without
+///   lane keys all are in one. The oldest waiting entry of a lane is its *head*; no entry of the
+///   lane overtakes it. A barrier is handed out only when it is the oldest entry of the
+///   destination, and no younger one is handed out until the barrier has left the queue.
+/// - **One claim.** At any moment an entry has at most one claim, a lane has at most one claimed
+///   entry, and the destination has at most [`lanes`](Outbox::lanes) claimed entries, counted over
+///   all handles, processes and machines that share the storage. A claim ends by `settle`, by
+///   `release`, or with its holder: one that is killed must not keep the lane for ever.
 /// - **Nothing is lost.** An entry leaves the queue by `settle`, as delivered or dead, or because
 ///   somebody discards it; not by being claimed. What is dead or held is kept until somebody asks
 ///   for it to be queued again or discarded.
@@ -42,8 +42,9 @@ pub trait Outbox: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`OutboxError::InvalidMessage`], or any failure to store it. Then the message is not stored,
-    /// unless the error says that this is not known.
+    /// [`OutboxError::InvalidMessage`]; [`OutboxError::Config`] where the destination has another rule
+    /// for [lanes](super::LaneKey) than this handle was opened with; or any failure to store it.
+    /// Then the message is not stored, unless the error says that this is not known.
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError>;
 
     /// Claims the oldest head that can be had, and hands it out. `None` if there is nothing for this
@@ -101,8 +102,8 @@ pub trait Outbox: Send + Sync {
     /// Any failure of the storage.
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError>;
 
-    /// Lets a held or dead entry wait again, at its old place: it is older than what waits, and so
-    /// goes next. Its attempts, refusals and unknown results are forgotten. `false` if no held or
+    /// Lets a held or dead entry wait again, at its old place: it goes next in its lane, as soon as
+    /// that is free. Its attempts, refusals and unknown results are forgotten. `false` if no held or
     /// dead entry has this number.
     ///
     /// # Errors
@@ -136,8 +137,8 @@ pub trait Outbox: Send + Sync {
         None
     }
 
-    /// How many entries of the destination can be claimed at a time, by this handle and all others
-    /// together. Defaults to 1.
+    /// The most entries of this destination that may be claimed at the same time, over all handles.
+    /// Defaults to 1.
     fn lanes(&self) -> usize {
         1
     }
@@ -389,12 +390,13 @@ pub struct PushOptions<'a> {
 }
 
 impl<'a> PushOptions<'a> {
-    /// None: as [`Outbox::push`].
+    /// No options: the same as [`Outbox::push`].
     pub fn new() -> PushOptions<'a> {
         PushOptions::default()
     }
 
-    /// A key of the caller's: while the outbox knows an entry of this destination that was pushed
+    /// A key that makes a repeated push harmless (not that of a lane, which is
+    /// [`lane`](PushOptions::lane)): while the outbox knows an entry of this destination that was pushed
     /// under it, a push under the same key stores nothing and returns that entry's number. So a
     /// program that was killed before it knew whether a push succeeded can repeat it. The outbox
     /// says how long it knows a key. It is stored as it is, so it ought not to name a patient.
@@ -430,9 +432,9 @@ pub struct Claim {
     /// A token by which the outbox distinguishes this claim from those of earlier and later
     /// holders.
     pub token: u64,
-    /// Whether no other entry of the destination can be claimed as long as this one is, also none
-    /// that is pushed meanwhile. Otherwise a forwarder of several lanes has one more of its threads
-    /// look for work.
+    /// `true`: no other entry of the destination can be claimed as long as this one is, also none
+    /// that is pushed meanwhile. `false`: perhaps one can, and a forwarder of several lanes has
+    /// another thread look for it. A wrong `true` leaves lanes idle.
     pub is_alone: bool,
     /// What the entry is known by where its number may be given out twice; empty where it may not.
     pub(super) identity: Identity,
@@ -460,8 +462,9 @@ pub struct Pending {
     pub held: u64,
     /// How many are dead.
     pub dead: u64,
-    /// How many lanes wait for their head, which is held or rests before it is tried again; where
-    /// the destination's lane is one, it is counted.
+    /// How many lanes have a first entry that is held or rests before it is tried again; that of
+    /// messages without a key and that of barriers count as one each. Lanes that wait for a barrier
+    /// are not counted.
     pub blocked: u64,
     /// Whether the destination is paused.
     pub paused: bool,

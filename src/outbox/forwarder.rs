@@ -1,4 +1,9 @@
-//! The thread that drains an outbox through a client.
+//! The threads that drain an outbox through a client.
+//!
+//! Each is in one of three states. The *lookout*, one at most, looks for an entry to claim, and
+//! waits for the outbox while there is none. Once it has one it is *busy*, and a spare thread, or a
+//! new one, is the lookout. Who has delivered looks for the next entry, and where there is none, is
+//! the lookout or *spare*.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -47,9 +52,10 @@ const GRACE: Duration = Duration::from_millis(200);
 /// kept in the outbox ([`Outbox::stopped`]), and the others go on, unless
 /// [`pause_on_dead`](ForwarderBuilder::pause_on_dead) is asked for.
 ///
-/// An outbox has one forwarder at a time, its clones included: stop one before you start another on
-/// a clone, since stopping gives up the claim that clones share. Handles of their own, in one
-/// process or several, stand by for each other.
+/// A handle has one forwarder at a time, its clones included: stop one before you start another on a
+/// clone, since stopping gives up the claims that clones share. Forwarders on handles of their own,
+/// in one process or several, stand by for each other; where the outbox has lanes, they work at the
+/// same time.
 ///
 /// It has the client to itself: where [`stop`](Forwarder::stop) or dropping it must end an
 /// exchange, they close the client.
@@ -101,7 +107,7 @@ struct ForwarderShared {
     observer: Option<Observer>,
     state: Mutex<ForwarderState>,
     changed: Condvar,
-    /// Notified for the threads that have nothing to do while another waits for the outbox.
+    /// Notified when there is no lookout any more, for a spare thread.
     looked_for: Condvar,
     figures: Arc<Figures>,
 }
@@ -120,7 +126,7 @@ struct ForwarderState {
     ended: bool,
     /// Whether one of the threads looks for something to claim, or is about to.
     has_lookout: bool,
-    /// How many have nothing to do, and wait until they are to look.
+    /// How many have nothing to do while another is the lookout.
     spare: usize,
     /// The control IDs of the messages that are being sent, by their numbers.
     in_flight: BTreeMap<u64, String>,
@@ -133,7 +139,7 @@ struct ForwarderState {
     idle: u64,
 }
 
-/// So many pauses are reported, though the forwarder's thread has long had no time for it.
+/// No more pauses than this are kept to be reported, while the forwarder's threads are busy for long.
 const MOST_PAUSES: usize = 100;
 
 impl ForwarderState {
@@ -308,14 +314,15 @@ impl Drop for Forwarder {
 }
 
 impl ForwarderBuilder {
-    /// How many messages of different [lanes](super::Lane) are under way at a time, each over a
-    /// connection of its own, on a thread of its own that is started when it is needed. The outbox
-    /// has to be opened for as many, and the client has to have
+    /// The most messages of different [lanes](super::Lane) that are under way at the same time, each
+    /// over a connection of its own, on a thread of its own that is started when it is needed. The
+    /// outbox has to be opened for as many, and the client has to have
     /// [as many connections](crate::ClientBuilder::max_connections). Defaults to 1.
     ///
-    /// Several forwarders of one destination share the lanes that the outbox has. Not for receivers
-    /// that take one connection, or that give messages over different connections an order by
-    /// themselves.
+    /// Several forwarders of one destination together have at most as many under way as the outbox
+    /// was opened for. Two messages of one lane may use different connections, the second after the
+    /// first is acknowledged: not for receivers that process each connection by itself after they
+    /// have acknowledged. See [`guide::lanes`](crate::guide::lanes).
     pub fn lanes(self, count: usize) -> Self {
         ForwarderBuilder { lanes: count, ..self }
     }
@@ -386,8 +393,9 @@ impl ForwarderBuilder {
         ForwarderBuilder { pause_on_dead: pause, ..self }
     }
 
-    /// Sets a function that gets each event, on the thread of its lane, which waits for it; those of
-    /// several lanes at the same time. A panic of it is caught and logged. Defaults to none.
+    /// Sets a function that gets each event, on the thread that sends the message, which waits for
+    /// it; with several lanes it is called by several threads at the same time. A panic of it is
+    /// caught and logged. Defaults to none.
     pub fn on_event(self, observer: impl Fn(&ForwardEvent<'_>) + Send + Sync + 'static) -> Self {
         ForwarderBuilder { observer: Some(Box::new(observer)), ..self }
     }
@@ -398,8 +406,8 @@ impl ForwarderBuilder {
     ///
     /// [`OutboxError::Config`] if a claim of the outbox does not last longer than an exchange may
     /// take, so that each would be cut short: give the client a shorter limit or the outbox a
-    /// longer lease; or if the client or the outbox has not as many connections or lanes as are
-    /// asked for. [`OutboxError::Storage`] if the system has no thread to give.
+    /// longer lease; or if [`lanes`](ForwarderBuilder::lanes) is 0, or larger than the client's
+    /// `max_connections` or the outbox's lanes. [`OutboxError::Storage`] if the system has no thread to give.
     pub fn start(self) -> Result<Forwarder, OutboxError> {
         let ForwarderBuilder { outbox, client, lanes, policy, pause_on_dead, observer } = self;
         let longest = client.longest_call();
@@ -411,11 +419,18 @@ impl ForwarderBuilder {
             )));
         }
         let (connections, claims) = (client.max_connections(), outbox.lanes());
-        if lanes == 0 || lanes > connections || lanes > claims {
-            return Err(OutboxError::Config(format!(
-                "{lanes} lanes need a client of as many connections (max_connections, {connections} here) and an outbox \
-                 opened for as many lanes ({claims} here); at least one"
-            )));
+        let needs = match lanes {
+            0 => Some("a forwarder needs at least one lane".to_owned()),
+            _ if lanes > connections => Some(format!(
+                "{lanes} lanes need as many connections, and the client has {connections}: set max_connections({lanes})"
+            )),
+            _ if lanes > claims => {
+                Some(format!("{lanes} lanes, and the outbox was opened for {claims}: open it with lanes({lanes})"))
+            }
+            _ => None,
+        };
+        if let Some(needs) = needs {
+            return Err(OutboxError::Config(needs));
         }
         let longest_wait = if outbox.wake() { LONG_IDLE } else { IDLE };
         let (state, changed, looked_for, figures) = Default::default();
@@ -533,8 +548,8 @@ impl ForwarderShared {
         drop(lookout);
     }
 
-    /// An entry is about to be sent by this thread: another looks for the next one, if there may be
-    /// one.
+    /// This thread is about to send an entry, so another must look for the next: a spare one is woken,
+    /// or a new one started.
     fn begins(self: &Arc<Self>, claim: &Claim) {
         let mut state = self.lock();
         let id = claim.entry.id;
@@ -551,8 +566,8 @@ impl ForwarderShared {
         }
     }
 
-    /// Nothing can be claimed: waits until this may have changed, as the lookout, or until one is
-    /// looked for.
+    /// Nothing can be claimed. If no other thread is the lookout, this one becomes it, and waits until
+    /// that may have changed; otherwise it is spare until there is no lookout.
     fn idle<'s>(&'s self, lookout: Option<Lookout<'s>>) -> Option<Lookout<'s>> {
         let mut state = self.lock();
         state.idle += 1;

@@ -17,7 +17,7 @@ pub enum Lane {
     Destination,
     /// The lane of the messages that have this key. A storage keeps a digest of it.
     Key(Box<[u8]>),
-    /// No lane: the message is sent when all that were pushed before it have left the queue, and
+    /// Beside all lanes: the message is sent when all that were pushed before it have left the queue, and
     /// those pushed after it wait until it has left.
     Barrier,
 }
@@ -73,11 +73,13 @@ pub enum LaneKey {
     #[default]
     Destination,
     /// The patient: the first identifier in PID-3 that is not empty (PID-3.1), with its assigning
-    /// authority (PID-3.4). Messages without one are in the destination's lane.
+    /// authority (PID-3.4). A message without any identifier is in the destination's lane; an
+    /// identifier without an authority is a key of its own.
     ///
     /// A message that is about two patients is a barrier: one with a segment MRG (merges and
     /// changes of identifiers, such as ADT^A40), or with PID segments of different patients
-    /// (ADT^A24 and A37, which link and unlink; ADT^A17, which swaps beds).
+    /// (ADT^A24 and A37, which link and unlink; ADT^A17, which swaps beds; results of several
+    /// patients in one message).
     PatientId,
     /// A rule of your own, from [`LaneKey::by`].
     By(LaneRule),
@@ -91,10 +93,11 @@ pub struct LaneRule {
 }
 
 impl LaneKey {
-    /// A rule of your own. A storage keeps its name; give it another one when the rule changes, so
-    /// that the storage notices.
+    /// A rule of your own. It has to say the same of the same message each time. A storage keeps its
+    /// name; give it a new one whenever the function changes, so that the storage notices.
     ///
-    /// It is not asked about a batch, which is in the destination's lane.
+    /// It is called by the thread that pushes, before anything is stored, and gets the bytes as they
+    /// are pushed. It is not asked about a batch, which is in the destination's lane.
     pub fn by(name: &str, rule: impl Fn(&[u8]) -> Lane + Send + Sync + 'static) -> LaneKey {
         LaneKey::By(LaneRule { name: name.into(), rule: Arc::new(rule) })
     }

@@ -22,9 +22,10 @@ pub struct Status {
     pub waiting: u64,
     /// How many of them are held.
     pub held: u64,
-    /// How many lanes wait for their first entry, which is held or rests before it is tried again.
+    /// How many lanes have a first entry that is held or rests before it is tried again. Lanes that
+    /// wait for a barrier are not counted: one blocked entry may stop the whole destination.
     pub blocked: u64,
-    /// How long ago the oldest of them was pushed. Once it is known, it grows by a clock that
+    /// How long ago the oldest entry that waits was pushed. Once it is known, it grows by a clock that
     /// cannot be set.
     pub oldest_age: Option<Duration>,
     /// How many are dead.
@@ -40,8 +41,8 @@ pub struct Status {
     /// In what time an entry is tried again that rests after an attempt of this forwarder: of
     /// several the first.
     pub next_try: Option<Duration>,
-    /// The control IDs of the messages that this forwarder is sending, one for each of its lanes
-    /// that is busy.
+    /// The control IDs of the messages that this forwarder is sending at this moment, at most as many
+    /// as it has lanes.
     pub in_flight: Vec<String>,
     /// How many messages this forwarder has delivered.
     pub delivered: u64,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::outbox::{Entry, EntryState, Lane};
 
-/// A lane, by a digest of its key that no other process has.
+/// A lane, by a digest of its key. Two keys of one digest would share a lane, no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum LaneId {
     Destination,
@@ -47,7 +47,7 @@ impl Lanes {
     }
 
     /// An entry is new in the outbox.
-    pub(super) fn begin(&mut self, id: u64, lane: LaneId) {
+    pub(super) fn add(&mut self, id: u64, lane: LaneId) {
         self.are_used |= lane != LaneId::Destination;
         self.of.insert(id, lane);
     }
@@ -76,7 +76,7 @@ impl Lanes {
     fn refresh_lane(&mut self, lane: LaneId, entries: &BTreeMap<u64, Entry>) {
         self.blocked.remove(&lane);
         let Some(queue) = self.queues.get(&lane) else { return };
-        // One that is queued again may have come before the former head.
+        // If one that is queued again comes first now, the former head is none any more.
         let mut first = queue.iter().take(2);
         let (head, next) = (first.next(), first.next());
         if let Some(next) = next {

@@ -105,13 +105,15 @@ impl MemoryOutbox {
         MemoryOutbox { when_full: WhenFull::DropOldest, ..self }
     }
 
-    /// The rule for the lanes of the messages that this handle pushes. Defaults to
-    /// [`LaneKey::Destination`].
+    /// The rule that gives the messages that this handle pushes their lanes. Set it before cloning:
+    /// nothing refuses that clones have different rules, and give one patient two lanes. Defaults
+    /// to [`LaneKey::Destination`].
     pub fn lane_key(self, rule: LaneKey) -> MemoryOutbox {
         MemoryOutbox { lane_key: rule, ..self }
     }
 
-    /// How many entries can be claimed at a time, by this handle. Defaults to 1, as which 0 counts.
+    /// The most entries that may be claimed at the same time, over all clones. Defaults to 1; 0 is
+    /// treated as 1.
     pub fn lanes(self, count: usize) -> MemoryOutbox {
         MemoryOutbox { lanes: count.max(1), ..self }
     }
@@ -303,7 +305,7 @@ impl Outbox for MemoryOutbox {
         let id = queue.last_id;
         queue.bytes += message.len();
         let lane = queue.lanes.id(&lane);
-        queue.lanes.begin(id, lane);
+        queue.lanes.add(id, lane);
         queue.put(Entry { id, ..entry });
         if let Some(key) = options.key {
             queue.by_key.insert(key.to_owned(), id);

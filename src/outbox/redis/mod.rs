@@ -252,16 +252,17 @@ impl RedisOutbox {
         RedisOutbox { replicas: count, ..self }
     }
 
-    /// The rule for the lanes of the messages of this destination. The server keeps its name, for all
-    /// programs; who opens the destination without a rule pushes by it too, unless it is one of his
-    /// own. Defaults to the rule that the server has, [`LaneKey::Destination`] for a new
-    /// destination.
+    /// The rule that gives the messages of this destination their lanes. The server stores the rule's
+    /// name, and it applies to every program. A handle that is opened without a rule follows
+    /// [`LaneKey::Destination`] and [`LaneKey::PatientId`] by itself; it cannot follow one from
+    /// [`LaneKey::by`], so that its pushes fail. Defaults to the rule that the server has,
+    /// `Destination` for a new destination.
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Config`] if messages wait that were given their lanes by another rule: have
-    /// them delivered first. Those that wait since there were no lanes do not count; they are sent
-    /// before all others. Any failure of the server.
+    /// [`OutboxError::Config`] if messages wait, or are held, that were given their lanes by another
+    /// rule: have them delivered first. Messages that were pushed before the destination had lanes
+    /// do not count; they are sent first. Any failure of the server.
     pub fn lane_key(self, rule: LaneKey) -> Result<RedisOutbox, OutboxError> {
         let shared = &*self.shared;
         let known: String = shared.run(&self.deadline(), &shared.scripts.rule, Check::Lineage, |call| {
@@ -270,16 +271,18 @@ impl RedisOutbox {
         if known != rule.name() {
             let (server, destination) = (shared.server.shown(), &shared.destination);
             return Err(OutboxError::Config(format!(
-                "messages wait for {destination:?} on Redis at {server} that were given their lanes by the rule {known:?}; \
-                 have them delivered before the rule is another one"
+                "the lane rule of {destination:?} on Redis at {server} cannot change from {known:?} to {:?} while messages wait \
+                 or are held that were given their lanes by it: open it without lane_key, deliver or discard them, then \
+                 open it with the new rule",
+                rule.name()
             )));
         }
         Ok(RedisOutbox { lane_key: Some(rule), ..self })
     }
 
-    /// How many entries of the destination can be claimed at a time, by this handle and all others:
-    /// where they are opened for different numbers, each claims while fewer than its own are
-    /// claimed. Each claim has a lease of its own then. Defaults to 1, as which 0 counts.
+    /// The most entries of the destination that may be claimed at the same time, over all handles:
+    /// open all with the same number, since one with a smaller number gets no claim while as many
+    /// are claimed by others. Defaults to 1; 0 is treated as 1.
     pub fn lanes(self, count: usize) -> RedisOutbox {
         RedisOutbox { lanes: count.max(1), ..self }
     }
@@ -568,9 +571,8 @@ impl RedisShared {
                             self.lineage.break_off(self.shown())
                         } else if says(&error, "RULE") {
                             OutboxError::Config(format!(
-                                "messages for {:?} on Redis at {} are given lanes by a rule of the programs that push; open it \
-                                 with their rule to push",
-                                self.destination,
+                                "the message is not stored: a destination that it is for, on Redis at {}, gives lanes by a \
+                                 rule that this handle was not opened with; open it with that rule (lane_key), and push again",
                                 self.server.shown()
                             ))
                         } else {

@@ -22,9 +22,13 @@ end
 
 -- Lanes. The entries of a destination that never had another lane than its own have none here: the oldest is the head. Once it has a rule
 -- that gives lanes, or an entry that was given one, each new entry (from ':lanes_from' on) has its lane: a digest of its key, '.' for the
--- destination's own, '!' for a barrier. Those that were there before are sent first. ':lane:' has the entries of each, ':ready' the heads that can be claimed unless a barrier is before them, ':flight' the
--- lanes of which an entry is claimed with the time at which that ends, ':busy' that entry and its token, ':rests' and ':rested' the
--- entries that rest with the end and the beginning, ':blocked' the lanes that wait for their head.
+-- destination's own, '!' for a barrier. Those that were there before are sent first.
+--   :lane:X   the entries of a lane, by number
+--   :ready    the heads that can be claimed, unless a barrier is before them, by number
+--   :flight   the lanes of which an entry is claimed, by the end of the claim's lease
+--   :busy     those lanes, each with the number of that entry and the claim's token
+--   :rests    the entries that rest, by the end of the rest; ':rested': by its beginning
+--   :blocked  the lanes whose head is held or rests
 local function milliseconds()
     local now = redis.call('TIME')
     return now[1] * 1000 + math.floor(now[2] / 1000)
@@ -35,7 +39,7 @@ local function lane_of(id)
     return redis.call('HGET', entry(id), 'lane')
 end
 
--- Marks a lane anew, of which an entry has changed. One that is queued again may have come before the former head.
+-- Marks a lane anew, of which an entry has changed. If one that is queued again comes first now, the former head is none any more.
 local function refresh(destination, lane)
     local first = redis.call('ZRANGE', destination .. ':lane:' .. lane, 0, 1)
     local head = first[1]
@@ -175,12 +179,12 @@ local function claim(holder, lease, resting, most)
         redis.call('PEXPIRE', base .. ':holder', lease)
     elseif known[1] then
         if id then
-            -- The one who holds it may have missed what has woken this one.
+            -- The holder may have missed the bell that woke this caller.
             ring(base, ':bell')
         end
         return {'', redis.call('PTTL', base .. ':holder'), false, false, false}
     elseif not id and tonumber(most) > 1 then
-        -- What comes may be for several, who all wait for it.
+        -- The next entries may have lanes, so that every handle may claim them: there is no lease.
         return {'0', 0, false, false, false}
     else
         fence = tostring(redis.call('INCR', base .. ':fence'))

@@ -2,7 +2,7 @@
 -- pushed or nothing, how long keys are known in seconds, the key of the names of all destinations; the lane that was given or nothing,
 -- the caller's rule for lanes or nothing, the lane by it, the lane by the patient. Then, for each of the KEYS after the
 -- first, a destination to which it is pushed: its name, a generation to begin with, and the entry's identity.
--- Returns the entries' numbers. A push that is repeated because its answer was lost is answered again; one that comes after a later one
+-- Returns the entries' numbers, or the errors REPLACED (the server lacks what was pushed before) and RULE (a destination has another rule). A push that is repeated because its answer was lost is answered again; one that comes after a later one
 -- is late, and no push any more.
 local pusher = base .. ':pusher:' .. ARGV[3]
 local last = redis.call('HMGET', pusher, 'push', 'ids')

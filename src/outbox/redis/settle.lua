@@ -1,8 +1,8 @@
 -- ARGV[3]: fencing token, number, new state (or 'delivered'), attempts, refusals, unknown results, failure, the milliseconds for which it
 -- rests or nothing, holder, identity; lease, where the next entry is to be claimed at once.
--- Returns two values; the second is the next claim, if that was asked for. The first is 0 if another has taken over since, the entry is
--- not there any more, or another has its number (the counter goes back where a replica takes over that lacks the last pushes); repeated
--- because its answer was lost, what it did then.
+-- Returns two values; the second is the next claim, if that was asked for. The first is 1 if it is settled, and 0 if the claim is lost:
+-- another has taken over since, the entry is not there any more, or another has its number (the counter goes back where a replica takes
+-- over that lacks the last pushes). If the same call comes again since its answer was lost, it is answered as the first time.
 local fence, id, state, rests, holder, identity = ARGV[3], ARGV[4], ARGV[5], ARGV[10], ARGV[11], ARGV[12]
 local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':settled', base .. ':settled:' .. fence)
 local settled = fence .. ' ' .. id .. ' ' .. identity .. ' ' .. state
@@ -26,7 +26,7 @@ local function settle()
     if not lane then
         redis.call('SET', base .. ':settled', settled)
     elseif state ~= 'sending' then
-        -- For longer than a call is repeated.
+        -- A minute is longer than any repetition of the call takes.
         redis.call('SET', base .. ':settled:' .. fence, settled, 'EX', 60)
     end
     if state == 'delivered' then

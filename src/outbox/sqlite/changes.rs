@@ -44,8 +44,10 @@ impl NewEntry {
     /// Stores it for a destination; returns its number, or that of the entry that was pushed under
     /// its key before. `highest`: that of the entries that were seen in this file.
     pub(super) fn store(&self, writer: &Connection, destination: i64, highest: i64) -> Result<i64, Failure> {
-        let rule = lanes::known_rule(writer, destination)?.ok_or(Failure::Removed)?;
-        let Some(lane) = self.lanes.by(&rule) else { return Err(Failure::OtherRule { known: rule, waits: false }) };
+        let (name, known) = lanes::known_rule(writer, destination)?.ok_or(Failure::Removed)?;
+        let Some(lane) = self.lanes.by(&known) else {
+            return Err(Failure::OtherRule { destination: name, known, wanted: None });
+        };
         if let Some(key) = &self.key {
             let find = "SELECT id FROM pushed_key WHERE destination = ?1 AND key = ?2";
             let known = writer.prepare_cached(find)?.query_row(params![destination, key], |row| row.get(0));

@@ -22,10 +22,12 @@ pub(super) enum Failure {
     Reserve(Arc<io::Error>),
     /// The destination was removed.
     Removed,
-    /// Its messages are given lanes by another rule; whether some wait that were.
+    /// A destination gives lanes by another rule, so that a message cannot be pushed, or the rule not
+    /// become the wanted one.
     OtherRule {
+        destination: String,
         known: String,
-        waits: bool,
+        wanted: Option<String>,
     },
     /// Another file has its place, or none.
     Moved,
@@ -101,14 +103,17 @@ pub(super) fn failure(path: &str, failure: Failure) -> OutboxError {
             let what = format!("this destination was removed from {path}; open it again to make it anew");
             return OutboxError::Config(what);
         }
-        Failure::OtherRule { known, waits } => {
-            let what = if waits {
-                format!(
-                    "messages wait in {path} that were given their lanes by the rule {known:?}; have them delivered before \
-                     the rule is another one"
-                )
-            } else {
-                format!("this destination in {path} gives lanes by the rule {known:?}; open it with that rule to push")
+        Failure::OtherRule { destination, known, wanted } => {
+            let what = match wanted {
+                Some(wanted) => format!(
+                    "the lane rule of {destination:?} in {path} cannot change from {known:?} to {wanted:?} while messages wait or \
+                     are held that were given their lanes by it: open it without lane_key, deliver or discard them, then \
+                     open it with the new rule"
+                ),
+                None => format!(
+                    "the message is not stored: {destination:?} in {path} has the lane rule {known:?}, which this handle was not \
+                     opened with; open it with that rule (lane_key), and push again"
+                ),
             };
             return OutboxError::Config(what);
         }

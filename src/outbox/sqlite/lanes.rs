@@ -67,8 +67,8 @@ pub(super) fn lane_of(reader: &Connection, destination: i64, id: i64) -> rusqlit
     Ok(lane.flatten())
 }
 
-/// Marks a lane anew, of which an entry has changed. One that is queued again may have come before
-/// the former head.
+/// Marks a lane anew, of which an entry has changed. If one that is queued again comes first now, the
+/// former head is none any more.
 pub(super) fn refresh(writer: &Connection, destination: i64, lane: &str) -> rusqlite::Result<()> {
     let mut mark = writer.prepare_cached(
         "UPDATE waiting SET ready =
@@ -81,7 +81,8 @@ pub(super) fn refresh(writer: &Connection, destination: i64, lane: &str) -> rusq
     mark.execute(params![destination, lane]).map(drop)
 }
 
-/// Whether what has left this lane may let others go on than its own entries.
+/// Whether entries of other lanes may have become claimable, after one has left this lane: a barrier
+/// has left, or waits.
 pub(super) fn concerns_others(reader: &Connection, destination: i64, lane: &str) -> rusqlite::Result<bool> {
     let has_lane = oldest_has_lane(reader, destination)?.unwrap_or(true);
     Ok(lane == BARRIER || !has_lane || oldest(reader, destination, "lane = '!'")?.is_some())
@@ -120,7 +121,7 @@ fn next(reader: &Connection, destination: i64) -> rusqlite::Result<Option<i64>> 
 pub(super) struct Found {
     /// Whether something may be there to claim.
     pub(super) something: bool,
-    /// In what time an entry has rested.
+    /// The time until the next resting entry may be tried.
     pub(super) next_rest_ends: Option<Duration>,
     /// The slots that have an entry in flight.
     pub(super) slots: Vec<usize>,
@@ -216,15 +217,15 @@ pub(super) fn blocked(reader: &Connection, destination: i64) -> rusqlite::Result
     reader.prepare_cached(sql)?.query_row([destination], |row| row.get(0))
 }
 
-/// The rule by which the destination's messages are given lanes becomes this one.
+/// Gives the destination this rule for lanes.
 pub(super) fn change_rule(writer: &Connection, destination: i64, rule: &str) -> Result<i64, Failure> {
-    let known = known_rule(writer, destination)?.ok_or(Failure::Removed)?;
+    let (name, known) = known_rule(writer, destination)?.ok_or(Failure::Removed)?;
     if known == rule {
         return Ok(0);
     }
     let waits = "SELECT 1 FROM waiting WHERE destination = ?1 AND lane IS NOT NULL LIMIT 1";
     if writer.prepare_cached(waits)?.exists([destination])? {
-        return Err(Failure::OtherRule { known, waits: true });
+        return Err(Failure::OtherRule { destination: name, known, wanted: Some(rule.to_owned()) });
     }
     let next = "SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'message'";
     let next: i64 = writer.prepare_cached(next)?.query_row([], |row| row.get(0))?;
@@ -233,8 +234,8 @@ pub(super) fn change_rule(writer: &Connection, destination: i64, rule: &str) -> 
     Ok(writer.prepare_cached(change)?.execute(params![destination, rule])? as i64)
 }
 
-/// The rule of a destination; `None` if the destination is not there.
-pub(super) fn known_rule(reader: &Connection, destination: i64) -> rusqlite::Result<Option<String>> {
-    let find = "SELECT lane_rule FROM destination WHERE id = ?1";
-    reader.prepare_cached(find)?.query_row([destination], |row| row.get(0)).optional()
+/// The name of a destination, and its rule; `None` if it is not there.
+pub(super) fn known_rule(reader: &Connection, destination: i64) -> rusqlite::Result<Option<(String, String)>> {
+    let find = "SELECT name, lane_rule FROM destination WHERE id = ?1";
+    reader.prepare_cached(find)?.query_row([destination], |row| Ok((row.get(0)?, row.get(1)?))).optional()
 }

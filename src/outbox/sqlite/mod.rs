@@ -135,7 +135,8 @@ impl SqliteOutbox {
         Ok(SqliteOutbox { shared: Arc::new(shared), keep, max_bytes, timeout, lane_key, lanes })
     }
 
-    /// Another destination in the same file, over the same connections.
+    /// Another destination in the same file, over the same connections and with the same settings,
+    /// but for the rule for lanes.
     ///
     /// # Errors
     ///
@@ -167,15 +168,17 @@ impl SqliteOutbox {
         SqliteOutbox { timeout: limit, ..self }
     }
 
-    /// The rule for the lanes of the messages of this destination. The file keeps its name, for every
-    /// process; who opens the destination without a rule pushes by it too, unless it is one of his
-    /// own. Defaults to the rule that the file has, [`LaneKey::Destination`] in a new one.
+    /// The rule that gives the messages of this destination their lanes. The file stores the rule's
+    /// name, and it applies to every process. A handle that is opened without a rule follows
+    /// [`LaneKey::Destination`] and [`LaneKey::PatientId`] by itself; it cannot follow one from
+    /// [`LaneKey::by`], so that its pushes fail. Defaults to the rule that the file has, `Destination`
+    /// for a new destination.
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Config`] if messages wait that were given their lanes by another rule: have
-    /// them delivered first. Those that wait since there were no lanes do not count; they are sent
-    /// before all others. Any failure to read or write the file.
+    /// [`OutboxError::Config`] if messages wait, or are held, that were given their lanes by another
+    /// rule: have them delivered first. Messages that were pushed before the destination had lanes
+    /// do not count; they are sent first. Any failure to read or write the file.
     pub fn lane_key(self, rule: LaneKey) -> Result<SqliteOutbox, OutboxError> {
         let (name, destination) = (rule.name().into_owned(), self.shared.destination);
         let change = move |writer: &Connection| lanes::change_rule(writer, destination, &name);
@@ -185,9 +188,10 @@ impl SqliteOutbox {
         Ok(SqliteOutbox { lane_key: Some(rule), ..self })
     }
 
-    /// How many entries of the destination can be claimed at a time, by this handle and all others:
-    /// where they are opened for different numbers, the largest counts. Each takes a file beside
-    /// the database, as its lock. Defaults to 1, as which 0 counts.
+    /// The most entries of the destination that may be claimed at the same time, over all handles:
+    /// open all with the same number, since one with a smaller number may get no claim while others
+    /// are busy. Each claim has a file beside the database, as its lock. Defaults to 1; 0 is treated
+    /// as 1.
     pub fn lanes(self, count: usize) -> SqliteOutbox {
         SqliteOutbox { lanes: count.max(1), ..self }
     }
@@ -322,8 +326,8 @@ impl SqliteOutbox {
         Ok(changed > 0)
     }
 
-    /// Changes the claimed entry, or finds that it is not this handle's any more. Says whether others
-    /// may be claimed for it than those in its lane.
+    /// Changes the claimed entry, or finds that it is not this handle's any more. Says whether entries
+    /// of other lanes may have become claimable.
     fn change_claimed(&self, claim: &Claim, change: Change) -> Result<bool, OutboxError> {
         let shared = &self.shared;
         let is_there = shared.lock().local_claims.is(claim);

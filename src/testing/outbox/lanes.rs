@@ -49,7 +49,7 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
             push_into(&outbox, number, lane)?;
         }
         let first = claim_of(&outbox, 0, "the oldest of all lanes is claimed first")?;
-        expect(!first.is_alone, "a claim says that others can be had beside it")?;
+        expect(!first.is_alone, "a claim is not alone while another lane can be claimed")?;
         let second = claim_of(&outbox, 2, "while an entry is claimed, the head of another lane is claimed next")?;
         nothing(&outbox, "a lane has one claim at a time")?;
         nothing(&self.open("lanes"), "a lane has one claim at a time, over all handles")?;
@@ -93,8 +93,8 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
             push_into(&outbox, number, &Lane::key(number.to_string()))?;
         }
         let claims = (0..most).map(|_| claim(&outbox)).collect::<Result<Vec<Claim>, String>>()?;
-        nothing(&outbox, "no more entries are claimed than there may be")?;
-        nothing(&self.open("lanes-bound"), "no more entries are claimed than there may be, over all handles")?;
+        nothing(&outbox, "no more entries are claimed than lanes() says")?;
+        nothing(&self.open("lanes-bound"), "no more entries are claimed than lanes() says, over all handles")?;
         for claim in &claims {
             deliver(&outbox, claim)?;
         }
@@ -135,7 +135,7 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
         expect(said(outbox.requeue(again.entry.id))?, "what is dead can be queued again")?;
         nothing(&outbox, "what is queued again waits while its lane is busy")?;
         deliver(&outbox, &last)?;
-        deliver(&outbox, &claim_of(&outbox, 0, "what is queued again is in its lane")?)?;
+        deliver(&outbox, &claim_of(&outbox, 0, "what is queued again is claimed when its lane is free")?)?;
         expect(said(outbox.pending())?.blocked == 0, "a lane without entries is not blocked")?;
         waiting(&outbox, 0)?;
         outbox.release();
@@ -152,14 +152,17 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
             push_into(&outbox, number, lane)?;
         }
         push(&outbox, 5)?;
-        let (first, second) = (claim_of(&outbox, 0, HOLDS)?, claim_of(&outbox, 1, HOLDS)?);
+        let (first, second) = (
+            claim_of(&outbox, 0, "what is before a barrier goes on")?,
+            claim_of(&outbox, 1, "what is before a barrier goes on")?,
+        );
         nothing(&outbox, WAITS)?;
         said(outbox.settle(&first, Settlement::Held { why: "an invented silence" }))?;
         deliver(&outbox, &second)?;
         nothing(&outbox, WAITS)?;
         expect(said(outbox.requeue(first.entry.id))?, "what is held can be queued again")?;
         deliver(&outbox, &claim_of(&outbox, 0, WAITS)?)?;
-        claim_of(&outbox, 2, "a barrier goes when nothing is before it")?;
+        claim_of(&outbox, 2, "a barrier is claimed when it is the oldest entry")?;
         nothing(&outbox, HOLDS)?;
         let outbox = self.reopen(outbox, "barrier");
         let barrier = claim_of(&outbox, 2, "a barrier whose holder has ended goes again")?;
@@ -172,7 +175,7 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
         let between = claim_of(&outbox, 3, "what comes after a barrier goes on when it is delivered")?;
         nothing(&outbox, WAITS)?;
         said(outbox.settle(&between, Settlement::Dead { why: "an invented refusal" }))?;
-        let barrier = claim_of(&outbox, 4, "what is dead is before no barrier")?;
+        let barrier = claim_of(&outbox, 4, "a barrier does not wait for what is dead")?;
         nothing(&outbox, HOLDS)?;
         // One that is dead holds nothing.
         said(outbox.settle(&barrier, Settlement::Dead { why: "an invented refusal" }))?;
