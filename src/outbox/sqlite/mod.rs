@@ -69,7 +69,7 @@ const LARGEST: usize = 999_999_000;
 /// Any `sqlite3` shell reads it, also while it is in use:
 ///
 /// ```sql
-/// SELECT * FROM show_waiting;   -- what is waiting: destination, control ID, attempts, last failure, since when
+/// SELECT * FROM show_waiting;   -- what is waiting: destination, control ID, attempts, last failure, since when, lane
 /// SELECT * FROM show_dead;      -- what died, when and why
 /// SELECT * FROM show_delivered; -- what was delivered, and when
 /// SELECT name, paused FROM destination;

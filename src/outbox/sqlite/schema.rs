@@ -129,6 +129,13 @@ const VERSIONS: [&str; 4] = [
     ) WITHOUT ROWID;
     INSERT INTO claim SELECT destination, 0, holder, file, lock_file FROM claim_of_one;
     DROP TABLE claim_of_one;
+    DROP VIEW show_waiting;
+    CREATE VIEW show_waiting AS
+        SELECT d.name AS destination, w.id, w.control_id, w.state, w.attempts, w.last_failure,
+               strftime('%Y-%m-%dT%H:%M:%SZ', w.pushed_at / 1000, 'unixepoch') AS pushed,
+               strftime('%Y-%m-%dT%H:%M:%SZ', w.retry_at / 1000, 'unixepoch') AS retry,
+               CASE w.lane WHEN '!' THEN 'barrier' WHEN '.' THEN 'no key' ELSE w.lane END AS lane
+        FROM waiting w JOIN destination d ON d.id = w.destination ORDER BY w.destination, w.id;
     ",
 ];
 
