@@ -556,7 +556,9 @@ impl ForwarderShared {
         state.in_flight.insert(id, claim.entry.control_id.clone());
         state.next_try.take_if(|(resting, _)| *resting == id);
         if state.has_lookout || state.stopping {
-        } else if state.spare > 0 {
+            return;
+        }
+        if state.spare > 0 {
             self.looked_for.notify_one();
         } else if !claim.is_alone
             && state.running < self.lanes
