@@ -17,6 +17,7 @@ use mllp_client::Client;
 use mllp_client::outbox::{Forwarder, Outbox, OutboxError};
 use mllp_client::testing::{Receiver, Step};
 
+/// How many messages a scene has, if nothing else is said.
 const MESSAGES: usize = 5_000;
 const KILLS: usize = 100;
 const RESTARTS: usize = 10;
@@ -24,9 +25,19 @@ const RESTARTS: usize = 10;
 /// So many wait at most, so that pushing lasts as long as forwarding.
 const AHEAD: u64 = 50;
 
-/// The lanes of the scenes that have some, and their messages.
+/// The lanes of the scenes that have some.
 const LANES: usize = 4;
-const IN_LANES: Numbered = Numbered { patients: 125 };
+
+#[allow(dead_code, reason = "without a storage that survives there is no scene")]
+fn messages() -> usize {
+    env::var("MLLP_KILLS_MESSAGES").map_or(MESSAGES, |count| count.parse().expect("a number of messages"))
+}
+
+/// The messages of the scenes that have lanes.
+#[allow(dead_code, reason = "without a storage that survives there are no lanes")]
+fn messages_in_lanes() -> Numbered {
+    Numbered { patients: messages() / 40 }
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Blow {
@@ -98,7 +109,7 @@ fn push_and_forward(
     loop {
         // An error leaves it open whether the message is stored, so the storage is asked.
         match pushed() {
-            Some(MESSAGES..) => break,
+            Some(number) if number >= messages() => break,
             Some(number) => match numbered.map_or(Ok(0), |numbered| outbox.push(&numbered(number))) {
                 Ok(0) => thread::park_timeout(moment),
                 Ok(_) | Err(OutboxError::Storage { .. }) => {}
@@ -132,14 +143,14 @@ fn in_order(record: &[Vec<u8>]) -> usize {
             assert!(known, "after {next} messages comes one that is neither the next nor one of the last");
         }
     }
-    assert_eq!(next, MESSAGES);
+    assert_eq!(next, messages());
     record.len() - next
 }
 
 /// All messages are there, and in each lane in their order. Returns how many are repeated.
 #[allow(dead_code, reason = "without a storage that survives there are no lanes")]
 fn in_order_of_lanes(record: &[Vec<u8>]) -> usize {
-    let mut seen = Seen::nothing_of(IN_LANES, MESSAGES);
+    let mut seen = Seen::nothing_of(messages_in_lanes(), messages());
     for message in record {
         let (number, _) = seen.sees(message);
         seen.accepts(number);
@@ -173,10 +184,10 @@ fn play(
     };
 
     let mut chance = Seeded(seed);
-    let mut blows: Vec<(usize, Blow)> = (0..KILLS).map(|_| (chance.below(MESSAGES - 100), Blow::Child)).collect();
-    blows.extend((0..RESTARTS).map(|_| (chance.below(MESSAGES - 100), Blow::Receiver)));
+    let mut blows: Vec<(usize, Blow)> = (0..KILLS).map(|_| (chance.below(messages() - 100), Blow::Child)).collect();
+    blows.extend((0..RESTARTS).map(|_| (chance.below(messages() - 100), Blow::Receiver)));
     if restart_server.is_some() {
-        blows.extend((0..RESTARTS).map(|_| (chance.below(MESSAGES - 100), Blow::Server)));
+        blows.extend((0..RESTARTS).map(|_| (chance.below(messages() - 100), Blow::Server)));
     }
     blows.sort_by_key(|(moment, _)| *moment);
     let mut running: Vec<Child> = children.iter().map(start).collect();
@@ -237,7 +248,7 @@ mod sqlite {
 
     pub fn in_lanes(path: &str, endpoint: &str, pushes: bool) {
         let outbox = SqliteOutbox::open(path, "kills").unwrap().lane_key(LaneKey::PatientId).unwrap().lanes(LANES);
-        let numbered: Option<fn(usize) -> Vec<u8>> = Some(|number| IN_LANES.message(number));
+        let numbered: Option<fn(usize) -> Vec<u8>> = Some(|number| messages_in_lanes().message(number));
         push_and_forward(outbox, endpoint, LONG, pushed(path), numbered.filter(|_| pushes));
     }
 
@@ -295,7 +306,7 @@ mod redis {
             in_lanes = outbox.clone().lane_key(LaneKey::PatientId).ok();
             in_lanes.is_some()
         });
-        let numbered: Option<fn(usize) -> Vec<u8>> = Some(|number| IN_LANES.message(number));
+        let numbered: Option<fn(usize) -> Vec<u8>> = Some(|number| messages_in_lanes().message(number));
         push_and_forward(in_lanes.unwrap().lanes(LANES), endpoint, EXCHANGE, pushed(url), numbered.filter(|_| pushes));
     }
 
