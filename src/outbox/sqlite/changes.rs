@@ -249,7 +249,7 @@ impl Order {
                 let head = "UPDATE waiting SET retry_at = NULL WHERE destination = ?1 AND lane IS NULL
                             AND id = (SELECT min(id) FROM waiting WHERE destination = ?1)";
                 // Whoever claims next ends these rests.
-                let lanes = "UPDATE waiting SET retry_at = 0 WHERE destination = ?1
+                let lanes = "UPDATE waiting INDEXED BY rest_ends SET retry_at = 0 WHERE destination = ?1
                              AND retry_at IS NOT NULL AND lane IS NOT NULL";
                 let changed = [head, lanes].map(|sql| Ok(writer.prepare_cached(sql)?.execute([destination])? as i64));
                 changed.into_iter().sum()

@@ -25,6 +25,12 @@ pub(super) const OWN: &str = ".";
 /// The lane of the barriers.
 const BARRIER: &str = "!";
 
+// SQLite would go through all entries of a destination rather than use an index of a few, unless it is
+// told to.
+const ALL: &str = "WHERE destination = ?1";
+const BARRIERS: &str = "INDEXED BY lane WHERE destination = ?1 AND lane = '!'";
+const READY: &str = "INDEXED BY ready WHERE destination = ?1 AND ready = 1";
+
 /// A message's place among the others of its destination.
 pub(super) struct NewInLane<'m> {
     pub(super) id: i64,
@@ -74,7 +80,8 @@ pub(super) fn refresh(writer: &Connection, destination: i64, lane: &str) -> rusq
         "UPDATE waiting SET ready =
              id = (SELECT min(id) FROM waiting WHERE destination = ?1 AND lane = ?2)
              AND state IN ('waiting', 'sending') AND retry_at IS NULL
-             AND NOT EXISTS (SELECT 1 FROM waiting WHERE destination = ?1 AND lane = ?2 AND slot IS NOT NULL)
+             AND NOT EXISTS (SELECT 1 FROM waiting INDEXED BY in_flight
+                 WHERE destination = ?1 AND lane = ?2 AND slot IS NOT NULL)
          WHERE destination = ?1
              AND id IN (SELECT id FROM waiting WHERE destination = ?1 AND lane = ?2 ORDER BY id LIMIT 2)",
     )?;
@@ -85,12 +92,12 @@ pub(super) fn refresh(writer: &Connection, destination: i64, lane: &str) -> rusq
 /// has left, or waits.
 pub(super) fn concerns_others(reader: &Connection, destination: i64, lane: &str) -> rusqlite::Result<bool> {
     let has_lane = oldest_has_lane(reader, destination)?.unwrap_or(true);
-    Ok(lane == BARRIER || !has_lane || oldest(reader, destination, "lane = '!'")?.is_some())
+    Ok(lane == BARRIER || !has_lane || oldest(reader, destination, BARRIERS)?.is_some())
 }
 
-/// The oldest entry of which this is true.
-fn oldest(reader: &Connection, destination: i64, which: &str) -> rusqlite::Result<Option<i64>> {
-    let sql = format!("SELECT min(id) FROM waiting WHERE destination = ?1 AND {which}");
+/// The oldest entry of which this is true, by an index.
+fn oldest(reader: &Connection, destination: i64, by: &str) -> rusqlite::Result<Option<i64>> {
+    let sql = format!("SELECT min(id) FROM waiting {by}");
     reader.prepare_cached(&sql)?.query_row([destination], |row| row.get(0))
 }
 
@@ -102,16 +109,18 @@ fn oldest_has_lane(reader: &Connection, destination: i64) -> rusqlite::Result<Op
 /// The oldest entry that can be claimed.
 fn next(reader: &Connection, destination: i64) -> rusqlite::Result<Option<i64>> {
     let in_flight = |which: &str| {
-        let sql = format!("SELECT 1 FROM waiting WHERE destination = ?1 AND slot IS NOT NULL {which} LIMIT 1");
+        let sql = format!(
+            "SELECT 1 FROM waiting INDEXED BY in_flight WHERE destination = ?1 AND slot IS NOT NULL {which} LIMIT 1"
+        );
         reader.prepare_cached(&sql)?.exists([destination])
     };
     if oldest_has_lane(reader, destination)? != Some(true) {
         return Ok(None);
     }
-    let Some(ready) = oldest(reader, destination, "ready = 1")? else { return Ok(None) };
-    let can_be_claimed = match oldest(reader, destination, "lane = '!'")? {
+    let Some(ready) = oldest(reader, destination, READY)? else { return Ok(None) };
+    let can_be_claimed = match oldest(reader, destination, BARRIERS)? {
         None => true,
-        Some(barrier) if barrier == ready => !in_flight("")? && oldest(reader, destination, "true")? == Some(ready),
+        Some(barrier) if barrier == ready => !in_flight("")? && oldest(reader, destination, ALL)? == Some(ready),
         Some(barrier) => ready < barrier && !in_flight("AND lane = '!'")?,
     };
     Ok(can_be_claimed.then_some(ready))
@@ -130,9 +139,9 @@ pub(super) struct Found {
 /// Looks whether something can be claimed, without writing.
 pub(super) fn look(reader: &Connection, destination: i64) -> rusqlite::Result<Found> {
     let now = unix_millis::now();
-    let ends = "SELECT min(retry_at) FROM waiting WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL";
+    let ends = "SELECT min(retry_at) FROM waiting INDEXED BY rest_ends WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL";
     let ends: Option<i64> = reader.prepare_cached(ends)?.query_row([destination], |row| row.get(0))?;
-    let slots = "SELECT slot FROM waiting WHERE destination = ?1 AND slot IS NOT NULL";
+    let slots = "SELECT slot FROM waiting INDEXED BY in_flight WHERE destination = ?1 AND slot IS NOT NULL";
     let mut slots = reader.prepare_cached(slots)?;
     let slots = slots.query_map([destination], |row| row.get::<_, i64>(0))?;
     let left = |ends: i64| Duration::from_millis(u64::try_from(ends.saturating_sub(now)).unwrap_or(0));
@@ -146,7 +155,8 @@ pub(super) fn look(reader: &Connection, destination: i64) -> rusqlite::Result<Fo
 }
 
 fn last_rest_begun(reader: &Connection, destination: i64) -> rusqlite::Result<Option<i64>> {
-    let begun = "SELECT max(rested_at) FROM waiting WHERE destination = ?1 AND rested_at IS NOT NULL";
+    let begun =
+        "SELECT max(rested_at) FROM waiting INDEXED BY rest_begins WHERE destination = ?1 AND rested_at IS NOT NULL";
     reader.prepare_cached(begun)?.query_row([destination], |row| row.get(0))
 }
 
@@ -171,7 +181,7 @@ pub(super) fn claim(writer: &Connection, destination: i64, slot: i64, holder: &s
 
 /// Frees the entry that a slot has in flight, whose holder has ended.
 pub(super) fn free(writer: &Connection, destination: i64, slot: i64) -> Result<i64, Failure> {
-    let find = "SELECT id, lane FROM waiting WHERE destination = ?1 AND slot = ?2 AND slot IS NOT NULL";
+    let find = "SELECT id, lane FROM waiting INDEXED BY in_flight WHERE destination = ?1 AND slot = ?2";
     let mut find = writer.prepare_cached(find)?;
     let found = find.query_map([destination, slot], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
     let found = found.collect::<rusqlite::Result<Vec<_>>>()?;
@@ -186,10 +196,11 @@ pub(super) fn free(writer: &Connection, destination: i64, slot: i64) -> Result<i
 /// Ends rests whose time has come, by the clock of the system. Where that was set back, those end
 /// too that have begun later than now.
 fn end_rests(writer: &Connection, destination: i64) -> rusqlite::Result<()> {
-    for due in
-        ["retry_at <= ?2 AND retry_at IS NOT NULL AND lane IS NOT NULL", "rested_at > ?2 AND rested_at IS NOT NULL"]
-    {
-        let sql = format!("SELECT id, lane FROM waiting WHERE destination = ?1 AND {due} LIMIT {RESTS_AT_ONCE}");
+    for due in [
+        "INDEXED BY rest_ends WHERE destination = ?1 AND retry_at <= ?2 AND lane IS NOT NULL",
+        "INDEXED BY rest_begins WHERE destination = ?1 AND rested_at > ?2",
+    ] {
+        let sql = format!("SELECT id, lane FROM waiting {due} LIMIT {RESTS_AT_ONCE}");
         let mut find = writer.prepare_cached(&sql)?;
         let rests = find.query_map([destination, unix_millis::now()], |row| {
             Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
@@ -206,8 +217,8 @@ fn end_rests(writer: &Connection, destination: i64) -> rusqlite::Result<()> {
 /// How many lanes wait for their head, which is held or rests.
 pub(super) fn blocked(reader: &Connection, destination: i64) -> rusqlite::Result<i64> {
     let sql = "SELECT count(*) FROM (
-            SELECT id, lane FROM waiting WHERE destination = ?1 AND state = 'held'
-            UNION SELECT id, lane FROM waiting WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL
+            SELECT id, lane FROM waiting INDEXED BY held WHERE destination = ?1 AND state = 'held'
+            UNION SELECT id, lane FROM waiting INDEXED BY rest_ends WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL
             UNION SELECT id, lane FROM
                 (SELECT id, lane, retry_at FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1)
                 WHERE lane IS NULL AND retry_at IS NOT NULL

@@ -474,7 +474,7 @@ macro_rules! head_query {
             "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.unknowns, w.last_failure,
                  w.identity, w.retry_at, w.lane IS NOT NULL AS has_lane, m.content, m.checksum,
                  (SELECT paused FROM destination WHERE id = ?1) AS paused,
-                 EXISTS (SELECT 1 FROM waiting WHERE destination = ?1 AND slot IS NOT NULL) AS is_beside,
+                 EXISTS (SELECT 1 FROM waiting INDEXED BY in_flight WHERE destination = ?1 AND slot IS NOT NULL) AS is_beside,
                  (SELECT holder FROM claim WHERE destination = ?1 AND slot = 0) AS holder
              FROM waiting w LEFT JOIN message m ON m.id = w.id ",
             $messages,
@@ -686,7 +686,8 @@ impl Outbox for SqliteOutbox {
             let oldest =
                 number("SELECT pushed_at FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1").optional()?;
             let waiting = number("SELECT count(*) FROM waiting WHERE destination = ?1")?;
-            let held = number("SELECT count(*) FROM waiting WHERE destination = ?1 AND state = 'held'")?;
+            let held =
+                number("SELECT count(*) FROM waiting INDEXED BY held WHERE destination = ?1 AND state = 'held'")?;
             let dead = number("SELECT count(*) FROM dead WHERE destination = ?1")?;
             let paused = number("SELECT paused FROM destination WHERE id = ?1").optional()?;
             let pending = Pending::new(waiting as u64, oldest.map(unix_millis::time), dead as u64);
@@ -709,7 +710,7 @@ impl Outbox for SqliteOutbox {
         self.shared.storage.read(|reader| {
             let mut query = reader.prepare_cached(
                 "SELECT w.id, control_id, pushed_at, state, attempts, refusals, unknowns, last_failure, content, checksum
-                 FROM waiting w LEFT JOIN message m ON m.id = w.id
+                 FROM waiting w INDEXED BY held LEFT JOIN message m ON m.id = w.id
                  WHERE destination = :destination AND w.id > :after AND state = 'held'
                  UNION ALL
                  SELECT x.id, control_id, pushed_at, 'dead', attempts, refusals, unknowns, last_failure, content, checksum
@@ -764,7 +765,9 @@ impl Outbox for SqliteOutbox {
             }
             .to_owned(),
             None => format!("{QUEUE} ORDER BY w.id LIMIT ?3"),
-            // Its own text, by which the index of the held is found.
+            Some(EntryState::Held) => {
+                QUEUE.replace("waiting w", "waiting w INDEXED BY held") + " AND state = 'held' ORDER BY w.id LIMIT ?3"
+            }
             Some(state) => format!("{QUEUE} AND state = '{}' ORDER BY w.id LIMIT ?3", state.as_str()),
         };
         let [after, limit] = [after, limit as u64].map(|number| i64::try_from(number).unwrap_or(i64::MAX));
