@@ -711,6 +711,7 @@ impl ForwarderShared {
     }
 
     fn conclude(&self, entry: &Entry, settlement: Settlement<'_>, sent: &Result<Ack, Error>) {
+        let mut is_late = false;
         let mut state = self.lock();
         state.last_failure = settlement.why().map(str::to_owned);
         match settlement {
@@ -721,12 +722,17 @@ impl ForwarderShared {
                 let is_next = |(_, sooner): (u64, Deadline)| sooner.remaining().is_none() || next.precedes(&sooner);
                 if state.next_try.is_none_or(is_next) {
                     state.next_try = Some((entry.id, next));
+                    is_late = state.has_lookout;
                 }
             }
             Settlement::Held { .. } => state.counters.held += 1,
             Settlement::Dead { .. } => state.counters.dead += 1,
         }
         drop(state);
+        if is_late {
+            // The lookout waits for longer than that.
+            self.outbox.wake();
+        }
         match (settlement, sent) {
             (Settlement::Delivered, Ok(ack)) => self.emit(&ForwardEvent::Delivered { entry, ack: Some(ack) }),
             (Settlement::Delivered, Err(error)) => self.emit(&ForwardEvent::Delivered { entry, ack: error.commit() }),

@@ -1,5 +1,6 @@
 //! Which messages of a destination keep their order among themselves.
 
+#[cfg(any(feature = "redis", feature = "sqlite"))]
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -178,7 +179,7 @@ fn patient(pid: &[u8], delimiters: Delimiters) -> Option<Lane> {
         let mut key = delimiters.unescape(id).into_owned().into_bytes();
         let authority = absent_if_null(delimiters.component(identifier, 4).trim_ascii());
         for (number, part) in authority.split(|&byte| byte == delimiters.subcomponent).enumerate() {
-            let part: Cow<'_, str> = delimiters.unescape(part.trim_ascii());
+            let part = delimiters.unescape(absent_if_null(part.trim_ascii()));
             if !part.is_empty() {
                 // What stands in front of a part says which it is; no text of HL7 has such bytes.
                 key.extend([0, number as u8]);
@@ -189,40 +190,44 @@ fn patient(pid: &[u8], delimiters: Delimiters) -> Option<Lane> {
     })
 }
 
-/// The digests of a message's lane, by each rule that a destination may have.
+/// The digest of a message's lane, as far as it is known before the destination's rule is.
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 #[derive(Clone)]
 pub(super) struct LaneChoice {
-    /// That which the caller has given, whatever the rule.
+    /// That of the lane which the caller has given, whatever the rule.
     pub(super) given: Option<String>,
-    /// The name of this handle's rule, if it was opened with one, and the lane by it.
+    /// Otherwise the name of this handle's rule, if it was opened with one, and the lane by it.
     pub(super) own: Option<(String, String)>,
-    /// The lane by the patient.
-    pub(super) patient: String,
 }
 
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 impl LaneChoice {
     pub(super) fn of(message: &[u8], given: Option<&Lane>, own: Option<&LaneKey>) -> LaneChoice {
+        let own = own.filter(|_| given.is_none());
         LaneChoice {
             given: given.map(Lane::digest),
             own: own.map(|rule| (rule.name().into_owned(), rule.lane_of(message).digest())),
-            patient: LaneKey::PatientId.lane_of(message).digest(),
         }
     }
 
     /// The lane at a destination that has this rule, by its name; `None` if this handle does not
     /// know the rule, or has another one. (A script does the same in Redis.)
     #[cfg(feature = "sqlite")]
-    pub(super) fn by(&self, rule: &str) -> Option<&str> {
+    pub(super) fn by(&self, rule: &str, message: &[u8]) -> Option<Cow<'_, str>> {
         match (&self.given, &self.own, rule) {
-            (Some(given), ..) => Some(given),
-            (None, Some((own, lane)), _) => (own == rule).then_some(lane),
-            (None, None, PATIENT_ID) => Some(&self.patient),
-            (None, None, DESTINATION) => Some("."),
+            (Some(given), ..) => Some(given.into()),
+            (None, Some((own, lane)), _) => (own == rule).then_some(lane.into()),
+            (None, None, PATIENT_ID) => Some(by_patient(message).into()),
+            (None, None, DESTINATION) => Some(Lane::Destination.digest().into()),
             (None, None, _) => None,
         }
     }
+}
+
+/// The digest of a message's lane by the patient.
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+pub(super) fn by_patient(message: &[u8]) -> String {
+    LaneKey::PatientId.lane_of(message).digest()
 }
 
 #[cfg(test)]
@@ -238,6 +243,7 @@ mod tests {
             ("no authority", "PID|1||42", key("42")),
             ("authority of three parts", "PID|1||42^^^HOSP&1.2.3&ISO", key("42\0\0HOSP\0\u{1}1.2.3\0\u{2}ISO")),
             ("authority without a name", "PID|1||42^^^&1.2.3&ISO", key("42\0\u{1}1.2.3\0\u{2}ISO")),
+            ("a null in the authority", "PID|1||42^^^HOSP&\"\"&ISO", key("42\0\0HOSP\0\u{2}ISO")),
             ("several identifiers", "PID|1||42^^^HOSP~7^^^NATION", key("42\0\0HOSP")),
             ("the first is empty", "PID|1||^^^HOSP~7^^^NATION", key("7\0\0NATION")),
             ("null", "PID|1||\"\"", Lane::Destination),
@@ -299,7 +305,7 @@ mod tests {
             (Some(&Lane::Destination), Some(&own), DESTINATION, Some(".")),
         ] {
             let choice = LaneChoice::of(message, given, own);
-            assert_eq!(choice.by(rule), expected, "{given:?} {own:?} {rule}");
+            assert_eq!(choice.by(rule, message).as_deref(), expected, "{given:?} {own:?} {rule}");
         }
     }
 }

@@ -335,7 +335,8 @@ impl Outbox for MemoryOutbox {
         let serial = queue.local_claims.begin(id);
         queue.lanes.claim(id, &queue.entries);
         queue.reindex(id);
-        let is_alone = self.lanes == 1 || !queue.lanes.are_used();
+        let has_one = matches!(self.lane_key, LaneKey::Destination) && !queue.lanes.are_used();
+        let is_alone = self.lanes == 1 || has_one;
         Ok(Some(Claim { serial, token: serial, is_alone, ..claim }))
     }
 
@@ -396,9 +397,11 @@ impl Outbox for MemoryOutbox {
 
     fn requeue(&self, id: u64) -> Result<bool, OutboxError> {
         self.operate("requeue", id, |queue| {
-            queue.lanes.end_rest(id);
-            queue.begun.remove(&id);
-            queue.change(id, &[EntryState::Held, EntryState::Dead], Entry::begin_anew)
+            queue.change(id, &[EntryState::Held, EntryState::Dead], Entry::begin_anew) && {
+                queue.begun.remove(&id);
+                queue.lanes.end_rest(id, &queue.entries);
+                true
+            }
         })
     }
 
@@ -444,8 +447,10 @@ impl Outbox for MemoryOutbox {
         self.operate("unhold", id, |queue| {
             // What was being sent when it was held may be so still.
             let state = if queue.begun.contains(&id) { EntryState::Sending } else { EntryState::Waiting };
-            queue.lanes.end_rest(id);
-            queue.change(id, &[EntryState::Held], |entry| entry.state = state)
+            queue.change(id, &[EntryState::Held], |entry| entry.state = state) && {
+                queue.lanes.end_rest(id, &queue.entries);
+                true
+            }
         })
     }
 

@@ -4,7 +4,7 @@ mod lineage;
 mod scripts;
 mod server;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -15,7 +15,7 @@ use redis::{Client, Connection, FromRedisValue, IntoConnectionInfo, RedisError, 
 
 use super::entry::AfterSettlement;
 use super::identity::unique;
-use super::lane::{LaneChoice, LaneKey};
+use super::lane::{LaneChoice, LaneKey, by_patient};
 use super::local_claim::LocalClaims;
 use super::wake_up::WakeUp;
 use super::{Claim, Entry, EntryState, Outbox, OutboxError, Pending, PushOptions, Settlement, Summary, unix_millis};
@@ -125,16 +125,18 @@ struct RedisShared {
     waiter: Mutex<Option<Connection>>,
     is_waiting: AtomicBool,
     wake_up: WakeUp,
+    /// Whether the destinations were found to give lanes by the patient.
+    goes_by_patient: AtomicBool,
 }
 
 /// This handle's part in the holding.
 #[derive(Default)]
 struct Holding {
     local_claims: LocalClaims,
-    /// The tokens of the claims, by their entries.
-    tokens: BTreeMap<u64, u64>,
-    /// How many threads claim at this moment.
-    claiming: usize,
+    /// The token of each claim and which of this handle's it is, by its entry.
+    tokens: BTreeMap<u64, (u64, usize)>,
+    /// Which of the claims threads are about to make.
+    claiming: BTreeSet<usize>,
     /// When something that has a lane may be there to claim.
     next_look: Option<Deadline>,
     /// What was claimed along with the last settlement, and when.
@@ -309,24 +311,35 @@ impl RedisOutbox {
         let control_id = control_id.map_err(OutboxError::InvalidMessage)?;
         let new = destinations.iter().map(|name| Ok((*name, unique()?, unique()?)));
         let new = new.collect::<Result<Vec<_>, OutboxError>>()?;
-        let LaneChoice { given, own, patient } = LaneChoice::of(message, options.lane, self.lane_key.as_ref());
+        let LaneChoice { given, own } = LaneChoice::of(message, options.lane, self.lane_key.as_ref());
+        let may_go_by_patient = given.is_none() && own.is_none();
         let (own_rule, own_lane) = own.unwrap_or_default();
+        let goes_by_patient = may_go_by_patient && shared.goes_by_patient.load(Ordering::Relaxed);
+        let mut patient = if goes_by_patient { by_patient(message) } else { String::new() };
         let deadline = self.deadline();
         let mut line = shared.server.borrow(&deadline)?;
         let (pusher, push, known_push) = line.begin_push();
-        let ids: Vec<u64> = shared.run_on(&mut line, &deadline, Check::Lineage, |(generation, highest)| {
+        let call = |(generation, highest): (String, u64), patient: &str| {
             let mut call = shared.scripts.push.key(&shared.base);
             for name in destinations {
                 call.key(base(&shared.prefix, name));
             }
             call.arg(generation).arg(highest).arg(&pusher).arg(push).arg(known_push).arg(message).arg(&control_id);
             call.arg(now).arg(options.key.unwrap_or_default()).arg(KEYS_KNOWN).arg(shared.names_key());
-            call.arg(given.as_deref().unwrap_or_default()).arg(&own_rule).arg(&own_lane).arg(&patient);
+            call.arg(given.as_deref().unwrap_or_default()).arg(&own_rule).arg(&own_lane).arg(patient);
             for (name, generation, identity) in &new {
                 call.arg(*name).arg(generation).arg(identity);
             }
             call
-        })?;
+        };
+        let mut pushed = shared.run_on(&mut line, &deadline, Check::Lineage, |known| call(known, &patient));
+        if may_go_by_patient && patient.is_empty() && matches!(pushed, Err(OutboxError::Config(_))) {
+            // The destination may have the rule that goes by the patient.
+            patient = by_patient(message);
+            pushed = shared.run_on(&mut line, &deadline, Check::Lineage, |known| call(known, &patient));
+            shared.goes_by_patient.store(pushed.is_ok(), Ordering::Relaxed);
+        }
+        let ids: Vec<u64> = pushed?;
         line.push_is_answered();
         let own = destinations.iter().zip(&ids).filter(|(name, _)| ***name == *shared.destination);
         own.for_each(|(_, id)| shared.lineage.has_seen(*id));
@@ -493,7 +506,7 @@ fn base(prefix: &str, destination: &str) -> String {
 
 impl RedisShared {
     fn new(source: Source, prefix: &str, destination: &str) -> Result<RedisShared, OutboxError> {
-        let (lineage, holding, waiter, is_waiting, wake_up) = Default::default();
+        let (lineage, holding, waiter, is_waiting, wake_up, goes_by_patient) = Default::default();
         Ok(RedisShared {
             server: Server::new(source),
             prefix: prefix.to_owned(),
@@ -506,6 +519,7 @@ impl RedisShared {
             waiter,
             is_waiting,
             wake_up,
+            goes_by_patient,
         })
     }
 
@@ -670,16 +684,14 @@ impl Outbox for RedisOutbox {
     fn claim(&self) -> Result<Option<Claim>, OutboxError> {
         let shared = &*self.shared;
         shared.lineage.known()?;
-        let (resting, next, serial) = {
+        let (resting, next, serial, which) = {
             let mut holding = shared.holding();
-            if holding.local_claims.count() + holding.claiming >= self.lanes {
-                return Ok(None);
-            }
-            holding.claiming += 1;
+            let Some(which) = (0..self.lanes).find(|which| !holding.is_in_use(*which)) else { return Ok(None) };
+            holding.claiming.insert(which);
             let next = holding.next.take().filter(|(begun, _)| begun.elapsed() < FRESH);
-            (holding.local_claims.resting(), next, holding.local_claims.serial())
+            (holding.local_claims.resting(), next, holding.local_claims.serial(), which)
         };
-        let _claiming = Claiming(shared);
+        let _claiming = Claiming(shared, which);
         let (begun, reply) = match next {
             Some(next) => next,
             None => {
@@ -688,7 +700,7 @@ impl Outbox for RedisOutbox {
                     shared.run(&self.deadline(), &shared.scripts.claim, Check::Lineage, |call| {
                         call.arg(&shared.holder).arg(self.lease_in_millis());
                         // A message that rests is not sent over again and again.
-                        call.arg(resting.map_or(String::new(), |id| id.to_string())).arg(self.lanes);
+                        call.arg(resting.map_or(String::new(), |id| id.to_string())).arg(self.lanes).arg(which);
                     })?;
                 (begun, reply)
             }
@@ -713,7 +725,7 @@ impl Outbox for RedisOutbox {
         match claim.entry.state {
             EntryState::Waiting if is_whole => {
                 let serial = holding.local_claims.begin(id);
-                holding.tokens.insert(id, token);
+                holding.tokens.insert(id, (token, which));
                 Ok(Some(Claim { serial, ..claim }))
             }
             EntryState::Waiting => {
@@ -765,7 +777,7 @@ impl Outbox for RedisOutbox {
         let _: Result<i64, OutboxError> =
             shared.run(&Deadline::after(SHORT), &shared.scripts.release, Check::Nothing, |call| {
                 call.arg(&shared.holder);
-                for (id, token) in &tokens {
+                for (id, (token, _)) in &tokens {
                     call.arg(id).arg(token);
                 }
             });
@@ -885,16 +897,21 @@ impl Outbox for RedisOutbox {
     }
 }
 
-/// A thread that claims, until it is dropped.
-struct Claiming<'s>(&'s RedisShared);
+/// A thread that makes one of the claims, until it is dropped.
+struct Claiming<'s>(&'s RedisShared, usize);
 
 impl Drop for Claiming<'_> {
     fn drop(&mut self) {
-        self.0.holding().claiming -= 1;
+        self.0.holding().claiming.remove(&self.1);
     }
 }
 
 impl Holding {
+    /// Whether this one of the claims is made already, or about to be.
+    fn is_in_use(&self, which: usize) -> bool {
+        self.claiming.contains(&which) || self.tokens.values().any(|(_, in_use)| *in_use == which)
+    }
+
     /// This claim has ended, if it is one; its entry is to rest for so long, if it is to be tried
     /// again.
     fn end_if(&mut self, claim: &Claim, rest: Option<Duration>) {

@@ -8,6 +8,7 @@ if order == 'discard' then
     local is_dead = redis.call('ZREM', base .. ':dead', id) == 1
     changed = (waits or is_dead) and 1 or 0
     redis.call('DEL', entry(id))
+    redis.call('HDEL', base .. ':lane_of', id)
 elseif order == 'requeue' and (state == 'held' or state == 'dead') then
     redis.call('ZREM', base .. ':held', id)
     redis.call('HSET', entry(id), 'state', 'waiting', 'attempts', 0, 'refusals', 0, 'unknowns', 0)
@@ -17,10 +18,10 @@ elseif order == 'requeue' and (state == 'held' or state == 'dead') then
         local from = redis.call('GET', base .. ':lanes_from')
         if from and tonumber(from) <= tonumber(id) then
             local lane = lane_of(id) or '.'
-            redis.call('HSET', entry(id), 'lane', lane)
+            redis.call('HSET', base .. ':lane_of', id, lane)
             redis.call('ZADD', base .. ':lane:' .. lane, id, id)
         else
-            redis.call('HDEL', entry(id), 'lane')
+            redis.call('HDEL', base .. ':lane_of', id)
         end
     end
     end_rest(id)

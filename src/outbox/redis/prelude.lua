@@ -23,10 +23,11 @@ end
 -- Lanes. The entries of a destination that never had another lane than its own have none here: the oldest is the head. Once it has a rule
 -- that gives lanes, or an entry that was given one, each new entry (from ':lanes_from' on) has its lane: a digest of its key, '.' for the
 -- destination's own, '!' for a barrier. Those that were there before are sent first.
+--   :lane_of  the lane of each entry, the dead as well
 --   :lane:X   the entries of a lane, by number
 --   :ready    the heads that can be claimed, unless a barrier is before them, by number
 --   :flight   the lanes of which an entry is claimed, by the end of the claim's lease
---   :busy     those lanes, each with the number of that entry and the claim's token
+--   :busy     those lanes, each with the number of that entry, the claim's token, and by whom it was made (a handle, and which of its claims)
 --   :rests    the entries that rest, by the end of the rest; ':rested': by its beginning
 --   :blocked  the lanes whose head is held or rests
 local function milliseconds()
@@ -36,7 +37,7 @@ end
 
 -- The lane of an entry; false if it has none.
 local function lane_of(id)
-    return redis.call('HGET', entry(id), 'lane')
+    return redis.call('HGET', base .. ':lane_of', id)
 end
 
 -- Marks a lane anew, of which an entry has changed. If one that is queued again comes first now, the former head is none any more.
@@ -89,9 +90,9 @@ end
 
 -- The lane in which this entry is claimed by this token, whether the entry is there still or not.
 local function flight_of(id, fence)
-    local busy = redis.call('HGETALL', base .. ':busy')
+    local busy, wanted = redis.call('HGETALL', base .. ':busy'), id .. ' ' .. fence .. ' '
     for place = 2, #busy, 2 do
-        if busy[place] == id .. ' ' .. fence then
+        if string.sub(busy[place], 1, #wanted) == wanted then
             return busy[place - 1]
         end
     end
@@ -124,9 +125,23 @@ local function end_due_flights()
     return now
 end
 
+-- The claim that this caller has made before without hearing of it: its lane, entry and token, if the entry may still be sent.
+local function unheard_claim(caller)
+    local busy = redis.call('HGETALL', base .. ':busy')
+    for place = 2, #busy, 2 do
+        local id, fence, by = string.match(busy[place], '^(%d+) (%d+) (.*)$')
+        if by == caller then
+            if redis.call('ZSCORE', base .. ':waiting', id) and redis.call('HGET', entry(id), 'state') ~= 'held' then
+                return busy[place - 1], id, fence
+            end
+            end_flight(busy[place - 1])
+        end
+    end
+end
+
 -- Claims the oldest entry that can be claimed in its lane, if no more than so many are. Returns as claim does; the last value is the
 -- time after which there may be something to claim, negative if that is not known.
-local function claim_in_lanes(lease, most)
+local function claim_in_lanes(lease, most, caller)
     local now = end_due_flights()
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', base .. ':rests', '-inf', now, 'LIMIT', 0, 64)) do
         end_rest(id)
@@ -136,7 +151,11 @@ local function claim_in_lanes(lease, most)
         end_rest(id)
     end
     local is_paused = redis.call('EXISTS', base .. ':paused') == 1
-    local id = not is_paused and redis.call('ZCARD', base .. ':flight') < tonumber(most) and next_in_lanes()
+    local lane, id, fence
+    if not is_paused then
+        lane, id, fence = unheard_claim(caller)
+        id = id or redis.call('ZCARD', base .. ':flight') < tonumber(most) and next_in_lanes()
+    end
     if not id then
         local wait = -1
         for _, set in ipairs({':rests', ':flight'}) do
@@ -147,25 +166,30 @@ local function claim_in_lanes(lease, most)
         end
         return {'0', 0, false, false, wait}
     end
-    local fence, lane = tostring(redis.call('INCR', base .. ':fence')), lane_of(id)
+    fence, lane = fence or tostring(redis.call('INCR', base .. ':fence')), lane or lane_of(id)
     redis.call('ZADD', base .. ':flight', now + lease, lane)
-    redis.call('HSET', base .. ':busy', lane, id .. ' ' .. fence)
+    redis.call('HSET', base .. ':busy', lane, id .. ' ' .. fence .. ' ' .. caller)
     refresh(base, lane)
+    if redis.call('ZCARD', base .. ':flight') < tonumber(most) and next_in_lanes() then
+        -- For another handle.
+        ring(base, ':bell')
+    end
     return {fence, tonumber(id), redis.call('HMGET', entry(id), unpack(FIELDS)), redis.call('HGET', entry(id), 'message'), 0}
 end
 
 -- Takes or renews the lease, and returns its fencing token, the head's number and the head with its message; without a head if
 -- nothing is to be sent now; without a token, and with the milliseconds until the lease ends, if another holds it. Where the head has a
--- lane, there is no lease for all, but one for each claim; most: how many there may be, 0 for none by this call. The last value is
--- false where there are no lanes.
-local function claim(holder, lease, resting, most)
+-- lane, there is no lease for all, but one for each claim; most: how many there may be, 0 for none by this call; caller: which of the
+-- holder's claims it is. The last value is false where there are no lanes.
+local function claim(holder, lease, resting, most, caller)
     local id = first(':waiting')
-    if id and lane_of(id) then
+    local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':paused', base .. ':lanes_from')
+    if known[4] and id and lane_of(id) then
         if most == '0' then
             return {'0', 0, false, false, false}
         end
-        return claim_in_lanes(lease, most)
-    elseif redis.call('ZCARD', base .. ':flight') > 0 then
+        return claim_in_lanes(lease, most, holder .. ':' .. caller)
+    elseif known[4] and redis.call('ZCARD', base .. ':flight') > 0 then
         -- One without a lane was queued again beside those that have some.
         local now = end_due_flights()
         local ends = redis.call('ZRANGE', base .. ':flight', 0, 0, 'WITHSCORES')[2]
@@ -173,7 +197,6 @@ local function claim(holder, lease, resting, most)
             return {'0', 0, false, false, math.max(0, ends - now)}
         end
     end
-    local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':paused')
     local fence = known[2]
     if known[1] == holder then
         redis.call('PEXPIRE', base .. ':holder', lease)

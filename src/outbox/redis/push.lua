@@ -1,6 +1,6 @@
 -- ARGV[3]: pusher, which of its pushes this is, which was the last to be answered, message, control ID, time, the key under which it is
 -- pushed or nothing, how long keys are known in seconds, the key of the names of all destinations; the lane that was given or nothing,
--- the caller's rule for lanes or nothing, the lane by it, the lane by the patient. Then, for each of the KEYS after the
+-- the caller's rule for lanes or nothing, the lane by it, the lane by the patient or nothing if it was not looked for. Then, for each of the KEYS after the
 -- first, a destination to which it is pushed: its name, a generation to begin with, and the entry's identity.
 -- Returns the entries' numbers, or the errors REPLACED (the server lacks what was pushed before) and RULE (a destination has another rule). A push that is repeated because its answer was lost is answered again; one that comes after a later one
 -- is late, and no push any more.
@@ -13,11 +13,13 @@ elseif tonumber(ARGV[4]) <= done then
     return cjson.decode(last[2])
 end
 local given, own_rule, own_lane, by_patient = ARGV[12], ARGV[13], ARGV[14], ARGV[15]
-local lanes = {}
+local lanes, has_lanes = {}, {}
 for place = 2, #KEYS do
-    local rule = redis.call('GET', KEYS[place] .. ':rule') or 'destination'
+    local known = redis.call('MGET', KEYS[place] .. ':rule', KEYS[place] .. ':lanes_from')
+    local rule = known[1] or 'destination'
     lanes[place] = given ~= '' and given or rule == own_rule and own_lane
-        or own_rule == '' and (rule == 'destination' and '.' or rule == 'patient-id' and by_patient)
+        or own_rule == '' and (rule == 'destination' and '.' or rule == 'patient-id' and by_patient ~= '' and by_patient)
+    has_lanes[place] = known[2]
     if not lanes[place] then
         return redis.error_reply('RULE ' .. rule)
     end
@@ -32,12 +34,11 @@ for place = 2, #KEYS do
         id = redis.call('INCR', target .. ':last')
         redis.call('HSET', target .. ':entry:' .. id, 'message', ARGV[6], 'control_id', ARGV[7], 'pushed_at', ARGV[8],
             'state', 'waiting', 'attempts', 0, 'refusals', 0, 'unknowns', 0, 'identity', ARGV[own + 2])
-        local has_lanes = redis.call('EXISTS', target .. ':lanes_from') == 1
-        if not has_lanes and lane ~= '.' then
-            redis.call('SET', target .. ':lanes_from', id)
+        if not has_lanes[place] and lane ~= '.' then
+            redis.call('SET', target .. ':lanes_from', id, 'NX')
         end
-        if has_lanes or lane ~= '.' then
-            redis.call('HSET', target .. ':entry:' .. id, 'lane', lane)
+        if has_lanes[place] or lane ~= '.' then
+            redis.call('HSET', target .. ':lane_of', id, lane)
             redis.call('ZADD', target .. ':lane:' .. lane, id, id)
             refresh(target, lane)
             -- Whoever waits for the lease may claim now.

@@ -4,7 +4,7 @@ if redis.call('ZCARD', base .. ':waiting') + redis.call('ZCARD', base .. ':dead'
 end
 redis.call('SREM', ARGV[3], ARGV[4])
 for _, name in ipairs({':generation', ':last', ':holder', ':fence', ':settled', ':paused', ':bell', ':free', ':rule',
-    ':lanes_from', ':flight', ':busy'}) do
+    ':lanes_from', ':lane_of', ':flight', ':busy'}) do
     redis.call('DEL', base .. name)
 end
 return 1

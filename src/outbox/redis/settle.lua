@@ -4,10 +4,10 @@
 -- another has taken over since, the entry is not there any more, or another has its number (the counter goes back where a replica takes
 -- over that lacks the last pushes). If the same call comes again since its answer was lost, it is answered as the first time.
 local fence, id, state, rests, holder, identity = ARGV[3], ARGV[4], ARGV[5], ARGV[10], ARGV[11], ARGV[12]
-local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':settled', base .. ':settled:' .. fence)
+local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':settled', base .. ':lanes_from', base .. ':settled:' .. fence)
 local settled = fence .. ' ' .. id .. ' ' .. identity .. ' ' .. state
-local lane = flight_of(id, fence)
-if not lane and known[4] == settled then
+local lane = known[4] and flight_of(id, fence)
+if not lane and known[5] == settled then
     return {1, false}
 elseif not lane and (known[2] ~= fence or known[1] and known[1] ~= holder) then
     return {0, false}
@@ -17,7 +17,7 @@ local function settle()
         return known[3] == settled
     end
     local now = redis.call('HMGET', entry(id), 'identity', 'state')
-    if (now[1] or '') ~= identity or not lane and lane_of(id) then
+    if (now[1] or '') ~= identity or known[4] and not lane and lane_of(id) then
         return false
     elseif state == 'sending' and now[2] == 'held' then
         -- It was held meanwhile, and is not sent.
@@ -32,6 +32,9 @@ local function settle()
     if state == 'delivered' then
         leave(id)
         redis.call('DEL', entry(id))
+        if lane then
+            redis.call('HDEL', base .. ':lane_of', id)
+        end
         return true
     elseif state == 'waiting' and now[2] == 'held' then
         -- What was held while it was sent stays so.
@@ -62,9 +65,16 @@ local is_done = settle()
 if lane and (state ~= 'sending' or not is_done) then
     end_flight(lane)
     local head = first(':waiting')
-    if lane == '!' or first(':lane:!') or head and not lane_of(head) then
-        -- Others may go on than those in this lane.
+    if head and not lane_of(head) or next_in_lanes() then
+        -- For another handle, or another thread of this one.
         ring(base, ':bell')
+    end
+elseif known[4] and state ~= 'sending' then
+    local head = first(':waiting')
+    if head and lane_of(head) then
+        -- From here on there are lanes, for those as well who wait for the lease.
+        ring(base, ':bell')
+        ring(base, ':free')
     end
 end
 if not is_done then

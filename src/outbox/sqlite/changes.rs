@@ -45,7 +45,7 @@ impl NewEntry {
     /// its key before. `highest`: that of the entries that were seen in this file.
     pub(super) fn store(&self, writer: &Connection, destination: i64, highest: i64) -> Result<i64, Failure> {
         let (name, known) = lanes::known_rule(writer, destination)?.ok_or(Failure::Removed)?;
-        let Some(lane) = self.lanes.by(&known) else {
+        let Some(lane) = self.lanes.by(&known, &self.message) else {
             return Err(Failure::OtherRule { destination: name, known, wanted: None });
         };
         if let Some(key) = &self.key {
@@ -66,7 +66,7 @@ impl NewEntry {
             return Err(Failure::Older);
         }
         let now = unix_millis::now();
-        let new = NewInLane { id, control_id: &self.control_id, identity: &self.identity, lane };
+        let new = NewInLane { id, control_id: &self.control_id, identity: &self.identity, lane: &lane };
         new.enter(writer, destination, now)?;
         let head = "SELECT min(id) FROM waiting WHERE destination = ?1";
         let head: i64 = writer.prepare_cached(head)?.query_row([destination], |row| row.get(0))?;
