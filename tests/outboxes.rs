@@ -1019,10 +1019,10 @@ mod sqlite {
         // What the later versions have added.
         file.execute_batch(
             "DROP VIEW show_waiting; DROP VIEW show_dead; DROP VIEW show_delivered; PRAGMA user_version = 1;
-             DROP INDEX lane; DROP INDEX ready; DROP INDEX in_flight; DROP INDEX rest_ends; DROP INDEX rest_begins;
+             DROP INDEX lane; DROP INDEX ready; DROP TABLE flight; DROP INDEX rest_ends; DROP INDEX rest_begins;
              ALTER TABLE destination DROP COLUMN lane_rule; ALTER TABLE destination DROP COLUMN lanes_from;
              ALTER TABLE waiting DROP COLUMN lane; ALTER TABLE waiting DROP COLUMN ready;
-             ALTER TABLE waiting DROP COLUMN slot; ALTER TABLE waiting DROP COLUMN rested_at;
+             ALTER TABLE waiting DROP COLUMN rested_at;
              ALTER TABLE dead DROP COLUMN lane; ALTER TABLE delivered DROP COLUMN lane;
              DROP INDEX held; DROP TABLE claim; DROP TABLE pushed_key; DROP TABLE pusher;
              ALTER TABLE waiting DROP COLUMN begun;

@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::lanes::{self, NewInLane};
 use crate::outbox::entry::AfterSettlement;
 use crate::outbox::lane::LaneChoice;
-use crate::outbox::{EntryState, unix_millis};
+use crate::outbox::{EntryState, LaneKey, unix_millis};
 
 /// The largest number of delivered entries that are removed in one transaction.
 const PURGE_AT_ONCE: usize = 256;
@@ -110,17 +110,22 @@ impl Change {
     /// not in its lane.
     pub(super) fn make(&self, writer: &Connection, key: Key, claimed: &Claimed) -> Result<i64, Failure> {
         let ((destination, id), Claimed { identity, holder, slot }) = (key, claimed);
-        let find = "SELECT lane FROM waiting
-                    WHERE destination = ?1 AND id = ?2 AND identity = ?3 AND slot IS iif(lane IS NULL, NULL, ?5)
-                    AND EXISTS (SELECT 1 FROM claim WHERE destination = ?1 AND slot = ?5 AND holder = ?4)";
-        let parameters = params![destination, id, identity, holder, slot];
-        let lane = writer.prepare_cached(find)?.query_row(parameters, |row| row.get(0)).optional()?;
-        let Some(lane): Option<Option<String>> = lane else { return Ok(0) };
-        let changed = self.make_found(writer, key)?;
+        let is_own = "SELECT 1 FROM claim WHERE destination = ?1 AND slot = ?2 AND holder = ?3";
+        if !writer.prepare_cached(is_own)?.exists(params![destination, slot, holder])? {
+            return Ok(0);
+        }
+        let in_flight = "SELECT lane FROM flight WHERE destination = ?1 AND slot = ?2 AND id = ?3";
+        let lane =
+            writer.prepare_cached(in_flight)?.query_row([destination, *slot, id], |row| row.get(0)).optional()?;
+        let lane: Option<String> = lane;
+        let is_there = "SELECT 1 FROM waiting WHERE destination = ?1 AND id = ?2 AND identity = ?3 AND lane IS ?4";
+        let is_there = writer.prepare_cached(is_there)?.exists(params![destination, id, identity, lane])?;
+        let changed = if is_there { self.make_found(writer, key)? } else { 0 };
         match lane {
-            Some(lane) if changed > 0 && !matches!(self, Change::Begin) => {
-                lanes::refresh(writer, destination, &lane)?;
-                Ok(changed + i64::from(lanes::concerns_others(writer, destination, &lane)?))
+            Some(lane) if changed == 0 || !matches!(self, Change::Begin) => {
+                lanes::free(writer, destination, *slot)?;
+                let concerns_others = lanes::concerns_others(writer, destination, &lane)?;
+                Ok(if changed > 0 { changed + i64::from(concerns_others) } else { 0 })
             }
             _ => Ok(changed),
         }
@@ -155,7 +160,7 @@ impl Change {
                 execute(
                     "UPDATE waiting SET state = CASE WHEN state = 'held' THEN 'held' ELSE ?3 END,
                          begun = 0, attempts = ?4, refusals = ?5, unknowns = ?6, retry_at = ?7, last_failure = ?8,
-                         slot = NULL, rested_at = iif(lane IS NULL OR ?7 IS NULL, NULL, ?9)
+                         rested_at = iif(lane IS NULL OR ?7 IS NULL, NULL, ?9)
                      WHERE destination = ?1 AND id = ?2",
                     &[&destination, &id, &state.as_str(), attempts, refusals, unknowns, &retry_at, why, &now],
                 )
@@ -262,23 +267,43 @@ impl Order {
     }
 }
 
-/// Pushes a delivered message once more; returns its new number, 0 if there is none.
+/// Pushes a delivered message once more; returns its new number, 0 if there is none. It has the lane
+/// that it had, unless the rule has changed since; `own`: the rule of this handle.
 pub(super) fn resend(
     writer: &Connection,
     (destination, id): Key,
     identity: &str,
     highest: i64,
+    own: Option<&LaneKey>,
 ) -> Result<i64, Failure> {
-    let find = "SELECT control_id, lane FROM delivered WHERE destination = ?1 AND id = ?2";
-    let found = writer.prepare_cached(find)?.query_row((destination, id), |row| Ok((row.get(0)?, row.get(1)?)));
-    let Some((control_id, lane)): Option<(String, Option<String>)> = found.optional()? else { return Ok(0) };
+    let find = "SELECT control_id, lane, (SELECT lanes_from FROM destination WHERE id = ?1)
+                FROM delivered WHERE destination = ?1 AND id = ?2";
+    let fields = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let found = writer.prepare_cached(find)?.query_row((destination, id), fields).optional()?;
+    let Some(found) = found else { return Ok(0) };
+    let (control_id, lane, lanes_from): (String, Option<String>, Option<i64>) = found;
     let copy = "INSERT INTO message (checksum, content) SELECT checksum, content FROM message WHERE id = ?1";
     let new = writer.prepare_cached(copy)?.insert([id])?;
     if new <= highest {
         return Err(Failure::Older);
     }
-    let lane = lane.as_deref().unwrap_or(lanes::OWN);
-    NewInLane { id: new, control_id: &control_id, identity, lane }.enter(writer, destination, unix_millis::now())?;
+    let lane = match lane.filter(|_| lanes_from.is_some_and(|from| from <= id)) {
+        Some(lane) => lane,
+        None => {
+            let read = "SELECT content FROM message WHERE id = ?1";
+            let message: Vec<u8> = writer.prepare_cached(read)?.query_row([new], |row| row.get(0))?;
+            let (name, known) = lanes::known_rule(writer, destination)?.ok_or(Failure::Removed)?;
+            match LaneChoice::of(&message, None, own).by(&known, &message) {
+                Some(lane) => lane.into_owned(),
+                None => return Err(Failure::OtherRule { destination: name, known, wanted: None }),
+            }
+        }
+    };
+    NewInLane { id: new, control_id: &control_id, identity, lane: &lane }.enter(
+        writer,
+        destination,
+        unix_millis::now(),
+    )?;
     Ok(new)
 }
 

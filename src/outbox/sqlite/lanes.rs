@@ -6,8 +6,9 @@
 //! that were there before are sent first, so that the two never meet.
 //!
 //! The head of a lane is marked as `ready` unless it is held, rests, or its lane has an entry in
-//! flight. Whoever changes an entry marks its lane anew. An entry in flight names its slot: the
-//! claims of a destination are numbered, and each is a lock of its own.
+//! flight; a barrier before it is not considered. Whoever changes an entry marks its lane anew. The
+//! claims of a destination are numbered slots, and each is a lock of its own; the table `flight` has
+//! the entry of each, until its holder has settled it.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::outbox::{LaneKey, unix_millis};
 const RESTS_AT_ONCE: i64 = 64;
 
 /// The destination's own lane.
-pub(super) const OWN: &str = ".";
+const OWN: &str = ".";
 
 /// The lane of the barriers.
 const BARRIER: &str = "!";
@@ -80,8 +81,7 @@ pub(super) fn refresh(writer: &Connection, destination: i64, lane: &str) -> rusq
         "UPDATE waiting SET ready =
              id = (SELECT min(id) FROM waiting WHERE destination = ?1 AND lane = ?2)
              AND state IN ('waiting', 'sending') AND retry_at IS NULL
-             AND NOT EXISTS (SELECT 1 FROM waiting INDEXED BY in_flight
-                 WHERE destination = ?1 AND lane = ?2 AND slot IS NOT NULL)
+             AND NOT EXISTS (SELECT 1 FROM flight WHERE destination = ?1 AND lane = ?2)
          WHERE destination = ?1
              AND id IN (SELECT id FROM waiting WHERE destination = ?1 AND lane = ?2 ORDER BY id LIMIT 2)",
     )?;
@@ -109,9 +109,7 @@ fn oldest_has_lane(reader: &Connection, destination: i64) -> rusqlite::Result<Op
 /// The oldest entry that can be claimed.
 fn next(reader: &Connection, destination: i64) -> rusqlite::Result<Option<i64>> {
     let in_flight = |which: &str| {
-        let sql = format!(
-            "SELECT 1 FROM waiting INDEXED BY in_flight WHERE destination = ?1 AND slot IS NOT NULL {which} LIMIT 1"
-        );
+        let sql = format!("SELECT 1 FROM flight WHERE destination = ?1 {which} LIMIT 1");
         reader.prepare_cached(&sql)?.exists([destination])
     };
     if oldest_has_lane(reader, destination)? != Some(true) {
@@ -141,7 +139,7 @@ pub(super) fn look(reader: &Connection, destination: i64) -> rusqlite::Result<Fo
     let now = unix_millis::now();
     let ends = "SELECT min(retry_at) FROM waiting INDEXED BY rest_ends WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL";
     let ends: Option<i64> = reader.prepare_cached(ends)?.query_row([destination], |row| row.get(0))?;
-    let slots = "SELECT slot FROM waiting INDEXED BY in_flight WHERE destination = ?1 AND slot IS NOT NULL";
+    let slots = "SELECT slot FROM flight WHERE destination = ?1";
     let mut slots = reader.prepare_cached(slots)?;
     let slots = slots.query_map([destination], |row| row.get::<_, i64>(0))?;
     let left = |ends: i64| Duration::from_millis(u64::try_from(ends.saturating_sub(now)).unwrap_or(0));
@@ -174,23 +172,22 @@ pub(super) fn claim(writer: &Connection, destination: i64, slot: i64, holder: &s
     }
     end_rests(writer, destination)?;
     let Some(id) = next(writer, destination)? else { return Ok(0) };
-    let mark = "UPDATE waiting SET slot = ?3, ready = 0 WHERE destination = ?1 AND id = ?2";
-    writer.prepare_cached(mark)?.execute([destination, id, slot])?;
+    let take = "INSERT INTO flight (destination, slot, lane, id)
+                SELECT destination, ?3, lane, id FROM waiting WHERE destination = ?1 AND id = ?2";
+    writer.prepare_cached(take)?.execute([destination, id, slot])?;
+    let mark = "UPDATE waiting SET ready = 0 WHERE destination = ?1 AND id = ?2";
+    writer.prepare_cached(mark)?.execute([destination, id])?;
     Ok(id)
 }
 
-/// Frees the entry that a slot has in flight, whose holder has ended.
+/// Frees the lane of the entry that a slot has in flight, once it is settled or its holder has
+/// ended.
 pub(super) fn free(writer: &Connection, destination: i64, slot: i64) -> Result<i64, Failure> {
-    let find = "SELECT id, lane FROM waiting INDEXED BY in_flight WHERE destination = ?1 AND slot = ?2";
-    let mut find = writer.prepare_cached(find)?;
-    let found = find.query_map([destination, slot], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
-    let found = found.collect::<rusqlite::Result<Vec<_>>>()?;
-    for (id, lane) in &found {
-        let free = "UPDATE waiting SET slot = NULL WHERE destination = ?1 AND id = ?2";
-        writer.prepare_cached(free)?.execute([destination, *id])?;
-        refresh(writer, destination, lane)?;
-    }
-    Ok(found.len() as i64)
+    let free = "DELETE FROM flight WHERE destination = ?1 AND slot = ?2 RETURNING lane";
+    let freed = writer.prepare_cached(free)?.query_row([destination, slot], |row| row.get::<_, String>(0));
+    let Some(lane) = freed.optional()? else { return Ok(0) };
+    refresh(writer, destination, &lane)?;
+    Ok(1)
 }
 
 /// Ends rests whose time has come, by the clock of the system. Where that was set back, those end

@@ -337,6 +337,7 @@ impl SqliteOutbox {
             // It was discarded, as by a shell, or another holds the claim; this handle finds out by its next
             // one.
             shared.end_if(claim, None);
+            shared.storage.wake(&[shared.destination]);
             return Err(OutboxError::ClaimLost);
         }
         Ok(changed > 1)
@@ -474,7 +475,7 @@ macro_rules! head_query {
             "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.unknowns, w.last_failure,
                  w.identity, w.retry_at, w.lane IS NOT NULL AS has_lane, m.content, m.checksum,
                  (SELECT paused FROM destination WHERE id = ?1) AS paused,
-                 EXISTS (SELECT 1 FROM waiting INDEXED BY in_flight WHERE destination = ?1 AND slot IS NOT NULL) AS is_beside,
+                 EXISTS (SELECT 1 FROM flight WHERE destination = ?1) AS is_beside,
                  (SELECT holder FROM claim WHERE destination = ?1 AND slot = 0) AS holder
              FROM waiting w LEFT JOIN message m ON m.id = w.id ",
             $messages,
@@ -809,7 +810,9 @@ impl Outbox for SqliteOutbox {
         let (key, identity) = ((self.shared.destination, id), unique()?);
         let storage = &self.shared.storage;
         let highest = storage.highest();
-        let new = storage.push(0, &self.deadline(), move |writer| changes::resend(writer, key, &identity, highest))?;
+        let own = self.lane_key.clone();
+        let resend = move |writer: &Connection| changes::resend(writer, key, &identity, highest, own.as_ref());
+        let new = storage.push(0, &self.deadline(), resend)?;
         storage.wake(&[self.shared.destination]);
         Ok((new > 0).then_some(new as u64))
     }

@@ -109,13 +109,18 @@ const VERSIONS: [&str; 4] = [
     ALTER TABLE destination ADD COLUMN lanes_from INTEGER;  -- the entries from this number on have lanes; NULL: none has
     ALTER TABLE waiting ADD COLUMN lane TEXT;    -- a digest of its key; '.': the destination's own lane; '!': a barrier
     ALTER TABLE waiting ADD COLUMN ready INTEGER NOT NULL DEFAULT 0;  -- it can be claimed, unless a barrier is before it
-    ALTER TABLE waiting ADD COLUMN slot INTEGER;                      -- of the claim that has it in flight
     ALTER TABLE waiting ADD COLUMN rested_at INTEGER;                 -- since when it rests, in a lane
     ALTER TABLE dead ADD COLUMN lane TEXT;
     ALTER TABLE delivered ADD COLUMN lane TEXT;
     CREATE INDEX lane ON waiting (destination, lane, id) WHERE lane IS NOT NULL;
     CREATE INDEX ready ON waiting (destination, id) WHERE ready = 1;
-    CREATE INDEX in_flight ON waiting (destination, lane) WHERE slot IS NOT NULL;
+    CREATE TABLE flight (                   -- the claims of entries that have lanes
+        destination INTEGER NOT NULL,
+        slot INTEGER NOT NULL,
+        lane TEXT NOT NULL,
+        id INTEGER NOT NULL,                -- of the entry, which may have been discarded meanwhile
+        PRIMARY KEY (destination, slot)
+    ) WITHOUT ROWID;
     CREATE INDEX rest_ends ON waiting (destination, retry_at) WHERE retry_at IS NOT NULL AND lane IS NOT NULL;
     CREATE INDEX rest_begins ON waiting (destination, rested_at) WHERE rested_at IS NOT NULL;
     ALTER TABLE claim RENAME TO claim_of_one;

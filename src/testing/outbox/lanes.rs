@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Finding, OutboxSuite, claim, expect, is_unsupported, message, nothing, push, said, waiting};
-use crate::outbox::{Claim, EntryState, Lane, Outbox, PushOptions, Settlement};
+use crate::outbox::{Claim, EntryState, Lane, Outbox, OutboxError, PushOptions, Settlement};
 
 /// Two lanes that have a key.
 fn lanes() -> [Lane; 2] {
@@ -137,6 +137,20 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
         deliver(&outbox, &last)?;
         deliver(&outbox, &claim_of(&outbox, 0, "what is queued again is claimed when its lane is free")?)?;
         expect(said(outbox.pending())?.blocked == 0, "a lane without entries is not blocked")?;
+        // What is discarded while it is being sent may be under way still.
+        let ids = [push_into(&outbox, 4, &one)?, push_into(&outbox, 5, &one)?];
+        let discarded = claim_of(&outbox, 4, "what comes later is claimed")?;
+        expect(said(outbox.discard(ids[0]))?, "what is being sent can be discarded")?;
+        nothing(&outbox, "a lane is busy until the claim of what was discarded has ended")?;
+        nothing(&self.open("lane-blocked"), "a lane is busy until the claim of what was discarded has ended")?;
+        let settled = outbox.settle(&discarded, Settlement::Delivered);
+        expect(matches!(settled, Err(OutboxError::ClaimLost)), "what was discarded meanwhile is not settled")?;
+        let last = claim_of(&outbox, 5, "those behind what was discarded go on")?;
+        expect(last.entry.id == ids[1], "those behind what was discarded go on")?;
+        // One that rests may be asked for in vain, and is tried again all the same.
+        said(outbox.settle(&last, Settlement::Retry { after: rest / 3, refused: false, why: "an invented failure" }))?;
+        expect(!said(outbox.requeue(ids[1]))?, "what waits is not queued again")?;
+        deliver(&outbox, &claim_of(&outbox, 5, "a head that has rested is claimed again, and not overtaken")?)?;
         waiting(&outbox, 0)?;
         outbox.release();
         Ok(())
@@ -210,7 +224,7 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
             match outbox.claim() {
                 Ok(Some(claim)) => goes_on = goes_on.or(Some(claim)),
                 Ok(None) => outbox.wait(Duration::from_millis(20)),
-                Err(crate::outbox::OutboxError::Stopped { .. }) => {}
+                Err(OutboxError::Stopped { .. }) => {}
                 Err(error) => return Err(format!("an unexpected error: {error}")),
             }
             let held = said(outbox.stopped(0, 10))?;
