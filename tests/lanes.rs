@@ -5,7 +5,7 @@ mod common;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use common::lanes::{InLane, Numbered, Seen};
@@ -575,4 +575,127 @@ fn the_rule_is_the_destinations_in_redis() {
     let Some(redis) = Redis::start() else { return };
     let open = |destination: &str| RedisOutbox::open(&redis.url(), destination).unwrap().lanes(4);
     the_rule_is_the_destinations(open, RedisOutbox::lane_key);
+}
+
+/// The outboxes of this test, in lanes by the patient.
+fn in_lanes_by_patient(test: impl Fn(&str, Box<dyn Outbox>)) {
+    let memory = MemoryOutbox::new(1_000, usize::MAX).lane_key(LaneKey::PatientId).lanes(4);
+    test("memory", Box::new(memory));
+    #[cfg(feature = "sqlite")]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let outbox = mllp_client::outbox::SqliteOutbox::open(directory.path().join("outbox.db"), "lanes").unwrap();
+        test("SQLite", Box::new(outbox.lane_key(LaneKey::PatientId).unwrap().lanes(4)));
+    }
+    #[cfg(feature = "redis")]
+    if let Some(redis) = common::redis::Redis::start() {
+        let outbox = mllp_client::outbox::RedisOutbox::open(&redis.url(), "lanes").unwrap();
+        test("Redis", Box::new(outbox.lane_key(LaneKey::PatientId).unwrap().lanes(4)));
+    }
+}
+
+#[test]
+fn a_message_without_a_key_holds_up_no_other() {
+    let _tidy = Tidy::up();
+    in_lanes_by_patient(|name, outbox| {
+        let patient = Patient::new();
+        let outbox: Arc<dyn Outbox> = Arc::from(outbox);
+        let forwarder = builder(Arc::clone(&outbox), &patient.receiver, 4).start().unwrap();
+        let no_key = message("1").replace("42^^^NORTH", "");
+        outbox.push(no_key.as_bytes()).unwrap();
+        eventually("it has come", || patient.come.lock().unwrap().len() == 1);
+        outbox.push(message("2").as_bytes()).unwrap();
+        eventually("the other has come", || patient.come.lock().unwrap().len() == 2);
+        patient.answers("12");
+        assert!(forwarder.drain(LONG).unwrap(), "{name}");
+        // The same where it is held.
+        let held = outbox.push(no_key.as_bytes()).unwrap();
+        assert!(outbox.hold(held).unwrap() || forwarder.drain(LONG).unwrap(), "{name}");
+        outbox.push(message("2").as_bytes()).unwrap();
+        eventually("the other is delivered", || {
+            patient.come.lock().unwrap().iter().filter(|id| *id == "2").count() == 2
+        });
+        outbox.unhold(held).unwrap();
+        assert!(forwarder.drain(LONG).unwrap(), "{name}");
+        assert!(forwarder.stop(LONG), "{name}");
+    });
+}
+
+#[test]
+fn a_retry_comes_in_its_time() {
+    let _tidy = Tidy::up();
+    in_lanes_by_patient(|name, outbox| {
+        let attempts = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&attempts);
+        let receiver = Receiver::answering(move |_| {
+            let mut seen = seen.lock().unwrap();
+            seen.push(Instant::now());
+            // Long enough for another thread to wait for the outbox.
+            pass(Duration::from_millis(30));
+            if seen.len() == 1 {
+                Step::refuse(AckCode::ApplicationError, "an invented refusal")
+            } else {
+                Step::accept()
+            }
+        })
+        .unwrap();
+        let outbox: Arc<dyn Outbox> = Arc::from(outbox);
+        let forwarder =
+            builder(Arc::clone(&outbox), &receiver, 4).initial_delay(Duration::from_millis(50)).start().unwrap();
+        outbox.push(message("1").as_bytes()).unwrap();
+        assert!(forwarder.drain(LONG).unwrap(), "{name}");
+        assert!(forwarder.stop(LONG), "{name}");
+        let attempts = attempts.lock().unwrap();
+        let between = attempts[1].duration_since(attempts[0]);
+        // A poll, or a wait of the server, would take a second or five.
+        assert!(between < Duration::from_millis(900), "{name}: {between:?}");
+    });
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn an_entry_that_the_server_has_lost_stops_its_lane_alone() {
+    let Some(redis) = common::redis::Redis::start() else { return };
+    let outbox = mllp_client::outbox::RedisOutbox::open(&redis.url(), "lanes").unwrap().lanes(4);
+    let (a, b) = (Lane::key("A"), Lane::key("B"));
+    let lost = [push_into(&outbox, "1", &a), push_into(&outbox, "2", &a), push_into(&outbox, "3", &b)];
+    push_into(&outbox, "4", &a);
+    push_into(&outbox, "5", &b);
+    let mut connection = ::redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+    for id in lost {
+        ::redis::cmd("DEL").arg(format!("mllp-outbox:{{lanes}}:entry:{id}")).exec(&mut connection).unwrap();
+    }
+    let mut told = 0;
+    let mut ids = String::new();
+    for _ in 0..6 {
+        match outbox.claim() {
+            Ok(Some(claim)) => {
+                ids += &claim.entry.control_id;
+                outbox.settle(&claim, Settlement::Delivered).unwrap();
+            }
+            Ok(None) => {}
+            Err(OutboxError::Stopped { .. }) => told += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!((ids.as_str(), told, outbox.pending().unwrap().waiting), ("45", 3, 0));
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn a_claim_whose_answer_was_lost_is_made_again() {
+    let Some(redis) = common::redis::Redis::start() else { return };
+    let outbox = mllp_client::outbox::RedisOutbox::open(&redis.url(), "lanes").unwrap().lanes(2);
+    push_into(&outbox, "1", &Lane::Barrier);
+    let claim = outbox.claim().unwrap().unwrap();
+    // As if nothing had been heard of it: the server knows of the claim, and nobody else.
+    let mut connection = ::redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+    let busy = "mllp-outbox:{lanes}:busy";
+    let by: String = ::redis::cmd("HGET").arg(busy).arg("!").query(&mut connection).unwrap();
+    outbox.settle(&claim, Settlement::Delivered).unwrap();
+    push_into(&outbox, "2", &Lane::Barrier);
+    let entry = by.replacen(&claim.entry.id.to_string(), &(claim.entry.id + 1).to_string(), 1);
+    ::redis::cmd("HSET").arg(busy).arg("!").arg(entry).exec(&mut connection).unwrap();
+    ::redis::cmd("ZADD").arg("mllp-outbox:{lanes}:flight").arg(i64::MAX).arg("!").exec(&mut connection).unwrap();
+    assert_eq!(outbox.claim().unwrap().unwrap().entry.control_id, "2");
 }
