@@ -3,7 +3,7 @@
 -- oldest was pushed.
 local head = first(':waiting')
 local blocked = redis.call('SCARD', base .. ':blocked')
-if head and not lane_of(head)
+if head and not lanes().lane_of(head)
     and (redis.call('HGET', entry(head), 'state') == 'held' or redis.call('HEXISTS', entry(head), 'rests') == 1) then
     blocked = 1
 end

@@ -13,20 +13,20 @@ elseif tonumber(ARGV[4]) <= done then
     return cjson.decode(last[2])
 end
 local given, own_rule, own_lane, by_patient = ARGV[12], ARGV[13], ARGV[14], ARGV[15]
-local lanes, has_lanes = {}, {}
+local lane_at, has_lanes = {}, {}
 for place = 2, #KEYS do
     local known = redis.call('MGET', KEYS[place] .. ':rule', KEYS[place] .. ':lanes_from')
     local rule = known[1] or 'destination'
-    lanes[place] = given ~= '' and given or rule == own_rule and own_lane
+    lane_at[place] = given ~= '' and given or rule == own_rule and own_lane
         or own_rule == '' and (rule == 'destination' and '.' or rule == 'patient-id' and by_patient ~= '' and by_patient)
     has_lanes[place] = known[2]
-    if not lanes[place] then
+    if not lane_at[place] then
         return redis.error_reply('RULE ' .. rule)
     end
 end
 local ids = {}
 for place = 2, #KEYS do
-    local target, lane, own = KEYS[place], lanes[place], 16 + (place - 2) * 3
+    local target, lane, own = KEYS[place], lane_at[place], 16 + (place - 2) * 3
     redis.call('SET', target .. ':generation', ARGV[own + 1], 'NX')
     local key = target .. ':key:' .. redis.call('GET', target .. ':generation') .. ':' .. ARGV[9]
     local id = ARGV[9] ~= '' and tonumber(redis.call('GET', key)) or nil
@@ -40,7 +40,7 @@ for place = 2, #KEYS do
         if has_lanes[place] or lane ~= '.' then
             redis.call('HSET', target .. ':lane_of', id, lane)
             redis.call('ZADD', target .. ':lane:' .. lane, id, id)
-            refresh(target, lane)
+            lanes().refresh(target, lane)
             -- Whoever waits for the lease may claim now.
             ring(target, ':free')
         end

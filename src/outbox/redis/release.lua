@@ -5,9 +5,10 @@ if redis.call('GET', base .. ':holder') == ARGV[3] then
     ring(base, ':free')
 end
 for place = 4, #ARGV, 2 do
-    local lane = flight_of(ARGV[place], ARGV[place + 1])
+    local lanes = lanes()
+    local lane = lanes.flight_of(ARGV[place], ARGV[place + 1])
     if lane then
-        end_flight(lane)
+        lanes.end_flight(lane)
         ring(base, ':bell')
     end
 end

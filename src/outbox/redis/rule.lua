@@ -2,7 +2,7 @@
 -- given their lanes by it.
 local rule = redis.call('GET', base .. ':rule') or 'destination'
 local last = redis.call('ZRANGE', base .. ':waiting', -1, -1)[1]
-if rule == ARGV[3] or last and lane_of(last) then
+if rule == ARGV[3] or last and lanes().lane_of(last) then
     return rule
 end
 redis.call('SET', base .. ':rule', ARGV[3])

@@ -6,18 +6,26 @@
 local fence, id, state, rests, holder, identity = ARGV[3], ARGV[4], ARGV[5], ARGV[10], ARGV[11], ARGV[12]
 local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':settled', base .. ':lanes_from', base .. ':settled:' .. fence)
 local settled = fence .. ' ' .. id .. ' ' .. identity .. ' ' .. state
-local lane = known[4] and flight_of(id, fence)
+local lanes = known[4] and lanes()
+local lane = lanes and lanes.flight_of(id, fence)
 if not lane and known[5] == settled then
     return {1, false}
 elseif not lane and (known[2] ~= fence or known[1] and known[1] ~= holder) then
     return {0, false}
+end
+local function leave()
+    if lanes then
+        return lanes.leave(id)
+    end
+    redis.call('ZREM', base .. ':waiting', id)
+    redis.call('ZREM', base .. ':held', id)
 end
 local function settle()
     if not redis.call('ZSCORE', base .. ':waiting', id) then
         return known[3] == settled
     end
     local now = redis.call('HMGET', entry(id), 'identity', 'state')
-    if (now[1] or '') ~= identity or known[4] and not lane and lane_of(id) then
+    if (now[1] or '') ~= identity or lanes and not lane and lanes.lane_of(id) then
         return false
     elseif state == 'sending' and now[2] == 'held' then
         -- It was held meanwhile, and is not sent.
@@ -30,7 +38,7 @@ local function settle()
         redis.call('SET', base .. ':settled:' .. fence, settled, 'EX', 60)
     end
     if state == 'delivered' then
-        leave(id)
+        leave()
         redis.call('DEL', entry(id))
         if lane then
             redis.call('HDEL', base .. ':lane_of', id)
@@ -48,13 +56,13 @@ local function settle()
         redis.call('HDEL', entry(id), 'begun')
     end
     if state == 'waiting' and rests ~= '' and lane then
-        local time = milliseconds()
+        local time = lanes.milliseconds()
         redis.call('ZADD', base .. ':rests', time + rests, id)
         redis.call('ZADD', base .. ':rested', time, id)
     elseif state == 'waiting' and rests ~= '' then
         redis.call('HSET', entry(id), 'rests', 1)
     elseif state == 'dead' then
-        leave(id)
+        leave()
         redis.call('ZADD', base .. ':dead', id, id)
     elseif state == 'held' then
         redis.call('ZADD', base .. ':held', id, id)
@@ -63,15 +71,15 @@ local function settle()
 end
 local is_done = settle()
 if lane and (state ~= 'sending' or not is_done) then
-    end_flight(lane)
+    lanes.end_flight(lane)
     local head = first(':waiting')
-    if head and not lane_of(head) or next_in_lanes() then
+    if head and not lanes.lane_of(head) or lanes.next_in_lanes() then
         -- For another handle, or another thread of this one.
         ring(base, ':bell')
     end
-elseif known[4] and state ~= 'sending' then
+elseif lanes and state ~= 'sending' then
     local head = first(':waiting')
-    if head and lane_of(head) then
+    if head and lanes.lane_of(head) then
         -- From here on there are lanes, for those as well who wait for the lease.
         ring(base, ':bell')
         ring(base, ':free')
