@@ -699,3 +699,27 @@ fn a_claim_whose_answer_was_lost_is_made_again() {
     ::redis::cmd("ZADD").arg("mllp-outbox:{lanes}:flight").arg(i64::MAX).arg("!").exec(&mut connection).unwrap();
     assert_eq!(outbox.claim().unwrap().unwrap().entry.control_id, "2");
 }
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn what_is_sent_again_has_its_lane() {
+    use mllp_client::outbox::SqliteOutbox;
+    let _tidy = Tidy::up();
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = SqliteOutbox::open(directory.path().join("outbox.db"), "lanes").unwrap().lanes(4);
+    let deliver =
+        |outbox: &SqliteOutbox| outbox.settle(&outbox.claim().unwrap().unwrap(), Settlement::Delivered).unwrap();
+    let without_lanes = outbox.push(message("1").as_bytes()).unwrap();
+    deliver(&outbox);
+    let outbox = outbox.lane_key(LaneKey::PatientId).unwrap();
+    let given = push_into(&outbox, "2", &Lane::key("given"));
+    deliver(&outbox);
+    // Delivered before there were lanes, it is in that of its patient now.
+    outbox.push(message("3").as_bytes()).unwrap();
+    outbox.resend(without_lanes).unwrap().unwrap();
+    outbox.resend(given).unwrap().unwrap();
+    push_into(&outbox, "4", &Lane::key("given"));
+    let claims: Vec<Claim> = std::iter::from_fn(|| outbox.claim().unwrap()).collect();
+    let ids: Vec<&str> = claims.iter().map(|claim| &*claim.entry.control_id).collect();
+    assert_eq!(ids, ["3", "2"]);
+}

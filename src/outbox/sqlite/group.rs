@@ -54,7 +54,7 @@ pub(super) enum Kind {
     Push(u64),
     /// A settlement, or what an operator does: it helps to make room.
     Settlement,
-    /// A claim, which need not outlast the machine: its holder does not either.
+    /// A claim: likewise, but it need not outlast the machine, which its holder does not either.
     Claim,
 }
 
@@ -326,13 +326,13 @@ impl Group {
     }
 }
 
-/// Makes one change. A settlement for which the disk is full has the room of the reserve.
+/// Makes one change. One that is no push, and for which the disk is full, has the room of the reserve.
 fn alone(writer: &Connection, change: &mut PendingChange, reserve: &mut Reserve) -> ChangeResult {
     let (deadline, mut has_cut) = (change.deadline, false);
     loop {
         let made = transact(writer, std::slice::from_mut(change), &deadline, &mut Instant::now());
         match made.map(|answers| answers[0]) {
-            Err(failure) if failure.is_disk_full() && change.kind == Kind::Settlement => {
+            Err(failure) if failure.is_disk_full() && !matches!(change.kind, Kind::Push(_)) => {
                 if !reserve.release() {
                     // Whoever read an older state from the log may be gone by now.
                     if std::mem::replace(&mut has_cut, true) || !cut_log(writer) {
