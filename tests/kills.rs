@@ -159,7 +159,8 @@ fn in_order_of_lanes(record: &[Vec<u8>]) -> usize {
     seen.repeats
 }
 
-/// Plays a scene: the children at work, and the blows that fall on them and on those they work with.
+/// Plays a scene: the children at work, and the blows that fall on them and on those they work
+/// with.
 #[allow(dead_code, reason = "without a storage that survives there is no scene")]
 fn play(
     seed: u64,

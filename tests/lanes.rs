@@ -28,8 +28,8 @@ fn builder(outbox: impl Outbox + 'static, receiver: &Receiver, lanes: usize) -> 
     builder.initial_delay(MOMENT).max_delay(MOMENT * 4).refusals(u32::MAX).rejections(u32::MAX)
 }
 
-/// A receiver that accepts most, at its own pace, refuses some, and loses some answers. It takes one
-/// message of a lane at a time, and so many altogether.
+/// A receiver that accepts most, at its own pace, refuses some, and loses some answers. It takes
+/// one message of a lane at a time, and so many altogether.
 fn moody(seen: &Arc<Mutex<Seen>>, seed: u64, most: usize) -> Receiver {
     let (seen, chance) = (Arc::clone(seen), Mutex::new(Seeded(seed)));
     let open = Mutex::new(HashSet::<InLane>::new());

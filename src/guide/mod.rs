@@ -1,5 +1,5 @@
-//! Pages for those who connect systems: how sites behave and what to set, what outboxes promise, and
-//! which messages stay in order.
+//! Pages for those who connect systems: how sites behave and what to set, what outboxes promise,
+//! and which messages stay in order.
 
 #[doc = include_str!("sites.md")]
 pub mod sites {}

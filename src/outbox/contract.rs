@@ -42,15 +42,15 @@ pub trait Outbox: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`OutboxError::InvalidMessage`]; [`OutboxError::Config`] where the destination has another rule
-    /// for [lanes](super::LaneKey) than this handle was opened with; or any failure to store it.
-    /// Then the message is not stored, unless the error says that this is not known.
+    /// [`OutboxError::InvalidMessage`]; [`OutboxError::Config`] where the destination has another
+    /// rule for [lanes](super::LaneKey) than this handle was opened with; or any failure to
+    /// store it. Then the message is not stored, unless the error says that this is not known.
     fn push(&self, message: &[u8]) -> Result<u64, OutboxError>;
 
-    /// Claims the oldest head that can be had, and hands it out. `None` if there is nothing for this
-    /// handle to do now: nothing waits, or each head is claimed already (through this handle or
-    /// another), is held, was settled to be retried later, or waits for a barrier; as many are
-    /// claimed as may be; or the destination is paused.
+    /// Claims the oldest head that can be had, and hands it out. `None` if there is nothing for
+    /// this handle to do now: nothing waits, or each head is claimed already (through this
+    /// handle or another), is held, was settled to be retried later, or waits for a barrier; as
+    /// many are claimed as may be; or the destination is paused.
     ///
     /// # Errors
     ///
@@ -103,8 +103,8 @@ pub trait Outbox: Send + Sync {
     fn stopped(&self, after: u64, limit: usize) -> Result<Vec<Entry>, OutboxError>;
 
     /// Lets a held or dead entry wait again, at its old place: it goes next in its lane, as soon as
-    /// that is free. Its attempts, refusals and unknown results are forgotten. `false` if no held or
-    /// dead entry has this number.
+    /// that is free. Its attempts, refusals and unknown results are forgotten. `false` if no held
+    /// or dead entry has this number.
     ///
     /// # Errors
     ///
@@ -396,10 +396,11 @@ impl<'a> PushOptions<'a> {
     }
 
     /// A key that makes a repeated push harmless (not that of a lane, which is
-    /// [`lane`](PushOptions::lane)): while the outbox knows an entry of this destination that was pushed
-    /// under it, a push under the same key stores nothing and returns that entry's number. So a
-    /// program that was killed before it knew whether a push succeeded can repeat it. The outbox
-    /// says how long it knows a key. It is stored as it is, so it ought not to name a patient.
+    /// [`lane`](PushOptions::lane)): while the outbox knows an entry of this destination that was
+    /// pushed under it, a push under the same key stores nothing and returns that entry's
+    /// number. So a program that was killed before it knew whether a push succeeded can repeat
+    /// it. The outbox says how long it knows a key. It is stored as it is, so it ought not to
+    /// name a patient.
     pub fn key(self, key: &'a str) -> PushOptions<'a> {
         PushOptions { key: Some(key), ..self }
     }
@@ -472,7 +473,8 @@ pub struct Pending {
 
 impl Pending {
     /// Counts: entries that wait, the time since which the oldest of them waits, and dead entries.
-    /// None is held, no lane is blocked, and the destination is not paused; set these fields where it is otherwise.
+    /// None is held, no lane is blocked, and the destination is not paused; set these fields where
+    /// it is otherwise.
     pub fn new(waiting: u64, oldest: Option<SystemTime>, dead: u64) -> Pending {
         Pending { waiting, oldest, held: 0, dead, blocked: 0, paused: false }
     }

@@ -48,14 +48,14 @@ const GRACE: Duration = Duration::from_millis(200);
 /// | refused by AR or CR | likewise: [`rejections`](ForwarderBuilder::rejections) |
 /// | it cannot be sent as it is | dead at once |
 ///
-/// A message that is tried again keeps its place, and those behind it in its lane wait. One that is dead is
-/// kept in the outbox ([`Outbox::stopped`]), and the others go on, unless
+/// A message that is tried again keeps its place, and those behind it in its lane wait. One that is
+/// dead is kept in the outbox ([`Outbox::stopped`]), and the others go on, unless
 /// [`pause_on_dead`](ForwarderBuilder::pause_on_dead) is asked for.
 ///
-/// A handle has one forwarder at a time, its clones included: stop one before you start another on a
-/// clone, since stopping gives up the claims that clones share. Forwarders on handles of their own,
-/// in one process or several, stand by for each other; where the outbox has lanes, they work at the
-/// same time.
+/// A handle has one forwarder at a time, its clones included: stop one before you start another on
+/// a clone, since stopping gives up the claims that clones share. Forwarders on handles of their
+/// own, in one process or several, stand by for each other; where the outbox has lanes, they work
+/// at the same time.
 ///
 /// It has the client to itself: where [`stop`](Forwarder::stop) or dropping it must end an
 /// exchange, they close the client.
@@ -139,7 +139,8 @@ struct ForwarderState {
     idle: u64,
 }
 
-/// No more pauses than this are kept to be reported, while the forwarder's threads are busy for long.
+/// No more pauses than this are kept to be reported, while the forwarder's threads are busy for
+/// long.
 const MOST_PAUSES: usize = 100;
 
 impl ForwarderState {
@@ -266,10 +267,10 @@ impl Forwarder {
         Ok(status)
     }
 
-    /// Stops: finishes the exchanges under way, at most for so long. One that takes longer is ended:
-    /// as after any attempt its message waits on, or, if the receiver may have it, is treated as
-    /// [`unknown`](ForwarderBuilder::unknown) says. Gives up the claims, so that another can take
-    /// over at once. `true` if nothing had to be cut short.
+    /// Stops: finishes the exchanges under way, at most for so long. One that takes longer is
+    /// ended: as after any attempt its message waits on, or, if the receiver may have it, is
+    /// treated as [`unknown`](ForwarderBuilder::unknown) says. Gives up the claims, so that
+    /// another can take over at once. `true` if nothing had to be cut short.
     ///
     /// Where the storage hangs, it returns `false` a little after the limit, and the forwarder's
     /// thread ends as soon as the storage answers or gives up. Called by an observer, it returns
@@ -314,9 +315,9 @@ impl Drop for Forwarder {
 }
 
 impl ForwarderBuilder {
-    /// The most messages of different [lanes](super::Lane) that are under way at the same time, each
-    /// over a connection of its own, on a thread of its own that is started when it is needed. The
-    /// outbox has to be opened for as many, and the client has to have
+    /// The most messages of different [lanes](super::Lane) that are under way at the same time,
+    /// each over a connection of its own, on a thread of its own that is started when it is
+    /// needed. The outbox has to be opened for as many, and the client has to have
     /// [as many connections](crate::ClientBuilder::max_connections). Defaults to 1.
     ///
     /// Several forwarders of one destination together have at most as many under way as the outbox
@@ -407,7 +408,8 @@ impl ForwarderBuilder {
     /// [`OutboxError::Config`] if a claim of the outbox does not last longer than an exchange may
     /// take, so that each would be cut short: give the client a shorter limit or the outbox a
     /// longer lease; or if [`lanes`](ForwarderBuilder::lanes) is 0, or larger than the client's
-    /// `max_connections` or the outbox's lanes. [`OutboxError::Storage`] if the system has no thread to give.
+    /// `max_connections` or the outbox's lanes. [`OutboxError::Storage`] if the system has no
+    /// thread to give.
     pub fn start(self) -> Result<Forwarder, OutboxError> {
         let ForwarderBuilder { outbox, client, lanes, policy, pause_on_dead, observer } = self;
         let longest = client.longest_call();
@@ -463,7 +465,8 @@ fn supported(kept: Result<(), OutboxError>) -> Result<(), OutboxError> {
     }
 }
 
-/// Sees to it, however a thread ends, that this is known, and that the last one gives up the claims.
+/// Sees to it, however a thread ends, that this is known, and that the last one gives up the
+/// claims.
 struct Running(Arc<ForwarderShared>);
 
 impl Drop for Running {
@@ -548,8 +551,8 @@ impl ForwarderShared {
         drop(lookout);
     }
 
-    /// This thread is about to send an entry, so another must look for the next: a spare one is woken,
-    /// or a new one started.
+    /// This thread is about to send an entry, so another must look for the next: a spare one is
+    /// woken, or a new one started.
     fn begins(self: &Arc<Self>, claim: &Claim) {
         let mut state = self.lock();
         let id = claim.entry.id;
@@ -568,8 +571,8 @@ impl ForwarderShared {
         }
     }
 
-    /// Nothing can be claimed. If no other thread is the lookout, this one becomes it, and waits until
-    /// that may have changed; otherwise it is spare until there is no lookout.
+    /// Nothing can be claimed. If no other thread is the lookout, this one becomes it, and waits
+    /// until that may have changed; otherwise it is spare until there is no lookout.
     fn idle<'s>(&'s self, lookout: Option<Lookout<'s>>) -> Option<Lookout<'s>> {
         let mut state = self.lock();
         state.idle += 1;

@@ -18,8 +18,8 @@ pub enum Lane {
     Destination,
     /// The lane of the messages that have this key. A storage keeps a digest of it.
     Key(Box<[u8]>),
-    /// Beside all lanes: the message is sent when all that were pushed before it have left the queue, and
-    /// those pushed after it wait until it has left.
+    /// Beside all lanes: the message is sent when all that were pushed before it have left the
+    /// queue, and those pushed after it wait until it has left.
     Barrier,
 }
 
@@ -94,11 +94,11 @@ pub struct LaneRule {
 }
 
 impl LaneKey {
-    /// A rule of your own. It has to say the same of the same message each time. A storage keeps its
-    /// name; give it a new one whenever the function changes, so that the storage notices.
+    /// A rule of your own. It has to say the same of the same message each time. A storage keeps
+    /// its name; give it a new one whenever the function changes, so that the storage notices.
     ///
-    /// It is called by the thread that pushes, before anything is stored, and gets the bytes as they
-    /// are pushed. It is not asked about a batch, which is in the destination's lane.
+    /// It is called by the thread that pushes, before anything is stored, and gets the bytes as
+    /// they are pushed. It is not asked about a batch, which is in the destination's lane.
     pub fn by(name: &str, rule: impl Fn(&[u8]) -> Lane + Send + Sync + 'static) -> LaneKey {
         LaneKey::By(LaneRule { name: name.into(), rule: Arc::new(rule) })
     }

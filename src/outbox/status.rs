@@ -25,8 +25,8 @@ pub struct Status {
     /// How many lanes have a first entry that is held or rests before it is tried again. Lanes that
     /// wait for a barrier are not counted: one blocked entry may stop the whole destination.
     pub blocked: u64,
-    /// How long ago the oldest entry that waits was pushed. Once it is known, it grows by a clock that
-    /// cannot be set.
+    /// How long ago the oldest entry that waits was pushed. Once it is known, it grows by a clock
+    /// that cannot be set.
     pub oldest_age: Option<Duration>,
     /// How many are dead.
     pub dead: u64,
@@ -41,8 +41,8 @@ pub struct Status {
     /// In what time an entry is tried again that rests after an attempt of this forwarder: of
     /// several the first.
     pub next_try: Option<Duration>,
-    /// The control IDs of the messages that this forwarder is sending at this moment, at most as many
-    /// as it has lanes.
+    /// The control IDs of the messages that this forwarder is sending at this moment, at most as
+    /// many as it has lanes.
     pub in_flight: Vec<String>,
     /// How many messages this forwarder has delivered.
     pub delivered: u64,
@@ -52,8 +52,8 @@ pub struct Status {
     pub last_failure: Option<String>,
     /// Whether it is paused: this forwarder, or its destination in the storage.
     pub paused: bool,
-    /// Whether one of its threads runs. One that has not been stopped and does not run has panicked,
-    /// in an outbox of your own.
+    /// Whether one of its threads runs. One that has not been stopped and does not run has
+    /// panicked, in an outbox of your own.
     pub running: bool,
 }
 

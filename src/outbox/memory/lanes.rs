@@ -76,9 +76,8 @@ impl Lanes {
         if self.of.is_empty() { LaneId::Destination } else { self.of.get(&id).copied().unwrap_or(LaneId::Destination) }
     }
 
-    /// An entry has left the outbox.
-    pub(super) fn forget(&mut self, id: u64, entries: &BTreeMap<u64, Entry>) {
-        self.refresh(id, entries);
+    /// An entry has left the outbox, and its lane was looked at since.
+    pub(super) fn forget(&mut self, id: u64) {
         self.of.remove(&id);
     }
 
@@ -152,11 +151,11 @@ impl Lanes {
         self.rests.first().map(|(until, _)| *until)
     }
 
-    pub(super) fn claim(&mut self, id: u64, entries: &BTreeMap<u64, Entry>) {
+    /// An entry is claimed; its lane is to be looked at anew.
+    pub(super) fn claim(&mut self, id: u64) {
         let lane = self.lane_of(id);
         self.claimed.insert(id, lane);
         self.queue(lane).is_busy = true;
-        self.refresh_lane(lane, entries);
     }
 
     /// The claim of an entry has ended. It is to rest for so long, if it is to be tried again.

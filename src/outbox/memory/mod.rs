@@ -212,7 +212,7 @@ impl MemoryQueue {
             self.by_key.remove(&key);
         }
         self.reindex(id);
-        self.lanes.forget(id, &self.entries);
+        self.lanes.forget(id);
         Some(entry)
     }
 
@@ -333,7 +333,7 @@ impl Outbox for MemoryOutbox {
         }
         let claim = Claim::new(entry.clone());
         let serial = queue.local_claims.begin(id);
-        queue.lanes.claim(id, &queue.entries);
+        queue.lanes.claim(id);
         queue.reindex(id);
         let has_one = matches!(self.lane_key, LaneKey::Destination) && !queue.lanes.are_used();
         let is_alone = self.lanes == 1 || has_one;

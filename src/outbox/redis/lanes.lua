@@ -5,7 +5,8 @@
 --   :lane:X   the entries of a lane, by number
 --   :ready    the heads that can be claimed, unless a barrier is before them, by number
 --   :flight   the lanes of which an entry is claimed, by the end of the claim's lease
---   :busy     those lanes, each with the number of that entry, the claim's token, and by whom it was made (a handle, and which of its claims)
+--   :busy     those lanes, each with the number of that entry, the claim's token, and by whom it was made (a handle, and which of its
+--             claims)
 --   :rests    the entries that rest, by the end of the rest; ':rested': by its beginning
 --   :blocked  the lanes whose head is held or rests
 -- What is done with them is made when it is asked for, since most destinations have none.
@@ -40,9 +41,13 @@ local function lanes()
         redis.call('ZREM', destination .. ':ready', head)
     end
 
-    local function end_rest(id)
+    local function forget_rest(id)
         redis.call('ZREM', base .. ':rests', id)
         redis.call('ZREM', base .. ':rested', id)
+    end
+
+    local function end_rest(id)
+        forget_rest(id)
         local lane = lane_of(id)
         if lane then
             refresh(base, lane)
@@ -57,7 +62,8 @@ local function lanes()
         if lane then
             redis.call('ZREM', base .. ':lane:' .. lane, id)
             redis.call('ZREM', base .. ':ready', id)
-            end_rest(id)
+            forget_rest(id)
+            refresh(base, lane)
         end
     end
 
@@ -68,14 +74,20 @@ local function lanes()
         refresh(base, lane)
     end
 
-    -- The lane in which this entry is claimed by this token, whether the entry is there still or not.
-    local function flight_of(id, fence)
-        local busy, wanted = redis.call('HGETALL', base .. ':busy'), id .. ' ' .. fence .. ' '
+    -- The claim for whose entry, token and maker this is true: its lane, entry and token, whether the entry is there still or not.
+    local function claim_where(is_it)
+        local busy = redis.call('HGETALL', base .. ':busy')
         for place = 2, #busy, 2 do
-            if string.sub(busy[place], 1, #wanted) == wanted then
-                return busy[place - 1]
+            local id, fence, by = string.match(busy[place], '^(%d+) (%d+) (.*)$')
+            if is_it(id, fence, by) then
+                return busy[place - 1], id, fence
             end
         end
+    end
+
+    -- The lane in which this entry is claimed by this token.
+    local function flight_of(id, fence)
+        return (claim_where(function(its_id, its_fence) return its_id == id and its_fence == fence end))
     end
 
     -- The oldest entry that can be claimed in its lane.
@@ -103,16 +115,13 @@ local function lanes()
 
     -- The claim that this caller has made before without hearing of it: its lane, entry and token, if the entry may still be sent.
     local function unheard_claim(caller)
-        local busy = redis.call('HGETALL', base .. ':busy')
-        for place = 2, #busy, 2 do
-            local id, fence, by = string.match(busy[place], '^(%d+) (%d+) (.*)$')
-            if by == caller then
-                if redis.call('ZSCORE', base .. ':waiting', id) and redis.call('HGET', entry(id), 'state') ~= 'held' then
-                    return busy[place - 1], id, fence
-                end
-                end_flight(busy[place - 1])
-            end
+        local lane, id, fence = claim_where(function(_, _, by) return by == caller end)
+        if not lane then
+            return nil
+        elseif redis.call('ZSCORE', base .. ':waiting', id) and redis.call('HGET', entry(id), 'state') ~= 'held' then
+            return lane, id, fence
         end
+        end_flight(lane)
     end
 
     -- Claims the oldest entry that can be claimed in its lane, if no more than so many are. Returns as claim does; the last value is the
@@ -152,5 +161,7 @@ local function lanes()
         end
         return {fence, tonumber(id), redis.call('HMGET', entry(id), unpack(FIELDS)), redis.call('HGET', entry(id), 'message'), 0}
     end
-    return {milliseconds = milliseconds, lane_of = lane_of, refresh = refresh, end_rest = end_rest, leave = leave, end_flight = end_flight, flight_of = flight_of, next_in_lanes = next_in_lanes, end_due_flights = end_due_flights, claim_in_lanes = claim_in_lanes}
+    return {milliseconds = milliseconds, lane_of = lane_of, refresh = refresh, end_rest = end_rest, leave = leave,
+        end_flight = end_flight, flight_of = flight_of, next_in_lanes = next_in_lanes, end_due_flights = end_due_flights,
+        claim_in_lanes = claim_in_lanes}
 end

@@ -67,10 +67,10 @@ const LARGEST: usize = 512 * 1024 * 1024;
 /// higher fencing token: what the former holder settles after that is refused
 /// ([`OutboxError::ClaimLost`]), as is what it settles after a replica took over that gave the
 /// entry's number to another message, and since [`Claim::until`] is the limit of its exchange, it
-/// does not send any more either. With [lanes](RedisOutbox::lanes) each claim has a lease of its own,
-/// and several handles share the lanes. The holder's clock for this is its machine's monotonic one, the
-/// server's is the time of day there: where that is set forward by more than a lease, or a machine
-/// is suspended as a whole, two may send for a moment.
+/// does not send any more either. With [lanes](RedisOutbox::lanes) each claim has a lease of its
+/// own, and several handles share the lanes. The holder's clock for this is its machine's monotonic
+/// one, the server's is the time of day there: where that is set forward by more than a lease, or a
+/// machine is suspended as a whole, two may send for a moment.
 ///
 /// A call over a connection that turns out to be broken is repeated once over a new one; a push
 /// without the message being stored twice. If that fails too, the message may be stored or not; to
@@ -254,17 +254,17 @@ impl RedisOutbox {
         RedisOutbox { replicas: count, ..self }
     }
 
-    /// The rule that gives the messages of this destination their lanes. The server stores the rule's
-    /// name, and it applies to every program. A handle that is opened without a rule follows
-    /// [`LaneKey::Destination`] and [`LaneKey::PatientId`] by itself; it cannot follow one from
-    /// [`LaneKey::by`], so that its pushes fail. Defaults to the rule that the server has,
-    /// `Destination` for a new destination.
+    /// The rule that gives the messages of this destination their lanes. The server stores the
+    /// rule's name, and it applies to every program. A handle that is opened without a rule
+    /// follows [`LaneKey::Destination`] and [`LaneKey::PatientId`] by itself; it cannot follow
+    /// one from [`LaneKey::by`], so that its pushes fail. Defaults to the rule that the server
+    /// has, `Destination` for a new destination.
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Config`] if messages wait, or are held, that were given their lanes by another
-    /// rule: have them delivered first. Messages that were pushed before the destination had lanes
-    /// do not count; they are sent first. Any failure of the server.
+    /// [`OutboxError::Config`] if messages wait, or are held, that were given their lanes by
+    /// another rule: have them delivered first. Messages that were pushed before the
+    /// destination had lanes do not count; they are sent first. Any failure of the server.
     pub fn lane_key(self, rule: LaneKey) -> Result<RedisOutbox, OutboxError> {
         let shared = &*self.shared;
         let known: String = shared.run(&self.deadline(), &shared.scripts.rule, Check::Lineage, |call| {

@@ -1,9 +1,10 @@
 -- ARGV[3]: pusher, which of its pushes this is, which was the last to be answered, message, control ID, time, the key under which it is
 -- pushed or nothing, how long keys are known in seconds, the key of the names of all destinations; the lane that was given or nothing,
--- the caller's rule for lanes or nothing, the lane by it, the lane by the patient or nothing if it was not looked for. Then, for each of the KEYS after the
--- first, a destination to which it is pushed: its name, a generation to begin with, and the entry's identity.
--- Returns the entries' numbers, or the errors REPLACED (the server lacks what was pushed before) and RULE (a destination has another rule). A push that is repeated because its answer was lost is answered again; one that comes after a later one
--- is late, and no push any more.
+-- the caller's rule for lanes or nothing, the lane by it, the lane by the patient or nothing if it was not looked for. Then, for
+-- each of the KEYS after the first, a destination to which it is pushed: its name, a generation to begin with, and the entry's identity.
+-- Returns the entries' numbers, or the errors REPLACED (the server lacks what was pushed before) and RULE (a destination has another
+-- rule). A push that is repeated because its answer was lost is answered again; one that comes after a later one is late, and no push
+-- any more.
 local pusher = base .. ':pusher:' .. ARGV[3]
 local last = redis.call('HMGET', pusher, 'push', 'ids')
 local done = tonumber(last[1] or 0)

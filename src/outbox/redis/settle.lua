@@ -4,7 +4,8 @@
 -- another has taken over since, the entry is not there any more, or another has its number (the counter goes back where a replica takes
 -- over that lacks the last pushes). If the same call comes again since its answer was lost, it is answered as the first time.
 local fence, id, state, rests, holder, identity = ARGV[3], ARGV[4], ARGV[5], ARGV[10], ARGV[11], ARGV[12]
-local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':settled', base .. ':lanes_from', base .. ':settled:' .. fence)
+local known = redis.call('MGET', base .. ':holder', base .. ':fence', base .. ':settled', base .. ':lanes_from',
+    base .. ':settled:' .. fence)
 local settled = fence .. ' ' .. id .. ' ' .. identity .. ' ' .. state
 local lanes = known[4] and lanes()
 local lane = lanes and lanes.flight_of(id, fence)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use super::failure::Failure;
-use super::lanes::{self, NewInLane};
+use super::lanes::{self, Laned, NewInLane};
 use crate::outbox::entry::AfterSettlement;
 use crate::outbox::lane::LaneChoice;
 use crate::outbox::{EntryState, LaneKey, unix_millis};
@@ -44,10 +44,8 @@ impl NewEntry {
     /// Stores it for a destination; returns its number, or that of the entry that was pushed under
     /// its key before. `highest`: that of the entries that were seen in this file.
     pub(super) fn store(&self, writer: &Connection, destination: i64, highest: i64) -> Result<i64, Failure> {
-        let (name, known) = lanes::known_rule(writer, destination)?.ok_or(Failure::Removed)?;
-        let Some(lane) = self.lanes.by(&known, &self.message) else {
-            return Err(Failure::OtherRule { destination: name, known, wanted: None });
-        };
+        let laned = Laned::of(writer, destination)?;
+        let lane = laned.lane(&self.lanes, &self.message)?;
         if let Some(key) = &self.key {
             let find = "SELECT id FROM pushed_key WHERE destination = ?1 AND key = ?2";
             let known = writer.prepare_cached(find)?.query_row(params![destination, key], |row| row.get(0));
@@ -67,7 +65,7 @@ impl NewEntry {
         }
         let now = unix_millis::now();
         let new = NewInLane { id, control_id: &self.control_id, identity: &self.identity, lane: &lane };
-        new.enter(writer, destination, now)?;
+        new.enter(writer, destination, laned.lanes_from, now)?;
         let head = "SELECT min(id) FROM waiting WHERE destination = ?1";
         let head: i64 = writer.prepare_cached(head)?.query_row([destination], |row| row.get(0))?;
         self.backlog.store((id - head) as u64, Ordering::Relaxed);
@@ -110,8 +108,7 @@ impl Change {
     /// not in its lane.
     pub(super) fn make(&self, writer: &Connection, key: Key, claimed: &Claimed) -> Result<i64, Failure> {
         let ((destination, id), Claimed { identity, holder, slot }) = (key, claimed);
-        let is_own = "SELECT 1 FROM claim WHERE destination = ?1 AND slot = ?2 AND holder = ?3";
-        if !writer.prepare_cached(is_own)?.exists(params![destination, slot, holder])? {
+        if !lanes::is_holder(writer, destination, *slot, holder)? {
             return Ok(0);
         }
         let in_flight = "SELECT lane FROM flight WHERE destination = ?1 AND slot = ?2 AND id = ?3";
@@ -267,8 +264,8 @@ impl Order {
     }
 }
 
-/// Pushes a delivered message once more; returns its new number, 0 if there is none. It has the lane
-/// that it had, unless the rule has changed since; `own`: the rule of this handle.
+/// Pushes a delivered message once more; returns its new number, 0 if there is none. It has the
+/// lane that it had, unless the rule has changed since; `own`: the rule of this handle.
 pub(super) fn resend(
     writer: &Connection,
     (destination, id): Key,
@@ -276,34 +273,25 @@ pub(super) fn resend(
     highest: i64,
     own: Option<&LaneKey>,
 ) -> Result<i64, Failure> {
-    let find = "SELECT control_id, lane, (SELECT lanes_from FROM destination WHERE id = ?1)
-                FROM delivered WHERE destination = ?1 AND id = ?2";
-    let fields = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-    let found = writer.prepare_cached(find)?.query_row((destination, id), fields).optional()?;
-    let Some(found) = found else { return Ok(0) };
-    let (control_id, lane, lanes_from): (String, Option<String>, Option<i64>) = found;
+    let find = "SELECT control_id, lane FROM delivered WHERE destination = ?1 AND id = ?2";
+    let found = writer.prepare_cached(find)?.query_row((destination, id), |row| Ok((row.get(0)?, row.get(1)?)));
+    let Some((control_id, lane)): Option<(String, Option<String>)> = found.optional()? else { return Ok(0) };
+    let laned = Laned::of(writer, destination)?;
     let copy = "INSERT INTO message (checksum, content) SELECT checksum, content FROM message WHERE id = ?1";
     let new = writer.prepare_cached(copy)?.insert([id])?;
     if new <= highest {
         return Err(Failure::Older);
     }
-    let lane = match lane.filter(|_| lanes_from.is_some_and(|from| from <= id)) {
+    let lane = match lane.filter(|_| laned.lanes_from.is_some_and(|from| from <= id)) {
         Some(lane) => lane,
         None => {
             let read = "SELECT content FROM message WHERE id = ?1";
             let message: Vec<u8> = writer.prepare_cached(read)?.query_row([new], |row| row.get(0))?;
-            let (name, known) = lanes::known_rule(writer, destination)?.ok_or(Failure::Removed)?;
-            match LaneChoice::of(&message, None, own).by(&known, &message) {
-                Some(lane) => lane.into_owned(),
-                None => return Err(Failure::OtherRule { destination: name, known, wanted: None }),
-            }
+            laned.lane(&LaneChoice::of(&message, None, own), &message)?.into_owned()
         }
     };
-    NewInLane { id: new, control_id: &control_id, identity, lane: &lane }.enter(
-        writer,
-        destination,
-        unix_millis::now(),
-    )?;
+    let again = NewInLane { id: new, control_id: &control_id, identity, lane: &lane };
+    again.enter(writer, destination, laned.lanes_from, unix_millis::now())?;
     Ok(new)
 }
 

@@ -1,5 +1,5 @@
-//! The right to claim an entry of a destination, one of as many as it has lanes: a lock on a file beside the database, which the
-//! system takes back when its holder ends, however it ends.
+//! The right to claim an entry of a destination, one of as many as it has lanes: a lock on a file
+//! beside the database, which the system takes back when its holder ends, however it ends.
 //!
 //! A file can be removed while it is locked, and another made in its place can be locked as well.
 //! So the database knows who holds the claim, and by which file. Who finds that its file is not
@@ -141,8 +141,8 @@ impl ClaimLock {
         self.file = None;
     }
 
-    /// Leaves it to somebody else, who may hold it already: by the database, whatever this handle has
-    /// locked.
+    /// Leaves it to somebody else, who may hold it already: by the database, whatever this handle
+    /// has locked.
     pub(super) fn lose(&mut self) {
         self.file = None;
     }

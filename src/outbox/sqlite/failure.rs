@@ -22,8 +22,8 @@ pub(super) enum Failure {
     Reserve(Arc<io::Error>),
     /// The destination was removed.
     Removed,
-    /// A destination gives lanes by another rule, so that a message cannot be pushed, or the rule not
-    /// become the wanted one.
+    /// A destination gives lanes by another rule, so that a message cannot be pushed, or the rule
+    /// not become the wanted one.
     OtherRule {
         destination: String,
         known: String,

@@ -326,7 +326,8 @@ impl Group {
     }
 }
 
-/// Makes one change. One that is no push, and for which the disk is full, has the room of the reserve.
+/// Makes one change. One that is no push, and for which the disk is full, has the room of the
+/// reserve.
 fn alone(writer: &Connection, change: &mut PendingChange, reserve: &mut Reserve) -> ChangeResult {
     let (deadline, mut has_cut) = (change.deadline, false);
     loop {

@@ -7,14 +7,16 @@
 //!
 //! The head of a lane is marked as `ready` unless it is held, rests, or its lane has an entry in
 //! flight; a barrier before it is not considered. Whoever changes an entry marks its lane anew. The
-//! claims of a destination are numbered slots, and each is a lock of its own; the table `flight` has
-//! the entry of each, until its holder has settled it.
+//! claims of a destination are numbered slots, and each is a lock of its own; the table `flight`
+//! has the entry of each, until its holder has settled it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::failure::Failure;
+use crate::outbox::lane::LaneChoice;
 use crate::outbox::{LaneKey, unix_millis};
 
 /// The most rests that are ended in one transaction.
@@ -26,8 +28,8 @@ const OWN: &str = ".";
 /// The lane of the barriers.
 const BARRIER: &str = "!";
 
-// SQLite would go through all entries of a destination rather than use an index of a few, unless it is
-// told to.
+// SQLite would go through all entries of a destination rather than use an index of a few, unless it
+// is told to.
 const ALL: &str = "WHERE destination = ?1";
 const BARRIERS: &str = "INDEXED BY lane WHERE destination = ?1 AND lane = '!'";
 const READY: &str = "INDEXED BY ready WHERE destination = ?1 AND ready = 1";
@@ -41,15 +43,20 @@ pub(super) struct NewInLane<'m> {
 }
 
 impl NewInLane<'_> {
-    /// Puts a message that has just been stored at the end of its lane.
-    pub(super) fn enter(&self, writer: &Connection, destination: i64, now: i64) -> Result<(), Failure> {
+    /// Puts a message that has just been stored at the end of its lane. `lanes_from` is the
+    /// destination's.
+    pub(super) fn enter(
+        &self,
+        writer: &Connection,
+        destination: i64,
+        lanes_from: Option<i64>,
+        now: i64,
+    ) -> Result<(), Failure> {
         let NewInLane { id, control_id, identity, lane } = self;
-        let from = "SELECT lanes_from FROM destination WHERE id = ?1";
-        let from: Option<i64> = writer.prepare_cached(from)?.query_row([destination], |row| row.get(0))?;
-        if from.is_none() && *lane != OWN {
+        if lanes_from.is_none() && *lane != OWN {
             begin_at(writer, destination, Some(*id))?;
         }
-        let lane = (from.is_some() || *lane != OWN).then_some(lane);
+        let lane = (lanes_from.is_some() || *lane != OWN).then_some(lane);
         let mut waiting = writer.prepare_cached(
             "INSERT INTO waiting
                 (destination, id, control_id, pushed_at, state, attempts, refusals, identity, lane, ready)
@@ -74,8 +81,8 @@ pub(super) fn lane_of(reader: &Connection, destination: i64, id: i64) -> rusqlit
     Ok(lane.flatten())
 }
 
-/// Marks a lane anew, of which an entry has changed. If one that is queued again comes first now, the
-/// former head is none any more.
+/// Marks a lane anew, of which an entry has changed. If one that is queued again comes first now,
+/// the former head is none any more.
 pub(super) fn refresh(writer: &Connection, destination: i64, lane: &str) -> rusqlite::Result<()> {
     let mut mark = writer.prepare_cached(
         "UPDATE waiting SET ready =
@@ -88,8 +95,8 @@ pub(super) fn refresh(writer: &Connection, destination: i64, lane: &str) -> rusq
     mark.execute(params![destination, lane]).map(drop)
 }
 
-/// Whether entries of other lanes may have become claimable, after one has left this lane: a barrier
-/// has left, or waits.
+/// Whether entries of other lanes may have become claimable, after one has left this lane: a
+/// barrier has left, or waits.
 pub(super) fn concerns_others(reader: &Connection, destination: i64, lane: &str) -> rusqlite::Result<bool> {
     let has_lane = oldest_has_lane(reader, destination)?.unwrap_or(true);
     Ok(lane == BARRIER || !has_lane || oldest(reader, destination, BARRIERS)?.is_some())
@@ -137,7 +144,8 @@ pub(super) struct Found {
 /// Looks whether something can be claimed, without writing.
 pub(super) fn look(reader: &Connection, destination: i64) -> rusqlite::Result<Found> {
     let now = unix_millis::now();
-    let ends = "SELECT min(retry_at) FROM waiting INDEXED BY rest_ends WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL";
+    let ends = "SELECT min(retry_at) FROM waiting INDEXED BY rest_ends
+                WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL";
     let ends: Option<i64> = reader.prepare_cached(ends)?.query_row([destination], |row| row.get(0))?;
     let slots = "SELECT slot FROM flight WHERE destination = ?1";
     let mut slots = reader.prepare_cached(slots)?;
@@ -158,11 +166,16 @@ fn last_rest_begun(reader: &Connection, destination: i64) -> rusqlite::Result<Op
     reader.prepare_cached(begun)?.query_row([destination], |row| row.get(0))
 }
 
+/// Whether a slot is this holder's still.
+pub(super) fn is_holder(reader: &Connection, destination: i64, slot: i64, holder: &str) -> rusqlite::Result<bool> {
+    let own = "SELECT 1 FROM claim WHERE destination = ?1 AND slot = ?2 AND holder = ?3";
+    reader.prepare_cached(own)?.exists(params![destination, slot, holder])
+}
+
 /// Claims the oldest entry that can be claimed, for a slot; returns its number, 0 if there is none,
 /// and a negative number if another holds the slot.
 pub(super) fn claim(writer: &Connection, destination: i64, slot: i64, holder: &str) -> Result<i64, Failure> {
-    let own = "SELECT 1 FROM claim WHERE destination = ?1 AND slot = ?2 AND holder = ?3";
-    if !writer.prepare_cached(own)?.exists(params![destination, slot, holder])? {
+    if !is_holder(writer, destination, slot, holder)? {
         return Ok(-1);
     }
     free(writer, destination, slot)?;
@@ -215,7 +228,8 @@ fn end_rests(writer: &Connection, destination: i64) -> rusqlite::Result<()> {
 pub(super) fn blocked(reader: &Connection, destination: i64) -> rusqlite::Result<i64> {
     let sql = "SELECT count(*) FROM (
             SELECT id, lane FROM waiting INDEXED BY held WHERE destination = ?1 AND state = 'held'
-            UNION SELECT id, lane FROM waiting INDEXED BY rest_ends WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL
+            UNION SELECT id, lane FROM waiting INDEXED BY rest_ends
+                WHERE destination = ?1 AND retry_at IS NOT NULL AND lane IS NOT NULL
             UNION SELECT id, lane FROM
                 (SELECT id, lane, retry_at FROM waiting WHERE destination = ?1 ORDER BY id LIMIT 1)
                 WHERE lane IS NULL AND retry_at IS NOT NULL
@@ -227,7 +241,7 @@ pub(super) fn blocked(reader: &Connection, destination: i64) -> rusqlite::Result
 
 /// Gives the destination this rule for lanes.
 pub(super) fn change_rule(writer: &Connection, destination: i64, rule: &str) -> Result<i64, Failure> {
-    let (name, known) = known_rule(writer, destination)?.ok_or(Failure::Removed)?;
+    let Laned { name, rule: known, .. } = Laned::of(writer, destination)?;
     if known == rule {
         return Ok(0);
     }
@@ -242,8 +256,27 @@ pub(super) fn change_rule(writer: &Connection, destination: i64, rule: &str) -> 
     Ok(writer.prepare_cached(change)?.execute(params![destination, rule])? as i64)
 }
 
-/// The name of a destination, and its rule; `None` if it is not there.
-pub(super) fn known_rule(reader: &Connection, destination: i64) -> rusqlite::Result<Option<(String, String)>> {
-    let find = "SELECT name, lane_rule FROM destination WHERE id = ?1";
-    reader.prepare_cached(find)?.query_row([destination], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+/// A destination, by what gives its messages their lanes.
+pub(super) struct Laned {
+    name: String,
+    rule: String,
+    /// The number from which on entries have lanes; `None` if none has.
+    pub(super) lanes_from: Option<i64>,
+}
+
+impl Laned {
+    pub(super) fn of(reader: &Connection, destination: i64) -> Result<Laned, Failure> {
+        let find = "SELECT name, lane_rule, lanes_from FROM destination WHERE id = ?1";
+        let fields = |row: &Row<'_>| {
+            Ok(Laned { name: row.get("name")?, rule: row.get("lane_rule")?, lanes_from: row.get("lanes_from")? })
+        };
+        reader.prepare_cached(find)?.query_row([destination], fields).optional()?.ok_or(Failure::Removed)
+    }
+
+    /// The lane of a message here.
+    pub(super) fn lane<'c>(&self, choice: &'c LaneChoice, message: &[u8]) -> Result<Cow<'c, str>, Failure> {
+        let (destination, known) = (&self.name, &self.rule);
+        let other = || Failure::OtherRule { destination: destination.clone(), known: known.clone(), wanted: None };
+        choice.by(known, message).ok_or_else(other)
+    }
 }

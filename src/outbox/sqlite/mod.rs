@@ -53,10 +53,11 @@ const LARGEST: usize = 999_999_000;
 ///
 /// A file has several destinations, and several processes may push to each while one forwards, or
 /// several where it has [lanes](SqliteOutbox::lanes): the right to claim is a lock on a file beside
-/// it, which the system takes back when its holder ends, however it ends. Processes that push take turns, and leave time for delivering while much
-/// waits. The handles of a process share the connections, clones the claim as well, and the
-/// changes of threads at the same time share one write to the disk. On Unix the file is made
-/// readable by its owner alone, since it holds patients' data.
+/// it, which the system takes back when its holder ends, however it ends. Processes that push take
+/// turns, and leave time for delivering while much waits. The handles of a process share the
+/// connections, clones the claim as well, and the changes of threads at the same time share one
+/// write to the disk. On Unix the file is made readable by its owner alone, since it holds
+/// patients' data.
 ///
 /// A process that forks opens its outboxes after the fork: SQLite's connections do not survive it.
 ///
@@ -171,14 +172,15 @@ impl SqliteOutbox {
     /// The rule that gives the messages of this destination their lanes. The file stores the rule's
     /// name, and it applies to every process. A handle that is opened without a rule follows
     /// [`LaneKey::Destination`] and [`LaneKey::PatientId`] by itself; it cannot follow one from
-    /// [`LaneKey::by`], so that its pushes fail. Defaults to the rule that the file has, `Destination`
-    /// for a new destination.
+    /// [`LaneKey::by`], so that its pushes fail. Defaults to the rule that the file has,
+    /// `Destination` for a new destination.
     ///
     /// # Errors
     ///
-    /// [`OutboxError::Config`] if messages wait, or are held, that were given their lanes by another
-    /// rule: have them delivered first. Messages that were pushed before the destination had lanes
-    /// do not count; they are sent first. Any failure to read or write the file.
+    /// [`OutboxError::Config`] if messages wait, or are held, that were given their lanes by
+    /// another rule: have them delivered first. Messages that were pushed before the
+    /// destination had lanes do not count; they are sent first. Any failure to read or write
+    /// the file.
     pub fn lane_key(self, rule: LaneKey) -> Result<SqliteOutbox, OutboxError> {
         let (name, destination) = (rule.name().into_owned(), self.shared.destination);
         let change = move |writer: &Connection| lanes::change_rule(writer, destination, &name);
@@ -190,8 +192,8 @@ impl SqliteOutbox {
 
     /// The most entries of the destination that may be claimed at the same time, over all handles:
     /// open all with the same number, since one with a smaller number may get no claim while others
-    /// are busy. Each claim has a file beside the database, as its lock. Defaults to 1; 0 is treated
-    /// as 1.
+    /// are busy. Each claim has a file beside the database, as its lock. Defaults to 1; 0 is
+    /// treated as 1.
     pub fn lanes(self, count: usize) -> SqliteOutbox {
         SqliteOutbox { lanes: count.max(1), ..self }
     }
@@ -326,8 +328,8 @@ impl SqliteOutbox {
         Ok(changed > 0)
     }
 
-    /// Changes the claimed entry, or finds that it is not this handle's any more. Says whether entries
-    /// of other lanes may have become claimable.
+    /// Changes the claimed entry, or finds that it is not this handle's any more. Says whether
+    /// entries of other lanes may have become claimable.
     fn change_claimed(&self, claim: &Claim, change: Change) -> Result<bool, OutboxError> {
         let shared = &self.shared;
         let is_there = shared.lock().local_claims.is(claim);
@@ -381,21 +383,19 @@ impl SqliteOutbox {
             0 => return Ok(None),
             id => id as u64,
         };
-        let Some(Head { entry, is_intact, identity, .. }) = shared.claimed(id)? else {
+        let Some(found) = shared.claimed(id)? else {
             // It was discarded at this moment, and there may be others.
             shared.wake_up.notify();
             return Ok(None);
         };
-        self.hand_out(&mut taken, entry, identity, is_intact, deadline)
+        self.hand_out(&mut taken, found, deadline)
     }
 
     /// Hands out an entry that was found to be the next, or stops it.
     fn hand_out(
         &self,
         taken: &mut TakenSlot<'_>,
-        entry: Entry,
-        identity: String,
-        is_intact: bool,
+        Found { entry, is_intact, identity }: Found,
         deadline: &Deadline,
     ) -> Result<Option<Claim>, OutboxError> {
         let shared = &*self.shared;
@@ -468,23 +468,6 @@ fn number_of(storage: &Storage, name: &str, deadline: &Deadline) -> Result<i64, 
     storage.change(Kind::Push(0), deadline, move |writer| changes::make_destination(writer, &name))
 }
 
-/// The query for a head: which messages to read as well, and which entry.
-macro_rules! head_query {
-    ($messages:literal, $which:literal) => {
-        concat!(
-            "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.unknowns, w.last_failure,
-                 w.identity, w.retry_at, w.lane IS NOT NULL AS has_lane, m.content, m.checksum,
-                 (SELECT paused FROM destination WHERE id = ?1) AS paused,
-                 EXISTS (SELECT 1 FROM flight WHERE destination = ?1) AS is_beside,
-                 (SELECT holder FROM claim WHERE destination = ?1 AND slot = 0) AS holder
-             FROM waiting w LEFT JOIN message m ON m.id = w.id ",
-            $messages,
-            " WHERE w.destination = ?1 ",
-            $which
-        )
-    };
-}
-
 impl SqliteShared {
     fn new(storage: Arc<Storage>, name: &str, timeout: Duration) -> Result<SqliteShared, OutboxError> {
         let destination = number_of(&storage, name, &Deadline::after(timeout))?;
@@ -519,38 +502,51 @@ impl SqliteShared {
         if is_there { Ok(()) } else { Err(self.storage.failure(Failure::Removed)) }
     }
 
-    /// The oldest entry, and what else a claim has to know. The message is left out if it is that of
-    /// the entry that rests, or has a lane.
+    /// The oldest entry, and what else a claim has to know. The message is left out if it is that
+    /// of the entry that rests, or has a lane.
     fn head(&self, resting: Option<u64>) -> Result<Option<Head>, OutboxError> {
         let resting = resting.map(|id| id as i64);
         self.storage.read(|reader| {
-            let sql =
-                head_query!("AND w.lane IS NULL AND (w.id IS NOT ?2 OR w.retry_at IS NULL)", "ORDER BY w.id LIMIT 1");
-            let mut query = reader.prepare_cached(sql)?;
-            query.query_row((self.destination, resting), |row| self.head_of(row, resting)).optional()
+            let mut query = reader.prepare_cached(
+                "SELECT w.id, w.control_id, w.pushed_at, w.state, w.attempts, w.refusals, w.unknowns, w.last_failure,
+                     w.identity, w.retry_at, w.lane IS NOT NULL AS has_lane, m.content, m.checksum,
+                     (SELECT paused FROM destination WHERE id = ?1) AS paused,
+                     EXISTS (SELECT 1 FROM flight WHERE destination = ?1) AS is_beside,
+                     (SELECT holder FROM claim WHERE destination = ?1 AND slot = 0) AS holder
+                 FROM waiting w LEFT JOIN message m
+                     ON m.id = w.id AND w.lane IS NULL AND (w.id IS NOT ?2 OR w.retry_at IS NULL)
+                 WHERE w.destination = ?1 ORDER BY w.id LIMIT 1",
+            )?;
+            let head = |row: &Row<'_>| {
+                let found = self.found(row)?;
+                let rests = resting == Some(found.entry.id as i64) && row.get::<_, Option<i64>>("retry_at")?.is_some();
+                Ok(Head {
+                    found,
+                    rests,
+                    has_lane: row.get("has_lane")?,
+                    is_beside: row.get("is_beside")?,
+                    is_paused: row.get::<_, Option<bool>>("paused")?.unwrap_or(false),
+                    holder: row.get("holder")?,
+                })
+            };
+            query.query_row((self.destination, resting), head).optional()
         })
     }
 
-    /// The entry that was claimed.
-    fn claimed(&self, id: u64) -> Result<Option<Head>, OutboxError> {
+    /// The entry that was claimed in its lane.
+    fn claimed(&self, id: u64) -> Result<Option<Found>, OutboxError> {
         self.storage.read(|reader| {
-            let mut query = reader.prepare_cached(head_query!("", "AND w.id = ?2"))?;
-            query.query_row((self.destination, id as i64), |row| self.head_of(row, None)).optional()
+            let mut query = reader.prepare_cached(
+                "SELECT w.id, control_id, pushed_at, state, attempts, refusals, unknowns, last_failure, identity, content, checksum
+                 FROM waiting w LEFT JOIN message m ON m.id = w.id WHERE destination = ?1 AND w.id = ?2",
+            )?;
+            query.query_row((self.destination, id as i64), |row| self.found(row)).optional()
         })
     }
 
-    fn head_of(&self, row: &Row<'_>, resting: Option<i64>) -> rusqlite::Result<Head> {
+    fn found(&self, row: &Row<'_>) -> rusqlite::Result<Found> {
         let (entry, is_intact) = self.entry(row)?;
-        Ok(Head {
-            rests: resting == Some(entry.id as i64) && row.get::<_, Option<i64>>("retry_at")?.is_some(),
-            entry,
-            is_intact,
-            identity: row.get("identity")?,
-            has_lane: row.get("has_lane")?,
-            is_beside: row.get("is_beside")?,
-            is_paused: row.get::<_, Option<bool>>("paused")?.unwrap_or(false),
-            holder: row.get("holder")?,
-        })
+        Ok(Found { entry, is_intact, identity: row.get("identity")? })
     }
 
     /// An entry, and whether its message is as it was written.
@@ -596,11 +592,16 @@ impl SqliteShared {
     }
 }
 
-/// The entry at the head, and what a claim has to know beside it.
-struct Head {
+/// An entry that may be handed out.
+struct Found {
     entry: Entry,
     is_intact: bool,
     identity: String,
+}
+
+/// The entry at the head, and what a claim has to know beside it.
+struct Head {
+    found: Found,
     /// Whether it rests before it is tried again, and nobody has said otherwise.
     rests: bool,
     has_lane: bool,
@@ -639,7 +640,7 @@ impl Outbox for SqliteOutbox {
         self.tidy(&deadline);
         shared.storage.check_content()?;
         let Some(head) = shared.head(resting)? else { return shared.check_destination().map(|()| None) };
-        let Head { entry, is_intact, identity, rests, has_lane, is_beside, is_paused, holder } = head;
+        let Head { found, rests, has_lane, is_beside, is_paused, holder } = head;
         if has_lane && !is_paused {
             let claimed = self.claim_in_lanes(taken, &deadline)?;
             if claimed.is_none() {
@@ -655,7 +656,7 @@ impl Outbox for SqliteOutbox {
         if taken.number() > 0 || is_beside || is_paused || rests || shared.lock().local_claims.count() > 0 {
             return Ok(None);
         }
-        self.hand_out(&mut taken, entry, identity, is_intact, &deadline)
+        self.hand_out(&mut taken, found, &deadline)
     }
 
     fn begin(&self, claim: &Claim) -> Result<(), OutboxError> {

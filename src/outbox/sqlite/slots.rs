@@ -111,8 +111,8 @@ impl Slots {
         slots.into_iter().filter_map(|slot| slot.lock).for_each(|mut lock| lock.release(deadline));
     }
 
-    /// Frees what is in flight by slots whose holder has ended, now and then; says whether there was
-    /// anything. `own` is the caller's.
+    /// Frees what is in flight by slots whose holder has ended, now and then; says whether there
+    /// was anything. `own` is the caller's.
     pub(super) fn free_ended(&self, in_flight: &[usize], own: usize, deadline: &Deadline) -> Result<bool, OutboxError> {
         let suspects: Vec<usize> = {
             let slots = lock(&self.slots);

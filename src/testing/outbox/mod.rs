@@ -60,8 +60,8 @@ impl<O: Outbox, F: Fn(&str) -> O> OutboxSuite<F> {
     /// The suite for the outboxes that `open` opens, by the name of their destination. Each call of
     /// `open` has to open a handle of its own on the same storage, as another process would. Where
     /// claims are leases, set one of at most a second. What is said about lanes is tried only where
-    /// the handles are opened for several ([`Outbox::lanes`]). The suite uses destinations whose names begin with
-    /// `suite-`, which have to be empty.
+    /// the handles are opened for several ([`Outbox::lanes`]). The suite uses destinations whose
+    /// names begin with `suite-`, which have to be empty.
     pub fn new(open: F) -> Self {
         OutboxSuite { open, volatile: false }
     }
